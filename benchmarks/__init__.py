@@ -1,0 +1,1 @@
+"""Benchmarks run from a checkout: ``python -m benchmarks.longtail``. Not part of the installed package."""

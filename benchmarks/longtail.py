@@ -1,0 +1,317 @@
+"""Eager, Inductor, Inductor max-autotune and kevolve side by side on every case, in one process and one session.
+
+    python -m benchmarks.longtail [--device cpu|cuda] [--cases SUBSTRING ...] [--budget-s 60] [--quick]
+
+Each callable is checked against eager, then all are timed interleaved with a cold cache; on a GPU each is replayed
+from a CUDA graph. Writes one JSON file and prints a short table last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from kevolve_inductor import report
+
+from .cases import CASES, Case, Instance, Selection
+from .clock import Ceilings, Clock, Prepared, clock_for
+
+RESULTS = Path(__file__).parent / "results"
+LABELS = {"eager": "eager", "inductor": "Inductor", "max_autotune": "autotune", "kevolve": "kevolve"}
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much each case may take: seconds of search, seconds of timing, least and most rounds."""
+
+    search_s: float
+    timing_s: float
+    rounds: tuple[int, int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 where every case ran and agreed with eager, else 1."""
+    arguments = _parser().parse_args(argv)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = select(arguments.cases, device)
+    if not chosen:
+        print(f"no case for {device} matches {' '.join(arguments.cases)}", file=sys.stderr)
+        return 1
+    limits = Limits(arguments.budget_s, 1.5, (5, 15)) if arguments.quick else Limits(arguments.budget_s, 5.0, (9, 101))
+    autotune = device == "cuda" or arguments.max_autotune
+    clock = clock_for(device)
+    with torch.no_grad(), _store(arguments.store) as store:
+        ceilings = clock.measure_ceilings()
+        options = {"kevolve.search": arguments.search, "kevolve.budget_s": limits.search_s, "kevolve.store": store}
+        rows = []
+        for number, case in enumerate(chosen, 1):
+            print(f"[{number}/{len(chosen)}] {case.name}", file=sys.stderr, flush=True)
+            rows.append(run_case(case, clock, ceilings, limits, options, autotune))
+            document = describe(clock, ceilings, arguments, rows)
+            _write(arguments.out or default_path(document), document)
+    print(json.dumps(document, indent=1) if arguments.json else format_table(document))
+    return int(any(row["error"] or any(row["disagreements"].values()) for row in rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="longtail", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name or family contains one of these")
+    parser.add_argument("--budget-s", type=float, default=60.0, help="seconds of search for each case (default 60)")
+    parser.add_argument("--search", choices=("lookup", "quick", "full"), default="quick")
+    parser.add_argument("--store", help="keep kernels here (default: a folder that is deleted, so every case searches)")
+    parser.add_argument("--max-autotune", action="store_true", help="time Inductor's max-autotune on a CPU too")
+    parser.add_argument("--quick", action="store_true", help="fewer timing rounds")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<chip>-<date>.json")
+    parser.add_argument("--json", action="store_true", help="print the JSON in place of the table")
+    return parser
+
+
+def select(substrings: list[str], device: str) -> list[Case]:
+    cases = [case for case in CASES if device in case.devices]
+    return [case for case in cases if not substrings or any(s in case.name or s in case.family for s in substrings)]
+
+
+@contextmanager
+def _store(path: str | None) -> Iterator[str]:
+    if path:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="kevolve-bench-") as folder:
+        yield folder
+
+
+def run_case(
+    case: Case, clock: Clock, ceilings: Ceilings, limits: Limits, options: dict[str, Any], autotune: bool
+) -> dict[str, Any]:
+    """One row of the result. Whatever a case raises becomes its ``error``, so that the run goes on."""
+    row: dict[str, Any] = {"name": case.name, "family": case.family, "origin": case.origin, "error": None}
+    row |= {"times_us": {}, "disagreements": {}, "failures": {}}
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    try:
+        instance = case.make(clock.device)
+        row["inputs"] = _describe_inputs(instance.inputs)
+        with fresh_cache():
+            _run_instance(row, instance, clock, ceilings, limits, options, autotune)
+    except Exception as error:  # noqa: BLE001 - one broken case must not lose the results of the others
+        row["error"] = f"{type(error).__name__}: {error}"[:2000]
+    if clock.device == "cuda":
+        torch.cuda.empty_cache()
+    return row
+
+
+def _run_instance(
+    row: dict[str, Any],
+    instance: Instance,
+    clock: Clock,
+    ceilings: Ceilings,
+    limits: Limits,
+    options: dict[str, Any],
+    autotune: bool,
+) -> None:
+    calls = _compilations(instance, options, autotune)
+    prepared: dict[str, Prepared] = {"eager": clock.prepare(calls.pop("eager"))}
+    expected = prepared["eager"].outputs
+    for name, call in calls.items():
+        started = time.perf_counter()
+        try:
+            prepared[name] = clock.prepare(call)
+        except Exception as error:  # noqa: BLE001 - a compiler that refuses a case is a result, not the end of the run
+            if name == "kevolve":
+                raise
+            row["failures"][name] = f"{type(error).__name__}: {error}"[:500]
+            continue
+        row["disagreements"][name] = disagreement(expected, prepared[name].outputs, instance)
+        if name == "kevolve":
+            row |= _search_row(time.perf_counter() - started)
+    row["replayed"] = all(entry.replayed for entry in prepared.values())
+    row["times_us"] = clock.medians_us(prepared, limits.timing_s, limits.rounds)
+    if instance.flops:
+        clock.measure_flops(ceilings, instance.flops_dtype)
+    least_bytes = instance.least_bytes or _size_bytes((*instance.inputs, *_tensors(expected)))
+    row["floor_us"] = ceilings.floor_us(least_bytes, instance.flops, instance.flops_dtype)
+    row |= _ratios(row)
+
+
+def _compilations(instance: Instance, options: dict[str, Any], autotune: bool) -> dict[str, Callable[[], Any]]:
+    function = instance.function
+    compiled = {"eager": function, "inductor": torch.compile(function, dynamic=False)}
+    if autotune:
+        compiled["max_autotune"] = torch.compile(function, dynamic=False, mode="max-autotune-no-cudagraphs")
+    compiled["kevolve"] = torch.compile(function, backend="kevolve", dynamic=False, options=options)
+    return {name: _bind(call, instance.inputs) for name, call in compiled.items()}
+
+
+def _bind(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
+    return lambda: function(*inputs)
+
+
+def _search_row(compile_s: float) -> dict[str, Any]:
+    """What the search did, from the report of the compile that just ran."""
+    run = report.last_run()
+    regions = run.regions if run else []
+    return {
+        "compile_s": compile_s,
+        "search_s": sum(region.search_s for region in regions),
+        "trials": sum(region.trials for region in regions),
+        "swapped": sum(region.kernel_us is not None for region in regions),
+        "verdicts": [f"{region.title}: {region.verdict}" for region in regions],
+    }
+
+
+def _ratios(row: dict[str, Any]) -> dict[str, Any]:
+    others = {name: time_us for name, time_us in row["times_us"].items() if name != "kevolve"}
+    best = min(others, key=lambda name: others[name])
+    kevolve_us = row["times_us"]["kevolve"]
+    return {
+        "best_other": best,
+        "speedup": others[best] / kevolve_us,
+        "ceiling_share": row["floor_us"] / kevolve_us,
+        "best_other_ceiling_share": row["floor_us"] / others[best],
+    }
+
+
+def disagreement(expected: Any, actual: Any, instance: Instance) -> str | None:
+    """``None`` where outputs agree with eager's: integers exactly, floats within rounding, selections up to ties."""
+    wanted, got = _tensors(expected), _tensors(actual)
+    if len(wanted) != len(got):
+        return f"{len(got)} outputs for {len(wanted)}"
+    for index, (left, right) in enumerate(zip(wanted, got, strict=True)):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return f"output {index}: {right.dtype} {tuple(right.shape)} for {left.dtype} {tuple(left.shape)}"
+        if instance.selection and instance.selection.index_output == index:
+            problem = _selection_problem(left, right, instance.selection, instance.inputs)
+        else:
+            problem = _value_problem(left, right)
+        if problem:
+            return f"output {index}: {problem}"
+    return None
+
+
+def _value_problem(expected: torch.Tensor, actual: torch.Tensor) -> str | None:
+    if not expected.dtype.is_floating_point:
+        wrong = int((expected != actual).sum())
+    else:
+        tolerance = _TOLERANCES[expected.dtype]
+        close = torch.isclose(actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+        wrong = int((~close).sum())
+    return f"{wrong} of {expected.numel()} elements differ" if wrong else None
+
+
+def _selection_problem(
+    expected: torch.Tensor, actual: torch.Tensor, selection: Selection, inputs: tuple[torch.Tensor, ...]
+) -> str | None:
+    scores = selection.scores(*inputs)
+    reduced = expected.dim() < scores.dim()
+    if reduced:
+        expected, actual = expected.unsqueeze(selection.dim), actual.unsqueeze(selection.dim)
+    if int(actual.min()) < 0 or int(actual.max()) >= scores.shape[selection.dim]:
+        return "an index is out of range"
+    ordered = torch.sort(actual, dim=selection.dim).values
+    if bool((ordered.diff(dim=selection.dim) == 0).any()):
+        return "an index is selected twice"
+    return _value_problem(scores.gather(selection.dim, expected), scores.gather(selection.dim, actual))
+
+
+def describe(clock: Clock, ceilings: Ceilings, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    speedups = [row["speedup"] for row in rows if "speedup" in row]
+    return {
+        "benchmark": "longtail",
+        "date": datetime.date.today().isoformat(),
+        "device": clock.device,
+        "chip": clock.chip(),
+        "versions": {name: _version(name) for name in ("torch", "triton", "kevolve-inductor")}
+        | {"python": platform.python_version()},
+        "ceilings": {"bytes_per_s": ceilings.bytes_per_s, "flops_per_s": ceilings.flops_per_s},
+        "search": arguments.search,
+        "budget_s": arguments.budget_s,
+        "quick": arguments.quick,
+        "geomean_speedup": statistics.geometric_mean(speedups) if speedups else None,
+        "cases": rows,
+    }
+
+
+def default_path(document: dict[str, Any]) -> Path:
+    chip = re.sub(r"[^a-z0-9]+", "-", f"{document['device']} {document['chip']}".lower()).strip("-")
+    return RESULTS / f"{chip}-{document['date']}.json"
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """In one step, so that an interrupted run leaves the cases it finished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, path)
+
+
+def format_table(document: dict[str, Any]) -> str:
+    names = [name for name in LABELS if any(name in row["times_us"] for row in document["cases"])]
+    lines = [f"{document['chip']}, torch {document['versions']['torch']}, {document['date']}; milliseconds, medians"]
+    header = f"{'case':<24}{'floor':>9}" + "".join(f"{LABELS[name]:>10}" for name in names)
+    lines.append(header + f"{'speedup':>9}{'share':>7}{'search s':>10}{'trials':>8}")
+    for row in document["cases"]:
+        lines.append(_table_line(row, names))
+    if document["geomean_speedup"]:
+        lines.append(f"geomean speedup over the best of the others: {document['geomean_speedup']:.2f}")
+    return "\n".join(lines)
+
+
+def _table_line(row: dict[str, Any], names: list[str]) -> str:
+    if row["error"]:
+        return f"{row['name']:<24}error: {row['error'].splitlines()[0][:90]}"
+    times = "".join(f"{row['times_us'].get(name, math.nan) / 1e3:>10.3f}" for name in names)
+    line = f"{row['name']:<24}{row['floor_us'] / 1e3:>9.3f}{times}{row['speedup']:>8.2f}x{row['ceiling_share']:>7.0%}"
+    line += f"{row['search_s']:>10.1f}{row['trials']:>8d}"
+    wrong = [f"{name} disagrees ({problem})" for name, problem in row["disagreements"].items() if problem]
+    return "  ".join([line, *wrong])
+
+
+def _describe_inputs(inputs: tuple[torch.Tensor, ...]) -> list[str]:
+    """Shapes and dtypes, equal neighbours counted: ``64 x float32[65536]``."""
+    described: list[tuple[str, int]] = []
+    for tensor in inputs:
+        text = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        if described and described[-1][0] == text:
+            described[-1] = (text, described[-1][1] + 1)
+        else:
+            described.append((text, 1))
+    return [text if count == 1 else f"{count} x {text}" for text, count in described]
+
+
+def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
+
+
+def _size_bytes(tensors: tuple[torch.Tensor, ...]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What the store holds, as values: one entry per cache key, one row per trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+Verdict = Literal["kernel", "baseline"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def require_digest(text: str, what: str) -> str:
+    """``text``, if it is 64 hexadecimal digits. Digests become file names, so nothing else may pass."""
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise ValueError(f"{what} {text!r} is not a SHA-256 digest")
+    return text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known for one cache key.
+
+    ``verdict`` ``"kernel"``: the kernel with digest ``kernel`` is to be used, ``schedule`` made it and ``evaluation``
+    (see ``evaluate.evaluation``) is its evidence. ``"baseline"``: ``trials`` trials found no kernel that beats the
+    baseline; ``kernel`` is ``None`` and ``evaluation`` that of the best trial, if there was one. ``created`` is in
+    seconds since the epoch. ``title`` is for people.
+    """
+
+    key: str
+    verdict: Verdict
+    kernel: str | None
+    evaluation: dict[str, Any] | None
+    region: dict[str, Any]
+    key_fields: dict[str, Any]
+    trials: int
+    search_s: float
+    family: str
+    schedule: dict[str, int | str | bool] | None
+    title: str
+    created: float
+
+    def __post_init__(self) -> None:
+        require_digest(self.key, "cache key")
+        if self.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict {self.verdict!r} is not one of {get_args(Verdict)}")
+        if (self.verdict == "kernel") != (self.kernel is not None):
+            raise ValueError(f"verdict {self.verdict!r} does not go with kernel {self.kernel!r}")
+        if self.kernel is not None:
+            require_digest(self.kernel, "kernel")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Entry:
+        """Raises ``ValueError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial. ``id`` and ``parents`` number the candidates of one search; ``run`` counts the searches of a key.
+
+    ``score`` is the fitness the searcher was told (0 on any failure), ``status`` the evaluation's. ``kernel`` and
+    ``evaluation`` are kept where known, so that a search can be learnt from later.
+    """
+
+    id: int
+    parents: tuple[int, ...]
+    schedule: dict[str, int | str | bool]
+    status: str
+    score: float
+    origin: str = "draft"
+    memory: str = "clean"
+    run: int = 0
+    kernel: str | None = None
+    evaluation: dict[str, Any] | None = field(default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialRow:
+        """Raises ``KeyError``, ``ValueError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
+        return cls(**{**data, "parents": tuple(data["parents"])})

@@ -1,0 +1,150 @@
+"""The outcome of judging one kernel. What a status does not have, its class does not declare.
+
+All times are microseconds per call, medians; speedups are ratios of interleaved pairs against the fastest baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+Pattern = Literal["everything", "one row", "tail", "scattered", "nan placement", "shape or dtype", "input changed",
+                  "out of bounds write", "unwritten", "not repeatable", "selection"]  # fmt: skip
+Limiter = Literal["memory", "compute", "latency", "launch", "occupancy", "unknown"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why the kernel is as fast as it is. ``source`` says where the figures come from (e.g. ``"measured time"``, ``"triton metadata"``)."""
+
+    limiter: Limiter
+    source: str
+    achieved_bytes_per_s: float
+    achieved_flops_per_s: float
+    ceiling_share: float
+    registers: int | None = None
+    spills: int | None = None
+    shared_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Correct on every input and timed. ``speedup_low`` is the lower bound of its 95 % confidence interval."""
+
+    status: ClassVar[str] = "passed"
+    latency_us: float
+    baselines_us: dict[str, float]
+    speedup: float
+    speedup_low: float
+    max_error: float
+    diagnosis: Diagnosis
+    build_s: float
+
+    @property
+    def best_baseline(self) -> str:
+        return min(self.baselines_us, key=lambda name: self.baselines_us[name])
+
+
+@dataclass(frozen=True)
+class BuildFailed:
+    status: ClassVar[str] = "build failed"
+    stage: str
+    message: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class ResourceFailed:
+    status: ClassVar[str] = "over a limit"
+    resource: str
+    needed: int
+    available: int
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """``check`` names the check that refused it; ``inputs`` the distribution it failed on."""
+
+    status: ClassVar[str] = "mismatch"
+    check: str
+    pattern: Pattern
+    inputs: str
+    output: int
+    wrong_elements: int
+    total_elements: int
+    worst_index: tuple[int, ...]
+    worst_error: float
+
+
+@dataclass(frozen=True)
+class Crashed:
+    status: ClassVar[str] = "crashed"
+    signal: int | None
+    message: str
+
+
+@dataclass(frozen=True)
+class TimedOut:
+    status: ClassVar[str] = "timed out"
+    limit_s: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Not allowed to run, or too good to be true: kept for review. ``check`` names the rule."""
+
+    status: ClassVar[str] = "refused"
+    check: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Built for a target that is not here: resources known, correctness and speed are not."""
+
+    status: ClassVar[str] = "compiled"
+    target: str
+    registers: int | None
+    spills: int | None
+    shared_bytes: int | None
+
+
+Evaluation = Passed | BuildFailed | ResourceFailed | Mismatch | Crashed | TimedOut | Refused | Compiled
+
+_CLASSES: Mapping[str, type[Any]] = {
+    cls.status: cls for cls in (Passed, BuildFailed, ResourceFailed, Mismatch, Crashed, TimedOut, Refused, Compiled)
+}
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    return {"status": evaluation.status, **asdict(evaluation)}
+
+
+def from_json(data: dict[str, Any]) -> Evaluation:
+    """Raises ``KeyError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
+    fields = {name: value for name, value in data.items() if name != "status"}
+    if "diagnosis" in fields:
+        fields["diagnosis"] = Diagnosis(**fields["diagnosis"])
+    if "worst_index" in fields:
+        fields["worst_index"] = tuple(fields["worst_index"])
+    result: Evaluation = _CLASSES[data["status"]](**fields)
+    return result
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Times of the region itself, measured when its session was opened; absent where one could not be built."""
+
+    times_us: dict[str, float]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class GraphVerdict:
+    """Whole graph with and without the swaps, interleaved. ``reason`` says why it could not be measured."""
+
+    inductor_us: float | None
+    kevolve_us: float | None
+    correct: bool
+    reason: str | None = None

@@ -1,0 +1,42 @@
+"""The interface between search and judge."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..graph.region import Region, Workload
+from ..kernel import Kernel
+from .evaluation import Baselines, Evaluation, GraphVerdict
+
+
+class Evaluator(Protocol):
+    """Judges kernels. Not thread-safe; owned by one tuner, which closes it.
+
+    A candidate that crashes, hangs or is wrong is an :data:`Evaluation`. ``WorkerError`` means that the machinery
+    itself failed, after it was restarted once.
+    """
+
+    def open(self, region: Region, workload: Workload) -> Baselines:
+        """Prepare reference and baselines for ``region``; later calls of ``evaluate`` are for it."""
+        ...
+
+    def prepare(self, kernels: tuple[Kernel, ...]) -> None:
+        """Start building ``kernels`` beside whatever else runs. A hint; may do nothing."""
+        ...
+
+    def evaluate(self, kernel: Kernel) -> Evaluation:
+        """Build, check against the fp64 reference, time against the baselines, explain."""
+        ...
+
+    def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:
+        """Time the whole graph with ``swaps`` applied against the same graph under plain Inductor."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Swap(Protocol):
+    """Which nodes of a graph (by position) one kernel replaces; see ``graph.rewrite.Swap``."""
+
+    @property
+    def kernel(self) -> Kernel: ...

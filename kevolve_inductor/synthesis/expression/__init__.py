@@ -1,0 +1,19 @@
+"""Pointwise expressions: built from ATen graphs, printed as C++ and as Triton."""
+
+from .builder import ExpressionBuilder, is_constant, is_expressible, is_pointwise, is_view
+from .cpp import CPP_PRELUDE, CppPrinter
+from .expression import Expr
+from .triton import TRITON_PRELUDE, TritonPrinter
+
+__all__ = [
+    "CPP_PRELUDE",
+    "CppPrinter",
+    "Expr",
+    "ExpressionBuilder",
+    "TRITON_PRELUDE",
+    "TritonPrinter",
+    "is_constant",
+    "is_expressible",
+    "is_pointwise",
+    "is_view",
+]

@@ -1,0 +1,250 @@
+"""Expressions as C++ statements that a compiler can vectorise, and the helpers they call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ...graph.dims import Dim
+from ...graph.region import TensorSpec
+from .expression import Expr
+from .operators import OPERATORS
+from .printer import Printer
+
+CPP_TYPES = {
+    "float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t", "int16": "int16_t",
+    "int8": "int8_t", "uint8": "uint8_t", "bool": "bool",
+}  # fmt: skip
+# How a tensor's memory is typed: 16-bit floats travel as bit patterns, bool as one byte.
+CPP_STORAGE = {**CPP_TYPES, "bool": "uint8_t", "bfloat16": "uint16_t", "float16": "uint16_t"}
+
+# Exponential: range reduction by log 2 in two parts (Cody & Waite) and the degree-6 minimax polynomial of Cephes' expf;
+# logarithm: Cephes' logf. Both within 1-2 ulp and free of branches and calls, so that loops over them vectorise.
+CPP_PRELUDE = r"""
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+static inline float kv_from_bf16(uint16_t x) { return std::bit_cast<float>(uint32_t(x) << 16); }
+static inline uint16_t kv_to_bf16(float x) {
+  uint32_t u = std::bit_cast<uint32_t>(x);
+  uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return x != x ? uint16_t((u >> 16) | 0x40u) : uint16_t(r);
+}
+static inline float kv_from_fp16(uint16_t x) { _Float16 h = std::bit_cast<_Float16>(x); return float(h); }
+static inline uint16_t kv_to_fp16(float x) { return std::bit_cast<uint16_t>((_Float16)x); }
+static inline float kv_round_bf16(float x) { return kv_from_bf16(kv_to_bf16(x)); }
+static inline float kv_round_fp16(float x) { return float((_Float16)x); }
+template <typename T> static inline T kv_abs(T x) { return x < T(0) ? T(-x) : (x == T(0) ? T(0) : x); }
+template <typename T> static inline T kv_sign(T x) { return T((x > T(0)) - (x < T(0))); }
+template <typename T> static inline T kv_max(T a, T b) { return (a > b || a != a) ? a : b; }
+template <typename T> static inline T kv_min(T a, T b) { return (a < b || a != a) ? a : b; }
+template <typename T> static inline T kv_relu(T x) { return x < T(0) ? T(0) : x; }
+template <typename T> static inline bool kv_isinf(T x) { return (x < 0 ? -x : x) == std::numeric_limits<T>::infinity(); }
+template <typename T> static inline T kv_not(T x) { return T(~x); }
+static inline bool kv_not(bool x) { return !x; }
+static inline bool kv_max(bool a, bool b) { return a | b; }
+static inline bool kv_min(bool a, bool b) { return a & b; }
+template <typename T> static inline T kv_shl(T a, T b) { return (b < 0 || b >= T(8 * sizeof(T))) ? T(0) : T(a << b); }
+template <typename T> static inline T kv_shr(T a, T b) {
+  T top = T(8 * sizeof(T) - 1);
+  return T(a >> ((b < 0 || b > top) ? top : b));
+}
+template <typename T> static inline T kv_remainder(T a, T b) {
+  T r = a % b;
+  return (r != 0 && ((r < 0) != (b < 0))) ? T(r + b) : r;
+}
+static inline float kv_remainder(float a, float b) {
+  float r = std::fmod(a, b);
+  return (r != 0 && ((r < 0) != (b < 0))) ? r + b : r;
+}
+static inline double kv_remainder(double a, double b) {
+  double r = std::fmod(a, b);
+  return (r != 0 && ((r < 0) != (b < 0))) ? r + b : r;
+}
+template <typename T> static inline T kv_fmod(T a, T b) { return T(a % b); }
+static inline float kv_fmod(float a, float b) { return std::fmod(a, b); }
+static inline double kv_fmod(double a, double b) { return std::fmod(a, b); }
+template <typename T> static inline T kv_floordiv(T a, T b) {
+  T q = a / b;
+  return ((a % b != 0) && ((a < 0) != (b < 0))) ? T(q - 1) : q;
+}
+template <typename T> static inline T kv_floordiv_float(T a, T b) {
+  if (b == 0) return a / b;
+  T r = std::fmod(a, b), d = (a - r) / b;
+  if (r != 0 && ((b < 0) != (r < 0))) d -= T(1);
+  if (d == 0) return std::copysign(T(0), a / b);
+  T f = std::floor(d);
+  return d - f > T(0.5) ? f + T(1) : f;
+}
+static inline float kv_floordiv(float a, float b) { return kv_floordiv_float(a, b); }
+static inline double kv_floordiv(double a, double b) { return kv_floordiv_float(a, b); }
+template <typename T> static inline T kv_truncdiv(T a, T b) { return T(a / b); }
+static inline float kv_truncdiv(float a, float b) { return std::trunc(a / b); }
+static inline double kv_truncdiv(double a, double b) { return std::trunc(a / b); }
+static inline float kv_exp(float x) {
+  float c = x > 89.0f ? 89.0f : x;
+  c = c < -104.5f ? -104.5f : c;
+  float n = std::nearbyint(c * 1.44269504088896341f);
+  float r = c - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t k = int32_t(n), h = k >> 1;
+  float a = std::bit_cast<float>((h + 127) << 23), b = std::bit_cast<float>((k - h + 127) << 23);
+  float y = p * a * b;
+  return x != x ? x : y;
+}
+static inline double kv_exp(double x) { return std::exp(x); }
+static inline float kv_log(float x) {
+  bool tiny = x < 1.17549435e-38f;
+  float s = tiny ? x * 8388608.0f : x;
+  int32_t u = std::bit_cast<int32_t>(s);
+  int32_t e = ((u >> 23) & 0xff) - 126 - (tiny ? 23 : 0);
+  float m = std::bit_cast<float>((u & 0x007fffff) | 0x3f000000);
+  bool low = m < 0.70710678f;
+  float f = low ? m + m - 1.0f : m - 1.0f;
+  float n = float(low ? e - 1 : e);
+  float z = f * f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  float y = f * z * p + n * -2.12194440e-4f - 0.5f * z;
+  y = f + y + n * 0.693359375f;
+  y = x == 0.0f ? -std::numeric_limits<float>::infinity() : y;
+  y = x == std::numeric_limits<float>::infinity() ? x : y;
+  return x < 0.0f || x != x ? std::numeric_limits<float>::quiet_NaN() : y;
+}
+static inline double kv_log(double x) { return std::log(x); }
+static inline float kv_sigmoid(float x) {
+  float z = kv_exp(x < 0.0f ? x : -x);
+  float s = (x < 0.0f ? z : 1.0f) / (1.0f + z);
+  return x != x ? x : s;
+}
+static inline double kv_sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+static inline int64_t kv_index(int64_t at, int64_t extent, bool wrap, int64_t& bad) {
+  int64_t i = at + ((wrap && at < 0) ? extent : 0);
+  bool ok = uint64_t(i) < uint64_t(extent);
+  bad |= int64_t(!ok);
+  return ok ? i : 0;
+}
+static inline int64_t kv_within(int64_t at, int64_t extent) {
+  int64_t top = extent - 1;
+  int64_t i = at > top ? top : at;
+  return i < 0 ? 0 : i;
+}
+// Branch-free binary search: the number of borders below the value (at or below it for `right`), eager's NaN last.
+template <typename T> static inline int64_t kv_bucketize(const T* borders, int64_t count, T value, bool right) {
+  int64_t low = 0, length = count;
+  while (length > 0) {
+    int64_t half = length >> 1;
+    T border = borders[low + half];
+    bool below = right ? !(border > value) : !(border >= value);
+    low = below ? low + half + 1 : low;
+    length = below ? length - half - 1 : half;
+  }
+  return low;
+}
+"""
+
+
+class CppPrinter(Printer):
+    """C++ spelling. ``bad`` (an ``int64_t``) must be in scope where expressions check indices."""
+
+    def nested(self) -> CppPrinter:
+        inner = CppPrinter(self.inputs)
+        inner._adopt(self)
+        return inner
+
+    def leaf(self, expr: Expr) -> str | None:
+        if expr.op == "var":
+            return str(expr.value[0])
+        if expr.op == "size":
+            return f"({expr.value})"
+        if expr.op == "const":
+            return literal(expr.value, expr.dtype)
+        return None
+
+    def assign(self, name: str, dtype: str, text: str) -> None:
+        self.lines.append(f"const {CPP_TYPES[dtype]} {name} = {text};")
+
+    def template(self, op: str) -> str:
+        return OPERATORS[op].cpp
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {
+            "load": self._load,
+            "cast": lambda e, a: f"({a[0]} != 0)" if e.dtype == "bool" else f"({CPP_TYPES[e.dtype]})({a[0]})",
+            "round": lambda e, a: f"{'kv_round_bf16' if e.value == 'bfloat16' else 'kv_round_fp16'}({a[0]})",
+            "as_value": lambda e, a: a[0],
+            "within": lambda e, a: f"kv_within({a[0]}, {_dim(e.value[0])})",
+            "check_index": lambda e, a: f"kv_index({a[0]}, {_dim(e.value[0])}, {str(e.value[1]).lower()}, bad)",
+            "bucketize": self._bucketize,
+        }
+
+    def _load(self, expr: Expr, _: list[str]) -> str:
+        return from_storage(f"in{expr.value}[{self.linear(expr)}]", self.inputs[expr.value].dtype)
+
+    def _bucketize(self, expr: Expr, arguments: list[str]) -> str:
+        which, count, right = expr.value
+        kind = CPP_TYPES[expr.args[0].dtype]
+        return f"kv_bucketize<{kind}>(in{which}, {count}, {arguments[0]}, {str(right).lower()})"
+
+
+def _dim(dim: Dim) -> str:
+    return f"int64_t({dim})"
+
+
+def literal(value: int | float | bool, dtype: str) -> str:
+    """A C++ literal of exactly this value and type."""
+    kind = CPP_TYPES[dtype]
+    if dtype == "bool":
+        return "true" if value else "false"
+    if dtype in ("float32", "float64"):
+        if math.isnan(value):
+            return f"std::numeric_limits<{kind}>::quiet_NaN()"
+        if math.isinf(value):
+            return f"{'-' if value < 0 else ''}std::numeric_limits<{kind}>::infinity()"
+        return f"{kind}({float(value).hex()})"
+    if value == -(2**63):
+        return "std::numeric_limits<int64_t>::min()"
+    return f"{kind}({int(value)})" if abs(int(value)) < 2**31 else f"{kind}({int(value)}LL)"
+
+
+def from_storage(text: str, dtype: str) -> str:
+    """A memory element of ``dtype`` as its compute type."""
+    if dtype == "bfloat16":
+        return f"kv_from_bf16({text})"
+    if dtype == "float16":
+        return f"kv_from_fp16({text})"
+    return f"({text} != 0)" if dtype == "bool" else text
+
+
+def to_storage(text: str, dtype: str) -> str:
+    """A compute value as a memory element of ``dtype``."""
+    if dtype == "bfloat16":
+        return f"kv_to_bf16({text})"
+    if dtype == "float16":
+        return f"kv_to_fp16({text})"
+    return f"({CPP_STORAGE[dtype]})({text})"
+
+
+def signature(function: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], symbols: Sequence[str]) -> str:
+    """The entry function's declaration: inputs ``in<k>``, outputs ``out<k>``, then one ``int64_t`` per symbol."""
+    parameters = [f"const {CPP_STORAGE[s.dtype]}* __restrict in{k}" for k, s in enumerate(inputs)]
+    parameters += [f"{CPP_STORAGE[s.dtype]}* __restrict out{k}" for k, s in enumerate(outputs)]
+    parameters += [f"int64_t {name}" for name in symbols]
+    return f'extern "C" int64_t {function}({", ".join(parameters)})'

@@ -1,0 +1,165 @@
+"""Expressions as Triton statements over a tile, and the helpers they call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ...graph.region import TensorSpec
+from .expression import INTEGERS, Expr
+from .operators import OPERATORS
+from .printer import Printer
+
+TRITON_TYPES = {
+    "float32": "tl.float32", "float64": "tl.float64", "bfloat16": "tl.bfloat16", "float16": "tl.float16",
+    "int64": "tl.int64", "int32": "tl.int32", "int16": "tl.int16", "int8": "tl.int8", "uint8": "tl.uint8",
+    "bool": "tl.int1",
+}  # fmt: skip
+
+# `//` and `%` of Triton truncate as C does; eager rounds towards minus infinity.
+TRITON_PRELUDE = '''
+@triton.jit
+def kv_remainder(a, b):
+    r = a % b
+    return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
+
+@triton.jit
+def kv_fmod(a, b):
+    return a % b
+
+@triton.jit
+def kv_floordiv(a, b):
+    if a.dtype.is_floating():
+        return tl.floor(a / b)
+    else:
+        q = a // b
+        return tl.where((a % b != 0) & ((a < 0) != (b < 0)), q - 1, q)
+
+@triton.jit
+def kv_truncdiv(a, b):
+    if a.dtype.is_floating():
+        q = a / b
+        return tl.where(q < 0, tl.ceil(q), tl.floor(q))
+    else:
+        return a // b
+
+@triton.jit
+def kv_sign(x):
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+@triton.jit
+def kv_max(a, b):
+    return tl.where((a > b) | (a != a), a, b)
+
+@triton.jit
+def kv_min(a, b):
+    return tl.where((a < b) | (a != a), a, b)
+
+@triton.jit
+def kv_relu(x):
+    return tl.where(x < 0, 0, x).to(x.dtype)
+
+@triton.jit
+def kv_shl(a, b):
+    bits: tl.constexpr = a.dtype.primitive_bitwidth
+    return tl.where((b < 0) | (b >= bits), 0, a << b)
+
+@triton.jit
+def kv_shr(a, b):
+    bits: tl.constexpr = a.dtype.primitive_bitwidth
+    return a >> tl.where((b < 0) | (b >= bits), bits - 1, b)
+
+@triton.jit
+def kv_bucketize(borders, count: tl.constexpr, value, mask, right: tl.constexpr):
+    low = tl.zeros(value.shape, tl.int32)
+    length = tl.full(value.shape, count, tl.int32)
+    steps: tl.constexpr = 1 if count == 0 else count.bit_length()
+    for _ in tl.static_range(steps):
+        half = length >> 1
+        open_ = length > 0
+        border = tl.load(borders + low + half, mask=mask & open_, other=0).to(value.dtype)
+        if right:
+            below = open_ & ~(border > value)
+        else:
+            below = open_ & ~(border >= value)
+        low = tl.where(below, low + half + 1, low)
+        length = tl.where(below, length - half - 1, half)
+    return low.to(tl.int64)
+'''
+
+
+class TritonPrinter(Printer):
+    """Triton spelling of a tile. ``mask`` names the tile's mask: loads are masked by it, lanes outside hold zero."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], mask: str, prefix: str = "t") -> None:
+        super().__init__(inputs, prefix)
+        self.mask = mask
+
+    def nested(self, mask: str | None = None) -> TritonPrinter:
+        inner = TritonPrinter(self.inputs, self.mask if mask is None else mask)
+        inner._adopt(self)
+        return inner
+
+    def leaf(self, expr: Expr) -> str | None:
+        if expr.op == "var":
+            return str(expr.value[0])
+        if expr.op == "size":
+            return f"({expr.value})"
+        if expr.op == "const":
+            return literal(expr.value, expr.dtype)
+        return None
+
+    def assign(self, name: str, dtype: str, text: str) -> None:
+        self.lines.append(f"{name} = {text}")
+
+    def template(self, op: str) -> str:
+        return OPERATORS[op].triton
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {
+            "load": self._load,
+            "cast": self._cast,
+            "round": lambda e, a: f"{a[0]}.to({TRITON_TYPES[e.value]}).to(tl.float32)",
+            "as_value": lambda e, a: f"({a[0]} + tl.full([1], 0, tl.int64))",
+            "within": lambda e, a: f"tl.minimum(tl.maximum({a[0]}, 0), {e.value[0]} - 1)",
+            "check_index": self._check_index,
+            "bucketize": self._bucketize,
+        }
+
+    def _cast(self, expr: Expr, arguments: list[str]) -> str:
+        if expr.dtype == "bool":
+            return f"({arguments[0]} != 0)"
+        if expr.args[0].op == "const":
+            return f"tl.full([1], {arguments[0]}, {TRITON_TYPES[expr.dtype]})"
+        return f"{arguments[0]}.to({TRITON_TYPES[expr.dtype]})"
+
+    def _load(self, expr: Expr, _: list[str]) -> str:
+        text = f"tl.load(in{expr.value} + ({self.linear(expr)}), mask={self.mask}, other=0)"
+        stored = self.inputs[expr.value].dtype
+        if stored == "bool":
+            return f"({text} != 0)"
+        return f"{text}.to({TRITON_TYPES[expr.dtype]})" if stored != expr.dtype else text
+
+    def _check_index(self, expr: Expr, arguments: list[str]) -> str:
+        extent, wrap = expr.value
+        at = f"tl.where({arguments[0]} < 0, {arguments[0]} + {extent}, {arguments[0]})" if wrap else arguments[0]
+        name = f"{self._prefix}i{self._count}"
+        self._count += 1
+        self.lines.append(f"{name} = {at}")
+        self.lines.append(
+            f'tl.device_assert((({name} >= 0) & ({name} < {extent})) | ~({self.mask}), "index out of range")'
+        )
+        return name
+
+    def _bucketize(self, expr: Expr, arguments: list[str]) -> str:
+        which, count, right = expr.value
+        return f"kv_bucketize(in{which}, {count}, {arguments[0]}, {self.mask}, {right})"
+
+
+def literal(value: int | float | bool, dtype: str) -> str:
+    """A Triton literal; integers beyond 32 bits keep their width by themselves."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    if dtype in INTEGERS or dtype == "bool":
+        return repr(value) if value >= 0 else f"({value!r})"
+    return repr(float(value)) if value >= 0 else f"({float(value)!r})"

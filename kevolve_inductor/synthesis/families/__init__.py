@@ -1,0 +1,7 @@
+"""The kernel families, in order of precedence: where two claim the same node, the earlier one has it."""
+
+from __future__ import annotations
+
+from ..family import Family
+
+FAMILIES: tuple[Family, ...] = ()

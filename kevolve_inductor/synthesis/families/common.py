@@ -1,0 +1,57 @@
+"""Steps every family's matcher takes: which neighbours to swallow, which values leave, and whether the cut is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.fx
+
+from ...exc import UnsupportedError
+from ...graph.meta import spec_of, tensor_of
+from ...graph.region import TensorSpec
+from ..expression import is_constant, is_expressible, is_view
+
+
+def absorbable(graph: torch.fx.Graph, core: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Expressible producers of ``core`` that are better recomputed inside the region than written to memory.
+
+    A producer is swallowed if nothing outside needs it; views and constants always are, since they move no memory. One
+    that others read too has to be written anyway, so the region loads it.
+    """
+    inside = set(core)
+    for node in reversed(graph.nodes):
+        if node in inside or not is_expressible(node) or not node.users:
+            continue
+        users_inside = [user in inside for user in node.users]
+        free = is_constant(node) or is_view(node)
+        if all(users_inside) or (free and any(users_inside)):
+            inside.add(node)
+    return inside - set(core)
+
+
+def in_graph_order(graph: torch.fx.Graph, nodes: Iterable[torch.fx.Node]) -> tuple[torch.fx.Node, ...]:
+    wanted = set(nodes)
+    return tuple(node for node in graph.nodes if node in wanted)
+
+
+def used_outside(node: torch.fx.Node, nodes: set[torch.fx.Node]) -> bool:
+    return any(user not in nodes for user in node.users)
+
+
+def check_acyclic(inputs: Iterable[torch.fx.Node], outputs: Iterable[torch.fx.Node]) -> None:
+    """Raises ``UnsupportedError("convexity")`` if an input is computed from an output: one kernel cannot be both sides."""
+    outputs = set(outputs)
+    seen: set[torch.fx.Node] = set()
+    stack = list(inputs)
+    while stack:
+        node = stack.pop()
+        if node in outputs:
+            raise UnsupportedError("convexity", f"an input of the region depends on its output {node}")
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+
+
+def specs_of(nodes: Iterable[torch.fx.Node]) -> tuple[TensorSpec, ...]:
+    """Specs of the region's inputs or outputs, which type and address the kernel's parameters."""
+    return tuple(spec_of(tensor_of(node)) for node in nodes)
