@@ -9,12 +9,8 @@ from a CUDA graph. Writes one JSON file and prints a short table last.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import os
-import platform
-import re
 import statistics
 import sys
 import tempfile
@@ -22,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +26,10 @@ from torch._inductor.utils import fresh_cache
 
 from kevolve_inductor import report
 
+from . import record
 from .cases import CASES, Case, Instance, Selection
 from .clock import Ceilings, Clock, Prepared, clock_for
 
-RESULTS = Path(__file__).parent / "results"
 LABELS = {"eager": "eager", "inductor": "Inductor", "max_autotune": "autotune", "kevolve": "kevolve"}
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
@@ -67,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"[{number}/{len(chosen)}] {case.name}", file=sys.stderr, flush=True)
             rows.append(run_case(case, clock, ceilings, limits, options, autotune))
             document = describe(clock, ceilings, arguments, rows)
-            _write(arguments.out or default_path(document), document)
+            record.write(arguments.out or record.default_path(document), document)
     print(json.dumps(document, indent=1) if arguments.json else format_table(document))
     return int(any(row["error"] or any(row["disagreements"].values()) for row in rows))
 
@@ -132,6 +127,7 @@ def _run_instance(
     calls = _compilations(instance, options, autotune)
     prepared: dict[str, Prepared] = {"eager": clock.prepare(calls.pop("eager"))}
     expected = prepared["eager"].outputs
+    report.reset()
     for name, call in calls.items():
         started = time.perf_counter()
         try:
@@ -168,8 +164,7 @@ def _bind(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Cal
 
 def _search_row(compile_s: float) -> dict[str, Any]:
     """What the search did, from the report of the compile that just ran."""
-    run = report.last_run()
-    regions = run.regions if run else []
+    regions = report.last_run().regions
     return {
         "compile_s": compile_s,
         "search_s": sum(region.search_s for region in regions),
@@ -235,13 +230,7 @@ def _selection_problem(
 
 def describe(clock: Clock, ceilings: Ceilings, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     speedups = [row["speedup"] for row in rows if "speedup" in row]
-    return {
-        "benchmark": "longtail",
-        "date": datetime.date.today().isoformat(),
-        "device": clock.device,
-        "chip": clock.chip(),
-        "versions": {name: _version(name) for name in ("torch", "triton", "kevolve-inductor")}
-        | {"python": platform.python_version()},
+    return record.header("longtail", clock) | {
         "ceilings": {"bytes_per_s": ceilings.bytes_per_s, "flops_per_s": ceilings.flops_per_s},
         "search": arguments.search,
         "budget_s": arguments.budget_s,
@@ -249,19 +238,6 @@ def describe(clock: Clock, ceilings: Ceilings, arguments: argparse.Namespace, ro
         "geomean_speedup": statistics.geometric_mean(speedups) if speedups else None,
         "cases": rows,
     }
-
-
-def default_path(document: dict[str, Any]) -> Path:
-    chip = re.sub(r"[^a-z0-9]+", "-", f"{document['device']} {document['chip']}".lower()).strip("-")
-    return RESULTS / f"{chip}-{document['date']}.json"
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """In one step, so that an interrupted run leaves the cases it finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
 
 
 def format_table(document: dict[str, Any]) -> str:
@@ -304,13 +280,6 @@ def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
 
 def _size_bytes(tensors: tuple[torch.Tensor, ...]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

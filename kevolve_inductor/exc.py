@@ -4,7 +4,9 @@ KevolveError
 ├── SettingsError          an option or environment variable that cannot be used
 │   └── UnknownSettingError
 ├── PlatformError          the machine cannot do what was asked
-│   └── CompilerMissingError
+│   ├── CompilerMissingError
+│   ├── BuildError         a compiler refused a kernel's text
+│   └── ResourceError      a built kernel needs more than the target has
 ├── GateError              kernel text outside the allow-listed subset
 ├── EmissionError          a family cannot write a kernel for this schedule
 ├── UnsupportedError       a structure the expression language cannot hold (becomes a rejection)
@@ -46,6 +48,29 @@ class PlatformError(KevolveError):
 
 class CompilerMissingError(PlatformError):
     """No usable C++ compiler; the message says which were tried."""
+
+
+class BuildError(PlatformError):
+    """A compiler refused the text. ``line`` counts in the kernel's source, ``None`` where the place is unknown."""
+
+    def __init__(self, stage: str, message: str, line: int | None = None) -> None:
+        super().__init__(stage, message, line)
+        self.stage, self.message, self.line = stage, message, line
+
+    def __str__(self) -> str:
+        place = f", line {self.line}" if self.line is not None else ""
+        return f"{self.stage}{place}: {self.message}"
+
+
+class ResourceError(PlatformError):
+    """A kernel that builds but needs more of ``resource`` than one block may have."""
+
+    def __init__(self, resource: str, needed: int, available: int) -> None:
+        super().__init__(resource, needed, available)
+        self.resource, self.needed, self.available = resource, needed, available
+
+    def __str__(self) -> str:
+        return f"needs {self.needed} of {self.resource}, {self.available} available"
 
 
 class GateError(KevolveError):

@@ -28,8 +28,10 @@ _WORDS_FOR_TRUE = ("1", "true", "yes", "on")
 _WORDS_FOR_FALSE = ("0", "false", "no", "off")
 
 # A worker gets what compilers, drivers and allocators need, and nothing a stranger's kernel should be able to read.
-_WORKER_NAMES = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPATH", "CC", "CXX")
-_WORKER_PREFIXES = ("CUDA", "TRITON", "TORCHINDUCTOR", "OMP_", "GOMP_", "KMP_", "MKL_", "XDG_", "HIP_", "ROCM_", "ROCR_")
+_WORKER_NAMES = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPATH", "CC", "CXX"}
+)
+_WORKER_PREFIXES = ("CUDA", "TRITON", "TORCHINDUCTOR", "OMP_", "GOMP_", "KMP_", "MKL_", "XDG_", "HIP_", "ROC")
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSW", "CREDENTIAL", "KEY", "AUTH")
 # glibc maps large blocks afresh on every allocation, and the page faults would then be part of every measured call.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "1073741824"}
@@ -114,14 +116,17 @@ class Settings:
 
 
 def default_store(environment: Mapping[str, str]) -> Path:
-    """``kevolve`` in the user's cache directory. The store creates it, readable by the user only, when it is first opened."""
+    """``kevolve`` in the user's cache directory. The store creates it when first opened, readable by the user only."""
     base = Path(environment.get("XDG_CACHE_HOME", ""))
     # The XDG specification says that a relative path is invalid and to be ignored.
     return (base if base.is_absolute() else Path.home() / ".cache") / "kevolve"
 
 
 def worker_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for worker processes: toolchain, drivers and threads, no secrets, allocator set for steady timing."""
+    """The environment for worker processes: toolchain, drivers and threads, no secrets; an allocator that times evenly.
+
+    A variable that is not listed above does not reach a worker, nor does one whose name speaks of a secret.
+    """
     environment = os.environ if environment is None else environment
     return {name: value for name, value in environment.items() if _for_worker(name)} | _ALLOCATOR
 
@@ -198,7 +203,7 @@ def _several_ranks(environment: Mapping[str, str]) -> bool:
     return world_size.isdecimal() and int(world_size) > 1
 
 
-# Parsers take an option's value or an environment variable's text. They raise ``ValueError`` whose text is the allowed set.
+# Parsers take an option's value or a variable's text. They raise ``ValueError`` whose text is the allowed set.
 
 
 def _parsed(name: str, label: str, value: Any, parse: Callable[[Any], Any]) -> Any:

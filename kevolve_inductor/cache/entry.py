@@ -9,7 +9,14 @@ from typing import Any, Literal, get_args
 
 Verdict = Literal["kernel", "baseline"]
 
+# Raise when an entry's fields change: other versions of the package may share the store and must not touch it then.
+ENTRY_SCHEMA = 1
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class OtherSchemaError(ValueError):
+    """Written by another version of this package: not corrupt, but not ours to read."""
 
 
 def require_digest(text: str, what: str) -> str:
@@ -52,12 +59,14 @@ class Entry:
             require_digest(self.kernel, "kernel")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"schema": ENTRY_SCHEMA, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
-        """Raises ``ValueError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
-        return cls(**data)
+        """Raises ``KeyError``, ``ValueError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
+        if data["schema"] != ENTRY_SCHEMA:
+            raise OtherSchemaError(f"schema {data['schema']!r}, where this version reads {ENTRY_SCHEMA}")
+        return cls(**{name: value for name, value in data.items() if name != "schema"})
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,11 @@ def _restore(value: dict[str, Any]) -> Any:
 
 @dataclass
 class _Overlay:
-    """What this process would have written. Shared by every ``Folder`` of one path, so work is not lost between compiles."""
+    """What this process would have written. Every ``Folder`` of one path shares it: work outlives a compile."""
 
     texts: dict[str, str] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
+    removals: int = 0
     version: int = 0
 
 
@@ -117,7 +118,7 @@ class Folder:
             reason = error.strerror or str(error)
         self._lock = FileLock(root / ".lock", timeout=LOCK_TIMEOUT_S, mode=0o600)
         if reason is not None:
-            self._degrade(reason)
+            self.warn(self._degrade(reason))
 
     @property
     def degraded(self) -> bool:
@@ -144,8 +145,7 @@ class Folder:
             overlay.texts[name] = text
             overlay.version += 1
             return
-        path = self.root / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(name)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -163,8 +163,7 @@ class Folder:
             overlay.texts[name] = (self.read(name) or "") + text
             overlay.version += 1
             return
-        path = self.root / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(name)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "r+b") as file:
             end = file.seek(0, os.SEEK_END)
@@ -174,10 +173,18 @@ class Folder:
                 text = text if file.read(1) == b"\n" else "\n" + text
             file.write(text.encode())
 
+    def _path(self, name: str) -> Path:
+        """Where ``name`` is to be written. Makes the folders on the way, for this user only."""
+        path = self.root
+        for part in name.split("/")[:-1]:
+            path = path / part
+            path.mkdir(mode=0o700, exist_ok=True)
+        return self.root / name
+
     def names(self, folder: str, suffix: str) -> list[str]:
         """Every name below ``folder`` that ends in ``suffix``, sorted."""
         root = self.root / folder
-        found = {path.relative_to(self.root).as_posix() for path in root.rglob(f"*{suffix}")} if root.is_dir() else set()
+        found = {path.relative_to(self.root).as_posix() for path in root.rglob(f"*{suffix}")}
         overlay = _OVERLAYS.get(self.root)
         if overlay is not None:
             found |= {name for name in overlay.texts if name.startswith(folder + "/") and name.endswith(suffix)}
@@ -186,11 +193,13 @@ class Folder:
 
     def set_aside(self, name: str, reason: str) -> None:
         """Move a corrupt file to the quarantine, with one warning; afterwards it reads as missing. Never raises."""
-        _warn_once(f"{self.root}/{name}", f"{CorruptEntryError(str(self.root / name), reason)}; set aside, it counts as missing")
+        path = str(self.root / name)
+        _warn_once(path, f"{CorruptEntryError(path, reason)}; set aside, it counts as missing")
         overlay = _OVERLAYS.get(self.root)
         if overlay is not None:
             overlay.texts.pop(name, None)
             overlay.removed.add(name)
+            overlay.removals += 1
             overlay.version += 1
             return
         aside = self.root / QUARANTINE / f"{name.replace('/', '-')}.{time.time_ns()}"
@@ -200,9 +209,13 @@ class Folder:
             os.replace(self.root / name, aside)
 
     def stamp(self, folder: str) -> list[tuple[str, int]]:
-        """Changes whenever a file is added to, replaced in or removed from ``folder`` or a folder right below it."""
+        """Changes whenever a file is added to, replaced in or removed from ``folder`` or a folder right below it.
+
+        What is written to memory is not covered: its writer keeps the index itself.
+        """
         root = self.root / folder
-        stamps: list[tuple[str, int]] = []
+        overlay = _OVERLAYS.get(self.root)
+        stamps = [("removals in memory", overlay.removals)] if overlay is not None else []
         with contextlib.suppress(OSError):
             stamps.append(("", root.stat().st_mtime_ns))
             with os.scandir(root) as shards:
@@ -229,28 +242,35 @@ class Folder:
             yield
 
     def degrade(self, error: OSError) -> StoreError | None:
-        """Go on in memory from here. The error to raise, once: ``None`` where this was known before."""
+        """Go on in memory from here. The error to raise or to warn of, once: ``None`` where this was known before."""
         if self.degraded:
             return None
         return self._degrade(error.strerror or str(error))
 
     def _degrade(self, reason: str) -> StoreError:
-        message = f"the store {self.root} cannot be written ({reason}): what is learnt is kept for this process only"
         with _PROCESS_LOCK:
             _OVERLAYS.setdefault(self.root, _Overlay())
-        _warn_once(f"{self.root} unwritable", message)
-        return StoreError(message)
+        return StoreError(
+            f"the store {self.root} cannot be written ({reason}): what is learnt is kept for this process only"
+        )
+
+    def warn(self, problem: StoreError) -> None:
+        _warn_once(str(self.root), str(problem))
 
 
 def _refuse_shared(root: Path) -> None:
     status = root.stat()
     if status.st_uid != os.getuid():
         raise StoreError(
-            f"the store {root} belongs to user id {status.st_uid}, not to you (user id {os.getuid()}): kernels in it could "
-            f"be anyone's. Choose a folder of your own with the setting kevolve.store, or run: chown -R {os.getuid()} {root}"
+            f"the store {root} belongs to user id {status.st_uid}, not to you (user id {os.getuid()}): "
+            "its kernels could be anyone's. Choose a folder of your own with the setting kevolve.store, "
+            f"or take this one over: chown -R {os.getuid()} {root}"
         )
     if status.st_mode & stat.S_IWOTH:
-        raise StoreError(f"everyone may write to the store {root}, so kernels in it could be anyone's. Run: chmod 700 {root}")
+        raise StoreError(
+            f"everyone may write to the store {root}, so its kernels could be anyone's. "
+            f"Make it your own: chmod 700 {root}"
+        )
 
 
 def _warn_once(about: str, message: str) -> None:

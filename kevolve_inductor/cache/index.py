@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from ..kernel import digest_of
+from . import entry as values
 from .entry import Entry
 from .folder import Folder, seal, unseal
 
@@ -57,13 +58,13 @@ class Index:
 
 
 def load(folder: Folder, stamp: Any) -> Index | None:
-    """The index as written, or ``None`` where it is missing, does not verify, or describes folders other than ``stamp``."""
+    """The index as written; ``None`` where it is missing, does not verify, or is of folders unlike ``stamp``."""
     try:
         text = folder.read(INDEX)
         if text is None:
             return None
         body = unseal(text)
-        if body["schema"] != INDEX_SCHEMA or body["stamp"] != stamp:
+        if body["schema"] != _schema() or body["stamp"] != stamp:
             return None
         return Index({key: IndexRow(**row) for key, row in body["rows"].items()}, body["facts"])
     except (ValueError, TypeError, KeyError):
@@ -73,4 +74,9 @@ def load(folder: Folder, stamp: Any) -> Index | None:
 def save(folder: Folder, index: Index, stamp: Any) -> None:
     """Raises ``OSError`` where it cannot be written."""
     rows = {key: asdict(row) for key, row in index.rows.items()}
-    folder.write(INDEX, seal({"schema": INDEX_SCHEMA, "stamp": stamp, "rows": rows, "facts": dict(index.facts)}))
+    folder.write(INDEX, seal({"schema": _schema(), "stamp": stamp, "rows": rows, "facts": dict(index.facts)}))
+
+
+def _schema() -> list[int]:
+    # With the entries' own: another version's index lists entries that this one does not read.
+    return [INDEX_SCHEMA, values.ENTRY_SCHEMA]

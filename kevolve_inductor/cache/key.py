@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class CacheKey:
 
     fields: dict[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest_of(self.fields)
 
@@ -72,11 +73,13 @@ def size_bucket(size: int) -> int:
 
 def eager_numerics() -> dict[str, Any]:
     """The process-wide switches that change what eager computes, and so what a kernel is measured against."""
-    matmul = torch.backends.cuda.matmul
+    # As values of no type: torch's own annotations do not know these attributes.
+    backends: Any = torch.backends
+    matmul = backends.cuda.matmul
     return {
         "cuda_matmul": _precision(matmul.fp32_precision),
-        "cuda_conv": _precision(torch.backends.cudnn.conv.fp32_precision),
-        "cpu_matmul": _precision(torch.backends.mkldnn.matmul.fp32_precision),
+        "cuda_conv": _precision(backends.cudnn.conv.fp32_precision),
+        "cpu_matmul": _precision(backends.mkldnn.matmul.fp32_precision),
         "fp16_reduction": bool(matmul.allow_fp16_reduced_precision_reduction),
         "bf16_reduction": bool(matmul.allow_bf16_reduced_precision_reduction),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -89,7 +92,7 @@ def _precision(name: str) -> str:
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields of two keys that differ, by dotted name, with both values; an absent field is ``None``. Explains a miss."""
+    """Explains a miss: the fields of two keys that differ, by dotted name. An absent field is ``None``."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted(mine.keys() | theirs.keys()):
         left, right = mine.get(name), theirs.get(name)

@@ -1,16 +1,17 @@
 """The store: kernels, verdicts, trials and facts on disk, for ever, verified on every read.
 
-    objects/<2>/<sha256>.json    kernels; the name is the SHA-256 of the content
-    entries/<2>/<key>.json       one record per cache key
-    trials/<2>/<key>.jsonl       every trial of every search for a key, only ever added to
-    facts/<kind>/<sha256>.json   small facts: measured ceilings, verdicts on whole graphs
-    index.json                   a summary, rebuilt from the entries at need
-    quarantine/                  what did not verify
+objects/<2>/<sha256>.json    kernels; the name is the SHA-256 of the content
+entries/<2>/<key>.json       one record per cache key
+trials/<2>/<key>.jsonl       every trial of every search for a key, only ever added to
+facts/<kind>/<sha256>.json   small facts: measured ceilings, verdicts on whole graphs
+index.json                   a summary, rebuilt from the entries at need
+quarantine/                  what did not verify
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from ..exc import CorruptEntryError, StoreError
 from ..kernel import Kernel, digest_of
 from . import index as index_file
-from .entry import Entry, TrialRow, require_digest
+from .entry import Entry, OtherSchemaError, TrialRow, require_digest
 from .folder import Folder, canonical, parse, seal, sha256, unseal
 from .index import Index
 
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 # Facts of these kinds change which kernels run, so they count in the generation; all others do not.
 DECIDING_KINDS = ("graph",)
+
+# What reading a well-formed but foreign JSON value can raise.
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 Value = TypeVar("Value")
 
@@ -59,9 +63,15 @@ class Store:
         """Whether what is put here outlives the process."""
         return not self._folder.degraded
 
+    def build_folder(self) -> Path:
+        """Where compiled code is kept: inside the store, or in a private temporary folder where that is not writable."""
+        if self.persistent:
+            return self.path / "build"
+        return Path(tempfile.mkdtemp(prefix="kevolve-build-"))
+
     def get(self, key: str) -> Entry | None:
         """What is known for a cache key's digest, its kernel verified too. ``None`` is a miss."""
-        entry = self._verified(_entry_name(key), lambda text: _entry(text, key))
+        entry = self._entry_at(_entry_name(key))
         if entry is None or entry.kernel is None:
             return entry
         try:
@@ -97,7 +107,7 @@ class Store:
     def entries(self) -> Iterator[Entry]:
         """Every entry that verifies, by cache key. Kernels are not read."""
         for name in self._folder.names("entries", ".json"):
-            entry = self._verified(name, lambda text, key=_stem(name): _entry(text, key))  # type: ignore[misc]
+            entry = self._entry_at(name)
             if entry is not None:
                 yield entry
 
@@ -129,12 +139,8 @@ class Store:
         if self._index is not None and self._index[0] == identity:
             return self._index[1]
         index = index_file.load(self._folder, stamp)
-        if index is None:
-            index = self._rebuild()
-            stamp = self._stamp()
-            identity = (self._folder.identity(index_file.INDEX), stamp)
-        self._index = (identity, index)
-        return index
+        self._index = (identity, index) if index is not None else self._rebuild()
+        return self._index[1]
 
     def generation(self) -> str:
         """Digest of every choice this store makes: equal in any process, different after any choice has changed."""
@@ -143,7 +149,7 @@ class Store:
     def verify(self) -> list[CorruptEntryError]:
         """Read everything, change nothing, and say what would not be used and why."""
         checks: tuple[tuple[str, str, Callable[[str, str], object]], ...] = (
-            ("objects", ".json", lambda name, text: _kernel(text, _stem(name))),
+            ("objects", ".json", lambda name, text: _content(text, _stem(name))),
             ("entries", ".json", lambda name, text: self._check_entry(_entry(text, _stem(name)))),
             ("facts", ".json", lambda name, text: _check_fact(name, unseal(text))),
         )
@@ -160,12 +166,17 @@ class Store:
                     found.append(CorruptEntryError(str(self.path / name), f"line {number}: {row}"))
         return found
 
+    def _entry_at(self, name: str) -> Entry | None:
+        return self._verified(name, lambda text: _entry(text, _stem(name)))
+
     def _reason(self, name: str, check: Callable[[str, str], object]) -> str | None:
         try:
             text = self._folder.read(name)
             if text is not None:
                 check(name, text)
-        except (ValueError, TypeError, KeyError) as error:
+        except OtherSchemaError:
+            return None
+        except _MALFORMED as error:
             return _said(error)
         return None
 
@@ -181,7 +192,9 @@ class Store:
         try:
             text = self._folder.read(name)
             return None if text is None else read(text)
-        except (ValueError, TypeError, KeyError) as error:
+        except OtherSchemaError:
+            return None
+        except _MALFORMED as error:
             self._folder.set_aside(name, _said(error))
             return None
 
@@ -200,8 +213,11 @@ class Store:
         except OSError as error:
             problem: StoreError | None = self._folder.degrade(error)
             write()
-            if problem is not None and raising:
+            if problem is None:
+                return
+            if raising:
                 raise problem from error
+            self._folder.warn(problem)
 
     def _put(self, entry: Entry, kernel: Kernel | None) -> None:
         index = self.index()
@@ -219,21 +235,22 @@ class Store:
         self._folder.write(name, seal(body))
         self._save(index.with_fact(name, sha256(canonical(body).encode())))
 
-    def _save(self, index: Index) -> None:
+    def _save(self, index: Index) -> tuple[Any, Index]:
         stamp = self._stamp()
         index_file.save(self._folder, index, stamp)
-        self._index = ((self._folder.identity(index_file.INDEX), stamp), index)
+        self._index = (self._folder.identity(index_file.INDEX), stamp), index
+        return self._index
 
-    def _rebuild(self) -> Index:
+    def _rebuild(self) -> tuple[Any, Index]:
         """From the files, under the lock, so that no entry is written meanwhile; saved where that is possible."""
         try:
             with self._folder.locked():
-                index = self._from_files()
-                index_file.save(self._folder, index, self._stamp())
-                return index
+                return self._save(self._from_files())
         except OSError as error:
-            logger.debug("the index of %s was rebuilt but not saved: %s", self.path, error)
-            return self._from_files()
+            logger.debug("the index of %s is not saved: %s", self.path, error)
+            # Identity first: what is written while the files are read makes this index stale, as it should.
+            identity = (self._folder.identity(index_file.INDEX), self._stamp())
+            return identity, self._from_files()
 
     def _from_files(self) -> Index:
         facts: dict[str, str] = {}
@@ -279,10 +296,14 @@ def _entry(text: str, key: str) -> Entry:
     return entry
 
 
-def _kernel(text: str, digest: str) -> Kernel:
+def _content(text: str, digest: str) -> Any:
     if sha256(text.encode()) != digest:
         raise ValueError("content does not match its digest")
-    return Kernel.from_json(parse(text))
+    return parse(text)
+
+
+def _kernel(text: str, digest: str) -> Kernel:
+    return Kernel.from_json(_content(text, digest))
 
 
 def _fact(text: str, kind: str, key: str) -> dict[str, Any]:
@@ -301,7 +322,7 @@ def _row(line: str) -> TrialRow | str:
     """The row of one line, or why there is none."""
     try:
         return TrialRow.from_json(unseal(line))
-    except (ValueError, TypeError, KeyError) as error:
+    except _MALFORMED as error:
         return _said(error)
 
 

@@ -94,7 +94,7 @@ def _permute(node: torch.fx.Node, index: Index) -> Mapped:
 
 
 def _transpose(node: torch.fx.Node, index: Index) -> Mapped:
-    a, b = (d % len(index) for d in node.args[1:3])  # type: ignore[operator]
+    a, b = (int(d) % len(index) for d in node.args[1:3])  # type: ignore[arg-type]
     mapped = list(index)
     mapped[a], mapped[b] = mapped[b], mapped[a]
     return _source(node), tuple(mapped)
@@ -154,7 +154,7 @@ def _resolved(position: Any, extent: Dim, clamp: bool = True) -> Expr:
 def _split_item(node: torch.fx.Node, index: Index) -> Mapped:
     """``getitem`` of ``split``, ``split_with_sizes`` or ``unbind``."""
     split = _source(node)
-    which = int(node.args[1])  # type: ignore[call-overload]
+    which = int(node.args[1])  # type: ignore[arg-type]
     name = str(split.target)
     source = _source(split)
     shape = shape_of(source)

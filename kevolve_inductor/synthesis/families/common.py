@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch.fx
 
 from ...exc import UnsupportedError
+from ...graph.capture import identifiers
 from ...graph.meta import spec_of, tensor_of
 from ...graph.region import TensorSpec
 from ..expression import is_constant, is_expressible, is_view
@@ -55,3 +56,11 @@ def check_acyclic(inputs: Iterable[torch.fx.Node], outputs: Iterable[torch.fx.No
 def specs_of(nodes: Iterable[torch.fx.Node]) -> tuple[TensorSpec, ...]:
     """Specs of the region's inputs or outputs, which type and address the kernel's parameters."""
     return tuple(spec_of(tensor_of(node)) for node in nodes)
+
+
+def symbols_of(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """Sorted symbols of the sizes and strides of the region's inputs and outputs.
+
+    ``Argument("size", k)`` counts within them; ``graph.capture.canonical_kernel`` then takes the order of the region.
+    """
+    return tuple(sorted({name for spec in specs for dim in (*spec.shape, *spec.stride) for name in identifiers(dim)}))

@@ -1,0 +1,110 @@
+"""``torch.compile(model, backend="kevolve")``.
+
+Inductor compiles the graph. In its post-grad pass the regions of the graph are found, the store is asked for each, what is
+missing is searched within the budget, and the kernels that won are swapped in. Whatever goes wrong on our side, the user
+gets Inductor's own result and one warning.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+from .cache.store import Store
+from .evaluate.client import WorkerEvaluator
+from .exc import PlatformError
+from .graph.ranges import seen_ranges
+from .platforms.platform import Platform
+from .settings import Settings
+from .swap_pass import SwapPass, platform_of
+
+logger = logging.getLogger(__name__)
+
+_HOOK = "post_grad_custom_post_pass"
+
+
+def kevolve(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """The backend. ``options`` are ``kevolve.*`` settings (see :class:`Settings`) and Inductor's own, side by side.
+
+    Raises ``SettingsError`` on options that cannot be used; after that only what Inductor itself raises, unless
+    ``kevolve.strict`` is set.
+    """
+    settings, rest = Settings.resolve(options, mode)
+    patches = _inductor_patches(settings.inductor_mode, rest)
+    if not settings.active:
+        return compile_fx(gm, example_inputs, config_patches=patches)
+    try:
+        swap_pass = _swap_pass(settings, example_inputs, patches)
+    except Exception as error:  # the boundary to the user's process: no failure of ours may reach it
+        _fall_back(error, settings)
+        return compile_fx(gm, example_inputs, config_patches=patches)
+    return compile_fx(
+        gm,
+        example_inputs,
+        inner_compile=_guarded(settings, patches.get(_HOOK)),
+        config_patches={**patches, _HOOK: swap_pass},
+    )
+
+
+def _inductor_patches(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Inductor's configuration for a mode and options, validated by torch itself: the options win."""
+    wrapper: Any = torch._TorchCompileInductorWrapper
+    patches = dict(wrapper(mode, None, None).config)
+    return patches | wrapper(None, options, None).config
+
+
+def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mapping[str, Any]) -> SwapPass:
+    if patches.get("cpp_wrapper", inductor_config.cpp_wrapper):
+        raise PlatformError("Inductor's C++ wrapper cannot call kernels; compile without cpp_wrapper")
+    platform = platform_of(example_inputs)
+    before = patches.get(_HOOK, getattr(inductor_config, _HOOK))
+    chain = before if isinstance(before, (list, tuple)) else [] if before is None else [before]
+    return SwapPass(settings, platform, Store.open(settings.store), _evaluator, seen_ranges(example_inputs), chain)
+
+
+def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEvaluator:
+    return WorkerEvaluator(platform, store.build_folder(), seed=settings.seed)
+
+
+def _guarded(settings: Settings, previous: Any) -> Callable[..., Any]:
+    """Inductor's inner compiler for one graph, tried with our pass and, if that fails in any way, without it.
+
+    It is here and not around the whole compile because the backward graph is compiled long after this call returned.
+    """
+
+    def compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+        untouched = copy.deepcopy(gm.graph)
+        try:
+            return compile_fx_inner(gm, example_inputs, **kwargs)
+        except Exception as error:  # the boundary to the user's process: no failure of ours may reach it
+            _fall_back(error, settings)
+            with inductor_config.patch({_HOOK: previous}):
+                return compile_fx_inner(torch.fx.GraphModule(gm, untouched), example_inputs, **kwargs)
+
+    return compile_graph
+
+
+_warned: set[str] = set()
+
+
+def _fall_back(error: Exception, settings: Settings) -> None:
+    """Say once what went wrong, or raise it if the user asked for that."""
+    if settings.strict:
+        raise error
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if text not in _warned:
+        _warned.add(text)
+        logger.warning("kevolve left this graph to Inductor: %s", text, exc_info=logger.isEnabledFor(logging.DEBUG))

@@ -1,0 +1,55 @@
+"""What a kernel has to beat: the region run eagerly, and compiled by Inductor without any pass of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+Compiled = Callable[[Sequence[torch.Tensor]], Sequence[Any]]
+
+
+def with_fake_values(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Put a fake tensor of static shape under ``meta["val"]`` of every node; returns the fake inputs."""
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    with mode:
+        FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*fakes)
+    return fakes
+
+
+def decomposed(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """The module after Inductor's own decompositions; what already went through them comes out as it was."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad():
+        return make_fx(gm, select_decomp_table(), tracing_mode="fake")(*inputs)
+
+
+def compile_inductor(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Compiled:
+    """Inductor's code for an ATen-level graph that AOTAutograd has already been through; inference only.
+
+    Compiled below ``torch.compile``'s guards and AOTAutograd's wrapper, as the part of a larger graph would be.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    fakes = with_fake_values(gm, inputs)
+    # A graph's caller checks alignment once; the wrapper would copy an input that merely starts at an odd address.
+    with torch.no_grad(), torch._guards.tracing(torch._guards.TracingContext(fakes[0].fake_mode if fakes else None)):
+        with config.patch({"post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None}):
+            compiled = compile_fx_inner(gm, fakes, is_inference=True, cudagraphs=None)
+
+    def call(tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
+        # Compiled code takes its inputs out of the list, to free each after its last use.
+        result: Sequence[Any] = compiled(list(tensors))
+        return result
+
+    return call

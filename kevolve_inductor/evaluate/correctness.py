@@ -1,0 +1,186 @@
+"""Comparing a candidate's outputs with the reference. Runs in a process that never runs candidates."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+
+from ..graph.reference import Reference, evaluate_fp64
+from ..graph.region import Region, Workload
+from ..graph.selection import TOLERANCES, outputs_of_selections, typical_magnitude
+from .evaluation import Mismatch, Pattern
+from .inputs import generate
+
+_REMEMBERED_BYTES = 512 * 2**20
+# A candidate may be this much worse than eager's own rounding, which is an accident of eager's order of operations.
+_EAGER_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """``max_error`` is the largest absolute distance to the fp64 reference."""
+
+    max_error: float
+
+
+@dataclass(frozen=True)
+class NoReference:
+    """The reference itself cannot be evaluated, e.g. because no valid inputs are known."""
+
+    reason: str
+
+
+class Judge:
+    """Compares outputs for one region and workload; remembers references between candidates."""
+
+    def __init__(self, region: Region, workload: Workload, seed: int, device: torch.device) -> None:
+        self.region, self.workload, self.seed, self.device = region, workload, seed, device
+        self._references: OrderedDict[str, Reference | None] = OrderedDict()
+        self._selected = tuple(outputs_of_selections(region).values())
+
+    def judge(self, distribution: str, outputs: Sequence[torch.Tensor] | None) -> Agreed | Mismatch | NoReference:
+        """``None`` for outputs says that the candidate reported an index out of range."""
+        try:
+            reference = self._own_reference(distribution)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            return NoReference(f"{type(error).__name__}: {error}")
+        if reference is None and distribution not in ("beyond", "below"):
+            return NoReference(f"eager itself finds an index out of range in {distribution!r} inputs")
+        if reference is None or outputs is None:
+            if reference is None and outputs is None:
+                return Agreed(0.0)
+            total = outputs[0].numel() if outputs else 0
+            return Mismatch("index out of range", "everything", distribution, 0, total, total, (), 0.0)
+        return self._compare(distribution, self._under_same_choices(distribution, reference, outputs), outputs)
+
+    def _own_reference(self, distribution: str) -> Reference | None:
+        """With eager's own selections; ``None`` where eager raises for an index."""
+        if distribution not in self._references:
+            inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
+            reference = self._evaluate(distribution, inputs)
+            self._references[distribution] = reference
+            while len(self._references) > 1 and self._remembered_bytes() > _REMEMBERED_BYTES:
+                self._references.popitem(last=False)
+        return self._references[distribution]
+
+    def _evaluate(self, distribution: str, inputs: list[torch.Tensor]) -> Reference | None:
+        try:
+            return evaluate_fp64(self.region, inputs)
+        except IndexError:
+            return None
+        except RuntimeError:
+            # Several operators report an index out of range as a RuntimeError.
+            if distribution in ("beyond", "below"):
+                return None
+            raise
+
+    def _remembered_bytes(self) -> int:
+        references = [reference for reference in self._references.values() if reference is not None]
+        return sum(t.numel() * t.element_size() for r in references for t in (*r.exact, *r.eager))
+
+    def _under_same_choices(
+        self, distribution: str, reference: Reference, outputs: Sequence[torch.Tensor]
+    ) -> Reference:
+        if all(torch.equal(outputs[k], reference.eager[k]) for k in self._selected):
+            return reference
+        inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
+        return evaluate_fp64(self.region, inputs, {k: outputs[k] for k in self._selected})
+
+    def _compare(
+        self, distribution: str, reference: Reference, outputs: Sequence[torch.Tensor]
+    ) -> Agreed | Mismatch:
+        if reference.faults:
+            fault = reference.faults[0]
+            return _mismatch("valid selection", "selection", distribution, fault.output, fault.wrong, None)
+        max_error = 0.0
+        for number, output in enumerate(outputs):
+            exact, eager = reference.exact[number], reference.eager[number]
+            verdict = _compare_one(output, exact, eager, reference.bitwise[number])
+            if verdict.wrong.any():
+                pattern = "nan placement" if verdict.misplaced_nan else _pattern_of(verdict.wrong)
+                return _mismatch(verdict.check, pattern, distribution, number, verdict.wrong, verdict.error)
+            if verdict.error is not None and verdict.error.numel():
+                max_error = max(max_error, float(verdict.error.max()))
+        return Agreed(max_error)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """``wrong`` and ``error`` have the output's shape; ``error`` is 0 where no difference is defined."""
+
+    check: str
+    wrong: torch.Tensor
+    error: torch.Tensor | None
+    misplaced_nan: bool = False
+
+
+def _compare_one(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitwise: bool) -> _Verdict:
+    if output.dtype is torch.bool:
+        # Compared as bytes: a truth value is 0 or 1, and whoever reads it later relies on that.
+        output, eager = output.view(torch.uint8), eager.to(torch.uint8)
+        exact = exact.to(torch.uint8)
+    if not output.is_floating_point():
+        return _Verdict("equal integers", (output != eager) & (output != exact), None)
+    nan_differs = output.isnan() != eager.isnan()
+    if bool(nan_differs.any()):
+        # Where rounding alone decides (an overflow, 0/0 of underflowed values), the fp64 placement counts as well.
+        nan_differs &= output.isnan() != exact.isnan()
+    if bitwise:
+        wrong = (output != eager) & ~(output.isnan() & eager.isnan())
+        return _Verdict("equal bits", wrong, _distance(output, exact), bool(nan_differs.any()))
+    error = _distance(output, exact)
+    wrong = nan_differs | (error > allowed_error(exact, eager))
+    same_infinity = (output == eager) | (output.double() == exact)
+    wrong |= ~same_infinity & (output.isinf() | (eager.isinf() & exact.isinf())) & ~output.isnan()
+    return _Verdict("fp64 reference", wrong, error, bool(nan_differs.any()))
+
+
+def _distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Absolute distance, 0 wherever either side is not finite."""
+    distance = (output.double() - exact).abs()
+    return distance.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def allowed_error(exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:
+    """Largest permitted distance to the fp64 value, element by element.
+
+    The greater of the tolerance that ``torch.testing`` has for the dtype (its absolute part scaled down where all values
+    are small) and twice eager's own error: at the element, or the worst of its row, since which element of a row eager
+    happens to round badly is not a property of the region.
+    """
+    relative, absolute = TOLERANCES[eager.dtype]
+    tolerance = relative * exact.abs() + absolute * typical_magnitude(exact)
+    error = _distance(eager, exact)
+    if error.dim() and error.numel():
+        error = torch.maximum(error, error.amax(-1, keepdim=True))
+    return torch.maximum(tolerance.nan_to_num(0.0, 0.0, 0.0), _EAGER_ERRORS * error)
+
+
+def _mismatch(
+    check: str, pattern: Pattern, distribution: str, number: int, wrong: torch.Tensor, error: torch.Tensor | None
+) -> Mismatch:
+    if error is None:
+        at = int(wrong.reshape(-1).to(torch.uint8).argmax())
+        worst = 0.0
+    else:
+        at = int(torch.where(wrong, error, -1.0).reshape(-1).argmax())
+        worst = float(error.reshape(-1)[at])
+    index = tuple(int(k) for k in numpy.unravel_index(at, tuple(wrong.shape))) if wrong.dim() else ()
+    return Mismatch(check, pattern, distribution, number, int(wrong.sum()), wrong.numel(), index, worst)
+
+
+def _pattern_of(wrong: torch.Tensor) -> Pattern:
+    if bool(wrong.all()):
+        return "everything"
+    rows = wrong.reshape(-1, wrong.shape[-1])
+    if rows.shape[0] > 1 and int(rows.any(-1).sum()) == 1:
+        return "one row"
+    places = wrong.reshape(-1).nonzero()
+    columns = rows.any(0).nonzero()
+    is_end = int(places.min()) >= wrong.numel() * 7 // 8
+    is_row_end = rows.shape[0] > 1 and int(columns.min()) >= rows.shape[1] * 7 // 8
+    return "tail" if is_end or is_row_end else "scattered"

@@ -1,0 +1,222 @@
+"""Inputs regenerated from a region, a workload and a seed: the same tensors in every process that asks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from ..graph.dims import evaluate
+from ..graph.reference import dtype_of
+from ..graph.region import InputRange, Region, TensorSpec, Workload
+
+# What each distribution is for:
+#   normal, uniform   the ordinary case; uniform inputs also start at an odd address
+#   large             overflow and cancellation; for integers the ends of the range
+#   zeros, constant   division by zero, one value in a whole row
+#   ties, sorted      selections, binary searches, run lengths
+#   special           NaN, infinities, negative zero, subnormal numbers
+#   beyond, below     indices out of range: wherever eager raises, a kernel must
+DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", "beyond", "below")
+_REDUCED = ("normal", "large", "ties", "special", "beyond", "below")
+_REDUCED_FROM_BYTES = 128 * 2**20
+# A graph as it is really run: weights of a size that keeps deep networks finite.
+GRAPH = "graph"
+
+_PLAIN_INTEGERS = InputRange(-100, 100)
+_SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
+_RAGGED_SHARE = 64
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How one input is filled."""
+
+    distribution: str
+    position: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    allowed: InputRange | None
+    generator: torch.Generator
+    device: torch.device
+
+
+def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
+    """The distributions that say something about this region, in the order to try them."""
+    size = sum(spec.size_bytes(workload.symbols) for spec in (*region.inputs, *region.output_specs))
+    names = _REDUCED if size > _REDUCED_FROM_BYTES else DISTRIBUTIONS
+    dtypes = [dtype_of(spec.dtype) for spec in region.inputs]
+    if not any(dtype.is_floating_point for dtype in dtypes):
+        names = tuple(name for name in names if name not in ("uniform", "special"))
+    if region.device != "cpu" or not any(_may_leave(entry) for entry in workload.ranges):
+        # On a GPU eager's own check aborts the whole process, so nothing can be compared there.
+        names = tuple(name for name in names if name not in ("beyond", "below"))
+    return names
+
+
+def generate(
+    region: Region, workload: Workload, distribution: str, seed: int, device: torch.device
+) -> list[torch.Tensor]:
+    """One tensor per input, with the region's strides, within the workload's ranges."""
+    tensors = []
+    for position, spec in enumerate(region.inputs):
+        allowed = workload.ranges[position] if position < len(workload.ranges) else None
+        shape, stride = sizes_of(spec, workload.symbols)
+        generator = torch.Generator(device=device).manual_seed(_seed(seed, workload.seed, distribution, position))
+        distinct = tuple(1 if step == 0 else size for size, step in zip(shape, stride, strict=True))
+        recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
+        shift = 1 if distribution == "uniform" and device.type == "cpu" else 0
+        tensors.append(_placed(_values(recipe), shape, stride, shift))
+    return tensors
+
+
+def extent_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Elements from the first to the last one that a tensor touches."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def sizes_of(spec: TensorSpec, symbols: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and strides with every symbol replaced by its size."""
+    shape = tuple(evaluate(dim, symbols) for dim in spec.shape)
+    return shape, tuple(evaluate(dim, symbols) for dim in spec.stride)
+
+
+def _placed(values: torch.Tensor, shape: tuple[int, ...], stride: tuple[int, ...], shift: int) -> torch.Tensor:
+    memory = torch.zeros(extent_of(shape, stride) + shift, dtype=values.dtype, device=values.device)
+    memory.as_strided(values.shape, stride, shift).copy_(values)
+    return memory.as_strided(shape, stride, shift)
+
+
+def _seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
+
+
+def _may_leave(allowed: InputRange | None) -> bool:
+    return allowed is not None and not allowed.monotone
+
+
+def _values(recipe: _Recipe) -> torch.Tensor:
+    if recipe.dtype is torch.bool:
+        return _booleans(recipe)
+    if recipe.dtype.is_floating_point:
+        return _floats(recipe).to(recipe.dtype)
+    if recipe.allowed is not None and recipe.allowed.monotone:
+        return _offsets(recipe, recipe.allowed).to(recipe.dtype)
+    return _integers(recipe)
+
+
+def _uniform(recipe: _Recipe) -> torch.Tensor:
+    return torch.rand(recipe.shape, generator=recipe.generator, device=recipe.device, dtype=torch.float32)
+
+
+def _normal(recipe: _Recipe) -> torch.Tensor:
+    return torch.randn(recipe.shape, generator=recipe.generator, device=recipe.device, dtype=torch.float32)
+
+
+def _sorted(values: torch.Tensor, descending: bool) -> torch.Tensor:
+    return values.sort(-1, descending=descending).values if values.dim() else values
+
+
+def _booleans(recipe: _Recipe) -> torch.Tensor:
+    if recipe.distribution in ("zeros", "constant"):
+        value = recipe.distribution == "constant"
+        return torch.full(recipe.shape, value, device=recipe.device)
+    values = _uniform(recipe) < (0.05 if recipe.distribution == "ties" else 0.5)
+    if recipe.distribution == "sorted":
+        return _sorted(values.to(torch.uint8), recipe.position % 2 == 1).to(torch.bool)
+    return values
+
+
+def _floats(recipe: _Recipe) -> torch.Tensor:
+    match recipe.distribution:
+        case "uniform":
+            return _uniform(recipe)
+        case "large":
+            return _normal(recipe) * (64.0 if recipe.dtype is torch.float16 else 1000.0)
+        case "zeros":
+            return torch.zeros(recipe.shape, device=recipe.device)
+        case "constant":
+            return torch.full(recipe.shape, 0.75, device=recipe.device)
+        case "ties":
+            return torch.floor(_uniform(recipe) * 8.0) / 2.0 - 2.0
+        case "sorted":
+            return _sorted(_normal(recipe), recipe.position % 2 == 1)
+        case "special":
+            return _sprinkled(recipe, _normal(recipe))
+        case "graph":
+            if len(recipe.shape) < 2:
+                return _uniform(recipe) + 0.5
+            return _normal(recipe) / max(recipe.shape[-1], 1) ** 0.5
+    return _normal(recipe)
+
+
+def _sprinkled(recipe: _Recipe, values: torch.Tensor) -> torch.Tensor:
+    flat = values.reshape(-1)
+    count = flat.numel()
+    if count:
+        for value in _SPECIAL_VALUES:
+            places = max(1, count // 1000)
+            at = torch.randint(count, (places,), generator=recipe.generator, device=recipe.device)
+            flat[at] = value
+    return flat.reshape(values.shape)
+
+
+def _integers(recipe: _Recipe) -> torch.Tensor:
+    limits = torch.iinfo(recipe.dtype)
+    allowed = recipe.allowed or _PLAIN_INTEGERS
+    if recipe.allowed is None and recipe.distribution == "large":
+        allowed = InputRange(limits.min, limits.max)
+    low, high = max(allowed.low, limits.min), min(allowed.high, limits.max)
+    match recipe.distribution:
+        case "zeros":
+            values = torch.full(recipe.shape, low if low > 0 or high < 0 else 0, device=recipe.device)
+        case "constant":
+            values = torch.full(recipe.shape, high, device=recipe.device)
+        case "ties":
+            few = torch.tensor([low, low + (high - low) // 2, high], device=recipe.device)
+            values = few[_between(recipe, 0, 2)]
+        case "sorted":
+            values = _sorted(_between(recipe, low, high), recipe.position % 2 == 1)
+        case "large":
+            ends = torch.tensor([low, high], device=recipe.device)
+            values = torch.where(_uniform(recipe) < 0.5, ends[_between(recipe, 0, 1)], _between(recipe, low, high))
+        case "beyond" | "below" if _may_leave(recipe.allowed):
+            values = _between(recipe, low, high)
+            outside = high + 1 if recipe.distribution == "beyond" else low - 1
+            if values.numel() and limits.min <= outside <= limits.max:
+                values.reshape(-1)[values.numel() // 2] = outside
+        case _:
+            values = _between(recipe, low, high)
+    return values.to(recipe.dtype)
+
+
+def _between(recipe: _Recipe, low: int, high: int) -> torch.Tensor:
+    """Uniform 64-bit integers of ``[low, high]``."""
+    # torch.randint excludes the upper end, which must itself be an int64.
+    top = min(high, torch.iinfo(torch.int64).max - 1)
+    return torch.randint(low, top + 1, recipe.shape, generator=recipe.generator, device=recipe.device)
+
+
+def _offsets(recipe: _Recipe, allowed: InputRange) -> torch.Tensor:
+    """Non-decreasing along the last dimension, from ``low`` to ``high``; segments differ by distribution."""
+    low, high = allowed.low, allowed.high
+    share = _uniform(recipe).double()
+    match recipe.distribution:
+        case "zeros":
+            share = torch.zeros_like(share)
+        case "constant":
+            share = torch.ones_like(share)
+        case "ties":
+            share = torch.floor(share * 8.0) / 8.0
+        case "large":
+            share = share**_RAGGED_SHARE
+        case "uniform" if recipe.shape:
+            share = torch.linspace(0, 1, recipe.shape[-1], device=recipe.device, dtype=torch.float64).expand(recipe.shape)
+    values = _sorted((share * (high - low) + low).to(torch.int64), False).clone()
+    if recipe.shape and recipe.shape[-1] > 0:
+        values[..., 0] = low
+        values[..., -1] = high
+    return values

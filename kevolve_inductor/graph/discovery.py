@@ -1,0 +1,153 @@
+"""Finding regions: every family looks at the graph, overlaps are settled, and what is left is ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.fx
+
+from ..exc import UnsupportedError
+from ..platforms.platform import Ceilings
+from ..synthesis.family import Family, Match, Rejection
+from .capture import Captured, capture
+from .cost import estimate_s, floor_s, least_bytes
+from .meta import hint_of, tensor_of
+from .ranges import Ranges
+from .region import InputRange, Workload
+
+# Ids and positions whose range nobody knows are tried within the smallest axis that the region indexes.
+_INDEXING = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.default", "aten.index_select.default",
+             "aten.gather.default"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """A region of a graph, ready to be looked up or searched.
+
+    ``estimate_us`` is a modelled time, ``share`` its part of the whole graph's modelled time, ``floor_us`` the least time
+    any kernel needs at the measured ceilings, ``least_bytes`` what it must move.
+    """
+
+    match: Match
+    captured: Captured
+    workload: Workload
+    family: Family
+    title: str
+    estimate_us: float
+    share: float
+    floor_us: float
+    least_bytes: int
+
+    @property
+    def promise(self) -> float:
+        """Time that could be won: headroom × share, on which the budget is spent first."""
+        return self.share * max(0.0, 1 - self.floor_us / max(self.estimate_us, 1e-9))
+
+
+@dataclass(frozen=True)
+class Discovery:
+    found: tuple[Found, ...]
+    rejections: tuple[Rejection, ...]
+
+
+def discover(
+    graph: torch.fx.Graph, families: Sequence[Family], ranges: Ranges, ceilings: Ceilings, device: str
+) -> Discovery:
+    """Regions of ``graph`` on ``device``, the most promising first, and why the other candidates were left."""
+    rejections: list[Rejection] = []
+    found: list[Found] = []
+    total_s = sum(estimate_s(node, ceilings) for node in graph.nodes)
+    for family in families:
+        for result in family.find(graph, device):
+            if isinstance(result, Rejection):
+                rejections.append(result)
+                continue
+            conflict = _conflict(result, [other.match for other in found])
+            if conflict:
+                rejections.append(Rejection("overlap", conflict, family.name, result.outputs))
+                continue
+            try:
+                found.append(_describe(result, family, ranges, ceilings, total_s))
+            except UnsupportedError as error:
+                rejections.append(Rejection(error.code, error.message, family.name, result.nodes))  # type: ignore[arg-type]
+    found.sort(key=lambda region: -region.promise)
+    return Discovery(tuple(found), tuple(rejections))
+
+
+def _replaced(match: Match) -> list[torch.fx.Node]:
+    """Nodes that vanish with the swap. Those recomputed inside but needed outside as well stay and may be shared."""
+    inside = set(match.nodes)
+    outputs = set(match.outputs)
+    return [node for node in match.nodes if node in outputs or all(user in inside for user in node.users)]
+
+
+def _conflict(match: Match, accepted: Sequence[Match]) -> str | None:
+    """Why ``match`` cannot be swapped beside those accepted before it: it replaces the same value, or closes a cycle.
+
+    Two regions that are each sound may still need one another's results, when each computes several things.
+    """
+    mine = set(_replaced(match))
+    for other in accepted:
+        if mine & set(_replaced(other)):
+            return f"shares a value with a region of {other.family}"
+    producers = {node: other for other in accepted for node in other.outputs}
+    outputs, seen = set(match.outputs), set[torch.fx.Node]()
+    stack = list(match.inputs)
+    while stack:
+        node = stack.pop()
+        if node in outputs:
+            return "would wait for its own result through another region"
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+            stack.extend(producers[node].inputs if node in producers else ())
+    return None
+
+
+def _describe(match: Match, family: Family, ranges: Ranges, ceilings: Ceilings, total_s: float) -> Found:
+    captured = capture(match.nodes, match.inputs, match.outputs)
+    estimate = sum(estimate_s(node, ceilings) for node in _replaced(match))
+    moved = least_bytes(match.inputs, match.nodes, match.outputs)
+    dtype = captured.region.output_specs[0].dtype
+    return Found(
+        match=match,
+        captured=captured,
+        workload=_workload(match, captured, ranges),
+        family=family,
+        title=_title(match, family),
+        estimate_us=estimate * 1e6,
+        share=estimate / total_s if total_s else 0.0,
+        floor_us=floor_s(moved, match.flops, dtype, ceilings) * 1e6,
+        least_bytes=moved,
+    )
+
+
+def _title(match: Match, family: Family) -> str:
+    shapes = ", ".join("×".join(str(s) for s in tensor_of(node).shape) or "scalar" for node in match.inputs[:2])
+    more = f" +{len(match.inputs) - 2}" if len(match.inputs) > 2 else ""
+    return f"{family.name} {shapes}{more}"
+
+
+def _workload(match: Match, captured: Captured, ranges: Ranges) -> Workload:
+    sizes = tuple(
+        (name, hint_of(tensor_of(match.inputs[which]).shape[dim])) for name, which, dim in captured.region.symbols
+    )
+    fallback = _indexed_range(match)
+    known = tuple(ranges.get(node, fallback if _is_index(node) else None) for node in match.inputs)
+    return Workload(sizes, known)
+
+
+def _is_index(node: torch.fx.Node) -> bool:
+    value = tensor_of(node)
+    return not value.is_floating_point() and value.dtype.itemsize >= 4
+
+
+def _indexed_range(match: Match) -> InputRange | None:
+    extents = [
+        hint_of(size)
+        for node in match.nodes
+        if str(node.target) in _INDEXING
+        for size in tensor_of(node.args[0]).shape[:1]  # type: ignore[arg-type]
+    ]
+    return InputRange(0, max(min(extents) - 1, 0)) if extents else None

@@ -1,0 +1,163 @@
+"""The system's C++ compiler: found once per process, with concrete flags, and a content-addressed cache of what it built."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from .. import settings
+from ..exc import BuildError, CompilerMissingError
+
+_BASE_FLAGS = (
+    "-O3", "-std=c++20", "-fPIC", "-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+    "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-w",
+)  # fmt: skip
+_PROBE_TIMEOUT_S = 20.0
+_ERROR = re.compile(r"^(?P<file>[^:\s]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
+_MESSAGE_LENGTH = 1500
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """``flags`` name the instruction set explicitly, so that equal flags mean equal code on every machine."""
+
+    command: tuple[str, ...]
+    version: str
+    flags: tuple[str, ...]
+    openmp: Path | None
+
+    def key(self, text: str) -> str:
+        """Digest of everything a built object depends on."""
+        runtime = self.openmp.name if self.openmp else ""
+        parts = (text, self.version, *self.flags, runtime, str(sysconfig.get_config_var("SOABI")))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def find_compiler() -> Compiler:
+    """The first candidate that understands C++20. Raises ``CompilerMissingError`` naming those tried."""
+    return _find_compiler(settings.compiler_candidates())
+
+
+@cache
+def _find_compiler(candidates: tuple[str, ...]) -> Compiler:
+    for candidate in candidates:
+        command = tuple(shlex.split(candidate))
+        version = _output_of(*command, "--version")
+        if version and _output_of(*command, "-std=c++20", "-x", "c++", "-fsyntax-only", os.devnull) is not None:
+            openmp = loaded_openmp()
+            flags = _BASE_FLAGS + _machine_flags(command)
+            # clang calls its own OpenMP runtime by other names than libgomp has, and two runtimes mean two thread pools.
+            usable = openmp is not None and ("clang" not in version.lower() or "gomp" not in openmp.name)
+            return Compiler(command, version.splitlines()[0], flags + (("-fopenmp",) if usable else ()), openmp if usable else None)
+    raise CompilerMissingError(f"no C++20 compiler found; tried {', '.join(candidates)}")
+
+
+def _output_of(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout + done.stderr if done.returncode == 0 else None
+
+
+def _machine_flags(command: tuple[str, ...]) -> tuple[str, ...]:
+    """What ``-march=native`` means here, spelled out; empty (the baseline instruction set) where that cannot be told."""
+    report = _output_of(*command, "-march=native", "-###", "-x", "c++", "-c", os.devnull, "-o", os.devnull) or ""
+    for line in report.splitlines():
+        if " -cc1 " in line or '"-cc1"' in line:
+            words = shlex.split(line)
+            return (f"-march={words[words.index('-target-cpu') + 1]}",) if "-target-cpu" in words else ()
+        if "cc1plus" in line:
+            words = shlex.split(line)
+            return tuple(word for word in words if word.startswith("-m") and word != "-march=native")
+    return ()
+
+
+@cache
+def loaded_openmp() -> Path | None:
+    """The OpenMP runtime that torch runs on, so that kernels share its threads; ``None`` where there is none."""
+    torch.get_num_threads()
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    for line in maps.read_text().splitlines():
+        path = Path(line.split(maxsplit=5)[-1])
+        if re.match(r"lib(gomp|iomp5|omp)\b.*\.so", path.name):
+            return path
+    return None
+
+
+def compile_cpp(text: str, folder: Path) -> Path:
+    """The shared object built from ``text``, from the cache in ``folder`` if its content is what was written there.
+
+    Safe to call from several threads and processes. Raises ``BuildError`` where the compiler refuses the text,
+    ``CompilerMissingError`` where there is none, ``OSError`` where ``folder`` cannot be written.
+    """
+    compiler = find_compiler()
+    key = compiler.key(text)
+    place = folder / "cpp" / key[:2]
+    library, checksum = place / f"{key}.so", place / f"{key}.sha256"
+    if _is_intact(library, checksum):
+        return library
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / f"{key}.lock"):
+        if not _is_intact(library, checksum):
+            content = _build(compiler, text)
+            _write(checksum, hashlib.sha256(content).hexdigest().encode())
+            _write(library, content)
+    return library
+
+
+def _is_intact(library: Path, checksum: Path) -> bool:
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest() == checksum.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _build(compiler: Compiler, text: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="kevolve-") as scratch:
+        unit, library = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
+        # The text goes through standard input: a file's name would be part of the object.
+        _run((*compiler.command, *compiler.flags, "-x", "c++", "-c", "-o", str(unit), "-"), text, "compile")
+        # Linked in a step of its own and without -fopenmp, which would add the system's runtime beside torch's.
+        runtime = [str(compiler.openmp)] if compiler.openmp else []
+        _run((*compiler.command, "-shared", "-s", "-o", str(library), str(unit), *runtime, "-lm"), "", "link")
+        return library.read_bytes()
+
+
+def _run(command: tuple[str, ...], text: str, stage: str) -> None:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise _build_error(stage, done.stderr)
+
+
+def _build_error(stage: str, report: str) -> BuildError:
+    found = _ERROR.search(report)
+    if found is None:
+        return BuildError(stage, report.strip()[:_MESSAGE_LENGTH] or "the compiler failed without a message")
+    line = int(found["line"]) if found["file"] in ("<stdin>", "kernel") else None
+    return BuildError(stage, report[found.start() :].strip()[:_MESSAGE_LENGTH], line)
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o600 if path.suffix != ".so" else 0o700)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

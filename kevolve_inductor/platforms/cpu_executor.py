@@ -1,0 +1,78 @@
+"""Running and timing on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..graph.region import Region
+from ..kernel import Kernel
+from .cpu import BuiltCpp, CpuPlatform, last_level_cache_bytes, measured_ceilings
+from .executor import Call, Executor, Resources
+from .platform import Ceilings
+
+_FLUSH_CACHES = 2
+_WARM_UP_CALLS = 2
+
+
+@dataclass(frozen=True)
+class CpuKernel:
+    built: BuiltCpp
+    resources: Resources = Resources()
+
+    def __call__(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]
+    ) -> None:
+        self.built.call(*inputs, *outputs, *symbols)
+
+
+class CpuExecutor(Executor):
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._flushed: torch.Tensor | None = None
+
+    def load(self, kernel: Kernel, region: Region, folder: Path) -> CpuKernel:
+        return CpuKernel(CpuPlatform().build(kernel, region, folder))
+
+    def timed(self, call: Call) -> Call:
+        for _ in range(_WARM_UP_CALLS):
+            call()
+        return call
+
+    def measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
+        times: list[list[float]] = [[] for _ in timed]
+        for turn in range(rounds):
+            for step in range(len(timed)):
+                which = (turn + step) % len(timed)
+                if cold:
+                    self._flush()
+                start = time.perf_counter_ns()
+                result = timed[which]()
+                times[which].append((time.perf_counter_ns() - start) / 1e3)
+                del result
+        return times
+
+    def _flush(self) -> None:
+        if self._flushed is None:
+            self._flushed = torch.zeros(_FLUSH_CACHES * last_level_cache_bytes() // 4)
+        # Through torch's threads, so that every core's own caches are emptied as well as the shared one.
+        self._flushed.add_(1.0)
+
+    def synchronize(self) -> None:
+        pass
+
+    def last_level_bytes(self) -> int:
+        return last_level_cache_bytes()
+
+    def free_bytes(self) -> int:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return 2**62
+
+    def ceilings_now(self) -> Ceilings:
+        return measured_ceilings()

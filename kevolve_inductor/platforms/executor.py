@@ -1,0 +1,80 @@
+"""What the evaluation worker needs of the hardware: load kernels, run them, time them. Lives in the worker process only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..graph.region import Region, TensorSpec
+from ..graph.dims import evaluate
+from ..kernel import Kernel
+from .platform import Ceilings
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a built kernel takes of one processor, where the toolchain tells; the largest of its launches."""
+
+    registers: int | None = None
+    spills: int | None = None
+    shared_bytes: int | None = None
+
+
+class CompiledKernel(Protocol):
+    """A kernel loaded in this process."""
+
+    @property
+    def resources(self) -> Resources: ...
+
+    def __call__(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]
+    ) -> None:
+        """Write ``outputs``. Raises ``KernelIndexError`` where an index was out of range."""
+        ...
+
+
+class Executor(ABC):
+    """Bound to one device and one build folder. Not thread-safe."""
+
+    device: torch.device
+
+    @abstractmethod
+    def load(self, kernel: Kernel, region: Region, folder: Path) -> CompiledKernel:
+        """Raises ``BuildError`` or ``ResourceError``."""
+
+    @abstractmethod
+    def timed(self, call: Call) -> Call:
+        """``call`` in the form it is timed in, warmed up (on a GPU: a captured graph's replay)."""
+
+    @abstractmethod
+    def measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
+        """Microseconds of each call (rows) in each round (columns), taken in turn; ``cold`` empties the caches before each."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for what runs; raises where it failed."""
+
+    @abstractmethod
+    def last_level_bytes(self) -> int:
+        """Size of the cache before memory."""
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Memory that can still be allocated on the device."""
+
+    @abstractmethod
+    def ceilings_now(self) -> Ceilings:
+        """Measured afresh, not remembered."""
+
+    def allocate(self, spec: TensorSpec, symbols: dict[str, int]) -> torch.Tensor:
+        """An output as the compiled wrapper allocates it."""
+        shape = [evaluate(dim, symbols) for dim in spec.shape]
+        stride = [evaluate(dim, symbols) for dim in spec.stride]
+        return torch.empty_strided(shape, stride, dtype=getattr(torch, spec.dtype), device=self.device)

@@ -1,0 +1,274 @@
+"""The post-grad pass: from a graph to the same graph with kernels in it.
+
+This is where the product's path runs: regions found, the store asked, what is missing searched, the winners swapped in,
+the whole graph checked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from . import __version__
+from .cache.entry import Entry
+from .cache.store import Store
+from .evaluate.evaluation import GraphVerdict, Passed, from_json
+from .evaluate.evaluator import Evaluator
+from .exc import PlatformError, UnsupportedError, WorkerError
+from .graph.capture import capture_graph, graph_inputs
+from .graph.discovery import Discovery, Found, discover
+from .graph.ranges import Ranges, propagate
+from .graph.region import InputRange, Region, Workload
+from .graph.rewrite import Swap, apply_swaps
+from .kernel import digest_of
+from .platforms import platform_for
+from .platforms.platform import Ceilings, Platform
+from .report import GraphRow, Progress, RegionRow, announce, last_run
+from .settings import Settings
+from .synthesis.families import FAMILIES
+from .synthesis.family import Rejection
+from .tuner import Tuner
+
+EvaluatorFactory = Callable[[Platform, Store, Settings], AbstractContextManager[Evaluator]]
+
+# A whole graph may measure this much slower than Inductor's before its swaps are undone: the noise of the comparison.
+_GRAPH_NOISE = 1.02
+# Whole graphs beyond this many nodes are not compiled twice more; their regions' own evidence has to do.
+_GRAPH_NODE_LIMIT = 1500
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One region's verdict; ``entry`` is absent where it could not be decided, and ``reason`` says why."""
+
+    found: Found
+    entry: Entry | None
+    searched: bool
+    reason: str = ""
+
+
+class SwapPass(CustomGraphPass):
+    """Runs on every graph of one ``torch.compile``: inference, forward and, later, backward.
+
+    ``seen`` are the ranges of the integer inputs. ``before`` are the user's own passes for the same hook, which run first.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        platform: Platform,
+        store: Store,
+        evaluator: EvaluatorFactory,
+        seen: Sequence[InputRange | None],
+        before: Sequence[Any] = (),
+    ) -> None:
+        self.settings, self.platform, self.store = settings, platform, store
+        self._evaluator, self._seen, self._before = evaluator, tuple(seen), tuple(before)
+
+    def uuid(self) -> Any:
+        """Everything the choice of kernels depends on; ``None`` (no caching) if one of the user's passes says so.
+
+        A graph that Inductor takes from its own cache never passes here, and its key is made before the pass runs.
+        """
+        before = [one.uuid() for one in self._before]
+        if any(one is None for one in before):
+            return None
+        return digest_of(
+            {
+                "version": __version__,
+                "settings": self.settings.fingerprint(),
+                "store": self.store.generation(),
+                "target": self.platform.target().to_json(),
+                "before": [repr(one) for one in before],
+            }
+        )
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        for one in self._before:
+            one(graph)
+        swaps = GraphPlan(self, graph).swaps()
+        if swaps:
+            apply_swaps(graph, swaps)
+
+
+class GraphPlan:
+    """Decides what to swap in one graph."""
+
+    def __init__(self, owner: SwapPass, graph: torch.fx.Graph) -> None:
+        self.settings, self.platform, self.store = owner.settings, owner.platform, owner.store
+        self._factory = owner._evaluator
+        self.graph = graph
+        self.ranges: Ranges = propagate(graph, owner._seen)
+        self.report = last_run()
+
+    def swaps(self) -> tuple[Swap, ...]:
+        """The swaps that hold, after everything that may be measured has been. Fills the report."""
+        discovery = discover(self.graph, FAMILIES, self.ranges, self._ceilings(), self.platform.name)
+        self._report_rejections(discovery)
+        if not discovery.found:
+            return ()
+        with self._factory(self.platform, self.store, self.settings) as evaluator:
+            tuner = Tuner(self.settings, self.platform, self.store, evaluator)
+            decisions = self._decide(discovery, tuner)
+            wanted = self._wanted(decisions)
+            verdict = self._check(evaluator, wanted) if wanted else None
+        kept = wanted if verdict is None or _holds(verdict) else ()
+        self._report(decisions, {swap.outputs for swap in kept}, verdict)
+        return kept
+
+    def _ceilings(self) -> Ceilings:
+        key = digest_of(self.platform.target().to_json())
+        known = self.store.recall("ceilings", key)
+        if known is not None:
+            return Ceilings.from_json(known)
+        measured = self.platform.ceilings()
+        self.store.remember("ceilings", key, asdict(measured))
+        return measured
+
+    def _decide(self, discovery: Discovery, tuner: Tuner) -> list[Decision]:
+        decisions: list[Decision] = []
+        deadline = time.monotonic() + self.settings.effective_budget_s
+        left = sum(found.promise for found in discovery.found)
+        for position, found in enumerate(discovery.found):
+            announce(Progress(position, len(discovery.found), found.title))
+            seconds = (deadline - time.monotonic()) * (found.promise / left if left > 0 else 1.0)
+            decisions.append(self._decide_one(found, tuner, seconds, position, len(discovery.found)))
+            left -= found.promise
+        announce(Progress(len(discovery.found), len(discovery.found), "whole graph"))
+        return decisions
+
+    def _decide_one(self, found: Found, tuner: Tuner, seconds: float, position: int, total: int) -> Decision:
+        known = tuner.look_up(found)
+        if known is not None:
+            return Decision(found, known, searched=False)
+        if not self.settings.searching:
+            return Decision(found, None, searched=False, reason="not in the store")
+        if seconds <= 0:
+            return Decision(found, None, searched=False, reason="budget spent")
+
+        def tried(trials: int, best: float) -> None:
+            announce(Progress(position, total, found.title, trials, best))
+
+        try:
+            return Decision(found, tuner.search(found, seconds, tried), searched=True)
+        except WorkerError as error:
+            if self.settings.strict:
+                raise
+            return Decision(found, None, searched=False, reason=f"could not be evaluated: {error}")
+
+    def _wanted(self, decisions: Sequence[Decision]) -> tuple[Swap, ...]:
+        chosen = [(d.found, d.entry) for d in decisions if d.entry is not None and d.entry.verdict == "kernel"]
+        allowed = chosen if self.settings.fuel is None else chosen[: self.settings.fuel]
+        return tuple(
+            Swap(
+                self.store.kernel(entry.kernel),
+                found.captured.region,
+                tuple(node.name for node in found.match.inputs),
+                tuple(node.name for node in found.match.outputs),
+            )
+            for found, entry in allowed
+            if entry.kernel is not None
+        )
+
+    def _check(self, evaluator: Evaluator, wanted: tuple[Swap, ...]) -> GraphVerdict | None:
+        """Whole graph with and without the swaps: remembered, else measured if this compile may measure."""
+        try:
+            captured = capture_graph(self.graph)
+        except UnsupportedError as error:
+            return GraphVerdict(None, None, True, f"not measured: {error.message}")
+        kernels = sorted(swap.kernel.digest for swap in wanted)
+        key = digest_of({"graph": captured.region.digest, "kernels": kernels, "target": self.platform.target().to_json()})
+        known = self.store.recall("graph", key)
+        if known is not None:
+            return GraphVerdict(**known)
+        if not self.settings.searching:
+            return GraphVerdict(None, None, True, "not measured: search is lookup")
+        if len(captured.region.nodes) > _GRAPH_NODE_LIMIT:
+            return GraphVerdict(None, None, True, f"not measured: {len(captured.region.nodes)} nodes")
+        swaps = _renamed(wanted, captured.node_names)
+        verdict = evaluator.check_graph(captured.region, self._workload(captured.region), swaps)
+        self.store.remember("graph", key, vars(verdict))
+        return verdict
+
+    def _workload(self, region: Region) -> Workload:
+        inputs = graph_inputs(self.graph)
+        sizes = tuple(
+            (name, int(inputs[which].meta["val"].shape[dim].node.hint)) for name, which, dim in region.symbols
+        )
+        return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
+
+    def _report_rejections(self, discovery: Discovery) -> None:
+        self.report.rejections.extend((r.family, r.code, r.message) for r in discovery.rejections)
+
+    def _report(self, decisions: Sequence[Decision], kept: set[tuple[str, ...]], verdict: GraphVerdict | None) -> None:
+        self.report.searched += sum(decision.searched for decision in decisions)
+        whole_us = verdict.inductor_us if verdict is not None else None
+        for decision in decisions:
+            swapped = tuple(node.name for node in decision.found.match.outputs) in kept
+            self.report.regions.append(_row(decision, swapped, whole_us))
+        if verdict is not None:
+            words = verdict.reason or ("confirmed" if _holds(verdict) else "slower or different: swaps undone")
+            self.report.graph_verdicts.append(GraphRow(verdict.inductor_us, verdict.kevolve_us, words))
+
+
+def _renamed(swaps: Sequence[Swap], names: Mapping[str, str]) -> tuple[Swap, ...]:
+    return tuple(
+        replace(swap, inputs=tuple(names[n] for n in swap.inputs), outputs=tuple(names[n] for n in swap.outputs))
+        for swap in swaps
+    )
+
+
+def _holds(verdict: GraphVerdict) -> bool:
+    if verdict.inductor_us is None or verdict.kevolve_us is None:
+        return verdict.correct
+    return verdict.correct and verdict.kevolve_us <= verdict.inductor_us * _GRAPH_NOISE
+
+
+def _row(decision: Decision, swapped: bool, whole_us: float | None) -> RegionRow:
+    found, entry = decision.found, decision.entry
+    evaluation = from_json(entry.evaluation) if entry is not None and entry.evaluation is not None else None
+    passed = evaluation if isinstance(evaluation, Passed) else None
+    baseline_us = min(passed.baselines_us.values()) if passed else None
+    inductor_us = passed.baselines_us.get("inductor", baseline_us) if passed else None
+    return RegionRow(
+        title=found.title,
+        family=found.family.name,
+        region_class=found.match.region_class,
+        share=min(inductor_us / whole_us, 1.0) if inductor_us and whole_us else found.share,
+        floor_us=found.floor_us,
+        baseline_us=baseline_us,
+        baseline_name=passed.best_baseline if passed else None,
+        kernel_us=passed.latency_us if passed and swapped else None,
+        speedup=passed.speedup if passed and swapped else None,
+        verdict=_verdict_words(decision, swapped),
+        search_s=entry.search_s if entry is not None else 0.0,
+        trials=entry.trials if entry is not None else 0,
+    )
+
+
+def _verdict_words(decision: Decision, swapped: bool) -> str:
+    if swapped:
+        return "swapped" if decision.searched else "swapped (from store)"
+    if decision.entry is None:
+        return f"left: {decision.reason}"
+    if decision.entry.verdict == "baseline":
+        return "left: nothing faster found"
+    return "left: whole graph not faster, or out of fuel"
+
+
+def platform_of(example_inputs: Sequence[Any]) -> Platform:
+    """The platform of the first tensor that is not on the CPU, else the CPU's. Raises ``PlatformError`` for others."""
+    devices = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
+    accelerators = [device for device in devices if device not in ("cpu", "meta")]
+    platform = platform_for(accelerators[0] if accelerators else "cpu")
+    reason = platform.available()
+    if reason is not None:
+        raise PlatformError(reason)
+    return platform

@@ -1,0 +1,107 @@
+"""Writes the generated parts of README.md from the measurements under benchmarks/results/.
+
+    python tools/readme.py            rewrite the parts between the markers
+    python tools/readme.py --check    exit code 1 where they are not what the measurements say
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- {name}: written by tools/readme.py -->", "<!-- end of {name} -->"
+
+Document = dict[str, Any]
+
+
+def main(argv: list[str]) -> int:
+    text = README.read_text()
+    current = generate(text, RESULTS)
+    if "--check" in argv:
+        if text != current:
+            print("README.md is out of date: run python tools/readme.py", file=sys.stderr)
+        return int(text != current)
+    README.write_text(current)
+    return 0
+
+
+def generate(text: str, results: Path) -> str:
+    """``text`` with its generated parts made anew from the JSON files in ``results``."""
+    documents = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    text = replace_part(text, "longtail", longtail_part(newest_by_chip(documents, "longtail")))
+    return replace_part(text, "quickstart", quickstart_part(newest_by_chip(documents, "quickstart")))
+
+
+def replace_part(text: str, name: str, content: str) -> str:
+    """Raises ``ValueError`` where the markers of the part are missing."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    head, _, rest = text.partition(begin)
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise ValueError(f"README.md has no part {name!r} between {begin!r} and {end!r}")
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+def newest_by_chip(documents: list[Document], benchmark: str) -> list[Document]:
+    """The latest measurement of each chip, GPUs first."""
+    newest: dict[str, Document] = {}
+    for document in sorted((d for d in documents if d["benchmark"] == benchmark), key=lambda d: str(d["date"])):
+        newest[document["chip"]] = document
+    return sorted(newest.values(), key=lambda d: (d["device"] != "cuda", d["chip"]))
+
+
+def longtail_part(documents: list[Document]) -> str:
+    return "\n\n".join(longtail_table(document) for document in documents) or "No measurement is stored yet."
+
+
+def longtail_table(document: Document) -> str:
+    versions = document["versions"]
+    autotuned = any("max_autotune" in row["times_us"] for row in document["cases"])
+    names = ["eager", "inductor", *(["max_autotune"] if autotuned else []), "kevolve"]
+    titles = ["eager", "Inductor", *(["max-autotune"] if autotuned else []), "kevolve"]
+    lines = [
+        f"**{document['chip']}**, torch {versions['torch']}, triton {versions['triton']}, {document['date']}; milliseconds",
+        "",
+        "| case | floor | " + " | ".join(titles) + " | speedup | of the ceiling | search |",
+        "|---|" + "---:|" * (len(titles) + 4),
+    ]
+    lines += [longtail_row(row, names) for row in document["cases"]]
+    if document["geomean_speedup"]:
+        lines += ["", f"Geometric mean of the speedups: {document['geomean_speedup']:.2f}×."]
+    return "\n".join(lines)
+
+
+def longtail_row(row: Document, names: list[str]) -> str:
+    title = row["name"] if row["origin"] == "table" else f"*{row['name']}*"
+    if row["error"]:
+        return f"| {title} | failed: {row['error'].splitlines()[0][:80]} |" + " |" * (len(names) + 3)
+    times = [milliseconds(row["times_us"].get(name)) for name in names]
+    search = f"{row['search_s']:.0f} s, {row['trials']} trials" if row["trials"] else "none"
+    figures = [milliseconds(row["floor_us"]), *times, f"{row['speedup']:.2f}×", f"{row['ceiling_share']:.0%}", search]
+    return f"| {title} | " + " | ".join(figures) + " |"
+
+
+def quickstart_part(documents: list[Document]) -> str:
+    lines = ["| whole model, milliseconds | eager | Inductor | kevolve | over Inductor |", "|---|---:|---:|---:|---:|"]
+    for document in documents:
+        times = document["times_us"]
+        figures = [milliseconds(times[name]) for name in ("eager", "inductor", "kevolve")]
+        ratio = times["inductor"] / times["kevolve"]
+        title = f"{document['chip']}, {document['rows']} rows, {document['date']}"
+        lines.append(f"| {title} | " + " | ".join(figures) + f" | {ratio:.2f}× |")
+    return "\n".join(lines) if documents else "No measurement is stored yet."
+
+
+def milliseconds(time_us: float | None) -> str:
+    if time_us is None:
+        return "–"
+    return f"{time_us / 1e3:.3f}" if time_us < 1e4 else f"{time_us / 1e3:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
