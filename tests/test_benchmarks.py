@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import longtail
 from benchmarks.cases import CASES, Instance, Selection
-from benchmarks.clock import Ceilings
+from benchmarks.clock import Ceilings, Clock, Prepared
 
 TOP2 = Selection(1, lambda scores: scores)
 
@@ -69,12 +69,31 @@ def test_the_floor_is_the_larger_of_memory_and_arithmetic() -> None:
     assert ceilings.floor_us(1000, 0, torch.bfloat16) == pytest.approx(1.0)
 
 
+class StillClock(Clock):
+    """Every call takes one microsecond."""
+
+    device = "cpu"
+
+    def prepare(self, call: Any) -> Prepared:
+        return Prepared(call, call(), replayed=False)
+
+    def time_once_us(self, prepared: Prepared) -> float:
+        return 1.0
+
+    def chip(self) -> str:
+        return "none"
+
+    def measure_ceilings(self) -> Ceilings:
+        return Ceilings(1e9)
+
+
 def test_a_case_that_raises_is_a_row_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(device: str) -> Instance:
         raise RuntimeError("no such operator")
 
     case = longtail.Case("broken", "rows", "variation", ("cpu",), broken)
     monkeypatch.setattr(longtail, "CASES", (case,))
+    monkeypatch.setattr(longtail, "clock_for", lambda device: StillClock())
     out = tmp_path / "out.json"
     assert longtail.main(["--device", "cpu", "--out", str(out)]) == 1
     (row,) = json.loads(out.read_text())["cases"]

@@ -18,7 +18,7 @@ NAME = "kevolve_inductor"
 # Each part may import those before it and itself; the longest matching prefix decides. ``testing`` and
 # ``integrations`` are for users of the package and stand above everything.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("exc", "settings"),
+    ("", "exc", "settings"),
     ("kernel", "graph"),
     ("platforms",),
     ("graph.launch", "graph.lowering", "graph.rewrite"),
@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tuner",),
     ("report",),
     ("swap_pass",),
-    ("backend", "cli", ""),
+    ("backend", "warm", "cli"),
     ("integrations", "testing"),
 )
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb")

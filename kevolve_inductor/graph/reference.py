@@ -100,13 +100,15 @@ def device_of(name: str, override: str | torch.device | None) -> torch.device:
 # The region as a module
 
 
-def to_graph_module(region: Region, device: str | torch.device | None = None) -> torch.fx.GraphModule:
+def to_graph_module(
+    region: Region, device: str | torch.device | None = None, symbols: Mapping[str, int] | None = None
+) -> torch.fx.GraphModule:
     """The region in eager: inputs by position in, a tuple of the outputs out.
 
-    Nodes carry the region's own names (``i0``, ``n3``). Symbols are read from the inputs, so the module is right for
-    every size. ``device`` moves tensors that the region creates.
+    Nodes carry the region's own names (``i0``, ``n3``). Symbols are read from the inputs, so that the module is right for
+    every size, or are the constants given as ``symbols``. ``device`` moves tensors that the region creates.
     """
-    builder = _ModuleBuilder(region, device)
+    builder = _ModuleBuilder(region, device, symbols)
     for position, node in enumerate(region.nodes):
         builder.add(f"n{position}", node)
     builder.graph.output(tuple(builder.values[name] for name in region.outputs))
@@ -115,16 +117,21 @@ def to_graph_module(region: Region, device: str | torch.device | None = None) ->
 
 
 class _ModuleBuilder:
-    def __init__(self, region: Region, device: str | torch.device | None) -> None:
+    def __init__(
+        self, region: Region, device: str | torch.device | None, symbols: Mapping[str, int] | None
+    ) -> None:
         self.graph = torch.fx.Graph()
         self.device = device
+        self.constants = symbols
         self.values: dict[str, torch.fx.Node] = {}
         for position in range(len(region.inputs)):
             self.values[f"i{position}"] = self.graph.placeholder(f"i{position}")
-        self.symbols = {
-            name: self.graph.call_function(torch.ops.aten.sym_size.int, (self.values[f"i{index}"], dim))
-            for name, index, dim in region.symbols
-        }
+        self.symbols: dict[str, torch.fx.Node] = {}
+        if symbols is None:
+            self.symbols = {
+                name: self.graph.call_function(torch.ops.aten.sym_size.int, (self.values[f"i{index}"], dim))
+                for name, index, dim in region.symbols
+            }
 
     def add(self, name: str, node: RegionNode) -> None:
         args = tuple(decode(list(node.args), self.leaf))
@@ -144,8 +151,8 @@ class _ModuleBuilder:
         return device_of(content, self.device)
 
     def size(self, dim: Dim) -> Any:
-        if isinstance(dim, int):
-            return dim
+        if isinstance(dim, int) or self.constants is not None:
+            return evaluate(dim, self.constants or {})
         return self._size(ast.parse(dim, mode="eval").body)
 
     def _size(self, node: ast.expr) -> Any:

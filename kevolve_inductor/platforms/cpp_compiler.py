@@ -24,6 +24,7 @@ _BASE_FLAGS = (
     "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-w",
 )  # fmt: skip
 _PROBE_TIMEOUT_S = 20.0
+_BUILD_TIMEOUT_S = 60.0
 _ERROR = re.compile(r"^(?P<file>[^:\s]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
 _MESSAGE_LENGTH = 1500
 
@@ -138,7 +139,12 @@ def _build(compiler: Compiler, text: str) -> bytes:
 
 
 def _run(command: tuple[str, ...], text: str, stage: str) -> None:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(stage, f"took longer than {_BUILD_TIMEOUT_S:g} s") from None
     if done.returncode != 0:
         raise _build_error(stage, done.stderr)
 

@@ -22,9 +22,10 @@ from .cpp_binding import generate_cpp, load_library
 from .cpp_compiler import compile_cpp, find_compiler
 from .platform import Ceilings, Platform, Target
 
-__all__ = ["BuiltCpp", "CpuPlatform", "compile_cpp", "generate_cpp", "last_level_cache_bytes", "load_cpp"]
+__all__ = ["BuiltCpp", "CpuPlatform", "compile_cpp", "generate_cpp", "last_level_cache_bytes", "load_cpp", "set_build_folder"]
 
 _CALLS: dict[str, Callable[..., None]] = {}
+_build_folder: Path | None = None
 
 # Instruction-set features; the other words of /proc/cpuinfo describe power, virtualisation and mitigations.
 _ISA_PREFIXES = ("sse", "ssse", "avx", "fma", "bmi", "f16c", "popcnt", "amx", "aes", "vaes", "pclmul", "vpclmul", "gfni",
@@ -135,22 +136,28 @@ class CpuPlatform(Platform):
         return BuiltCpp(text, path, load_library(path))
 
 
-def load_cpp(text: str, folder: Path | None = None) -> Callable[..., None]:
-    """The callable of a complete generated text, built if ``folder`` does not hold it yet; once per process and text.
+def set_build_folder(folder: Path) -> None:
+    """Where :func:`load_cpp` keeps what it builds from now on, in this process."""
+    global _build_folder
+    _build_folder = folder
 
-    This is what a compiled graph calls, perhaps in a process that never imported the rest of this package. ``folder``
-    defaults to the build folder of the store that the environment names. Raises what ``compile_cpp`` raises, except that
-    a folder that cannot be written is replaced by a private temporary one.
+
+def load_cpp(text: str) -> Callable[..., None]:
+    """The callable of a complete generated text, built if the build folder does not hold it yet; once per process and text.
+
+    This is what a compiled graph calls, perhaps in a process that never imported the rest of this package; the build
+    folder is then that of the store which the environment names. Raises what ``compile_cpp`` raises, except that a folder
+    that cannot be written is replaced by a private temporary one.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()
     if digest not in _CALLS:
-        _CALLS[digest] = load_library(_compiled_somewhere(text, folder))
+        _CALLS[digest] = load_library(_compiled_somewhere(text))
     return _CALLS[digest]
 
 
-def _compiled_somewhere(text: str, folder: Path | None) -> Path:
+def _compiled_somewhere(text: str) -> Path:
     try:
-        return compile_cpp(text, folder or Settings.resolve(None, None)[0].store / "build")
+        return compile_cpp(text, _build_folder or Settings.resolve(None, None)[0].store / "build")
     except OSError:
         return compile_cpp(text, Path(tempfile.mkdtemp(prefix="kevolve-build-")))
 

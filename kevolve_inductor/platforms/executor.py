@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ..graph.region import Region, TensorSpec
 from ..graph.dims import evaluate
+from ..graph.reference import dtype_of
+from ..graph.region import Region, TensorSpec
 from ..kernel import Kernel
 from .platform import Ceilings
 
@@ -73,8 +74,9 @@ class Executor(ABC):
     def ceilings_now(self) -> Ceilings:
         """Measured afresh, not remembered."""
 
-    def allocate(self, spec: TensorSpec, symbols: dict[str, int]) -> torch.Tensor:
-        """An output as the compiled wrapper allocates it."""
-        shape = [evaluate(dim, symbols) for dim in spec.shape]
-        stride = [evaluate(dim, symbols) for dim in spec.stride]
-        return torch.empty_strided(shape, stride, dtype=getattr(torch, spec.dtype), device=self.device)
+    def allocation(self, spec: TensorSpec, symbols: dict[str, int]) -> Callable[[], torch.Tensor]:
+        """Allocates an output, as the compiled wrapper does on every call."""
+        shape = tuple(evaluate(dim, symbols) for dim in spec.shape)
+        stride = tuple(evaluate(dim, symbols) for dim in spec.stride)
+        dtype = dtype_of(spec.dtype)
+        return lambda: torch.empty_strided(shape, stride, dtype=dtype, device=self.device)

@@ -26,7 +26,8 @@ Index = tuple[Expr, ...]
 Bound = Callable[[Index], Expr]
 
 _CONSTANTS = {"aten.full.default", "aten.full_like.default", "aten.zeros.default", "aten.ones.default",
-              "aten.scalar_tensor.default", "prims.iota.default", "aten.arange.start_step"}  # fmt: skip
+              "aten.zeros_like.default", "aten.ones_like.default", "aten.scalar_tensor.default", "prims.iota.default",
+              "aten.arange.default", "aten.arange.start", "aten.arange.start_step"}  # fmt: skip
 _INDEXED = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.gather.default", "aten.embedding.default",
             "aten.index_select.default", "aten.bucketize.Tensor", "aten.searchsorted.Tensor"}  # fmt: skip
 
@@ -91,6 +92,13 @@ class ExpressionBuilder:
         if held not in (*ex.FLOATS, *ex.INTEGERS, "bool"):
             raise UnsupportedError("dtype", f"{node} has dtype {name}")
         return ex.make("load", held, index, self.input_index(node))
+
+    def address(self, node: torch.fx.Node, index: Index) -> Expr:
+        """The load that ``node`` at ``index`` stands for. Looks through views; a computed value becomes an input."""
+        while is_view(node) and node not in self._bound and self.inline(node):
+            self.inlined[node] = None
+            node, index = VIEWS[target_name(node)](node, index)
+        return self.load(node, index)
 
     def input_index(self, node: torch.fx.Node) -> int:
         if node not in self.inputs:

@@ -129,6 +129,13 @@ static inline float kv_log(float x) {
   return x < 0.0f || x != x ? std::numeric_limits<float>::quiet_NaN() : y;
 }
 static inline double kv_log(double x) { return std::log(x); }
+// log(1 + x) with the rounding error of 1 + x put back (Goldberg 1991, theorem 4).
+static inline float kv_log1p(float x) {
+  float u = 1.0f + x;
+  float y = kv_log(u) + (x - (u - 1.0f)) / u;
+  return u == 0.0f || u == std::numeric_limits<float>::infinity() ? kv_log(u) : y;
+}
+static inline double kv_log1p(double x) { return std::log1p(x); }
 static inline float kv_sigmoid(float x) {
   float z = kv_exp(x < 0.0f ? x : -x);
   float s = (x < 0.0f ? z : 1.0f) / (1.0f + z);
@@ -146,17 +153,22 @@ static inline int64_t kv_within(int64_t at, int64_t extent) {
   int64_t i = at > top ? top : at;
   return i < 0 ? 0 : i;
 }
+// Integer division by zero raises in eager; the kernel goes on with 1 and reports it.
+template <typename T> static inline T kv_divisor(T x, int64_t& bad) {
+  bad |= int64_t(x == 0);
+  return x == 0 ? T(1) : x;
+}
 // Branch-free binary search: the number of borders below the value (at or below it for `right`), eager's NaN last.
-template <typename T> static inline int64_t kv_bucketize(const T* borders, int64_t count, T value, bool right) {
-  int64_t low = 0, length = count;
-  while (length > 0) {
+template <typename T, typename Border> static inline int64_t kv_bucketize(int64_t count, T value, bool right, Border border_at) {
+  int64_t low = 0;
+  for (int64_t length = count; length > 1;) {
     int64_t half = length >> 1;
-    T border = borders[low + half];
-    bool below = right ? !(border > value) : !(border >= value);
-    low = below ? low + half + 1 : low;
-    length = below ? length - half - 1 : half;
+    T border = border_at(low + half - 1);
+    low += (right ? !(border > value) : !(border >= value)) ? half : 0;
+    length -= half;
   }
-  return low;
+  T last = border_at(low);
+  return low + int64_t(right ? !(last > value) : !(last >= value));
 }
 """
 
@@ -192,6 +204,7 @@ class CppPrinter(Printer):
             "as_value": lambda e, a: a[0],
             "within": lambda e, a: f"kv_within({a[0]}, {_dim(e.value[0])})",
             "check_index": lambda e, a: f"kv_index({a[0]}, {_dim(e.value[0])}, {str(e.value[1]).lower()}, bad)",
+            "check_divisor": lambda e, a: f"kv_divisor({a[0]}, bad)",
             "bucketize": self._bucketize,
         }
 
@@ -199,9 +212,11 @@ class CppPrinter(Printer):
         return from_storage(f"in{expr.value}[{self.linear(expr)}]", self.inputs[expr.value].dtype)
 
     def _bucketize(self, expr: Expr, arguments: list[str]) -> str:
-        which, count, right = expr.value
+        which, count, right, step = expr.value
         kind = CPP_TYPES[expr.args[0].dtype]
-        return f"kv_bucketize<{kind}>(in{which}, {count}, {arguments[0]}, {str(right).lower()})"
+        border = from_storage(f"in{which}[{arguments[1]} + k * {step}]", self.inputs[which].dtype)
+        at = f"[&](int64_t k) {{ return {kind}({border}); }}"
+        return f"kv_bucketize<{kind}>({count}, {arguments[0]}, {str(right).lower()}, {at})"
 
 
 def _dim(dim: Dim) -> str:

@@ -7,6 +7,7 @@ bfloat16 and float16 (a ``round`` node marks where eager would round), integers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any
@@ -25,7 +26,8 @@ class Expr:
     Leaves: ``const`` (value: number), ``var`` (value: name, extent: exclusive upper bound or ``None``), ``size`` (value:
     a symbolic dimension), ``load`` (value: input index; args: one int64 index per dimension of that input).
     ``check_index`` (value: (extent, wrap)) yields its argument as a valid index, or flags the kernel as failed.
-    ``bucketize`` (value: (input of borders, count, right)) yields a position; ``within`` (value: (extent,)) clamps an index
+    ``bucketize`` (args: value, offset of the first border; value: (input of borders, count, right, step in elements)) yields
+    a position; ``check_divisor`` yields its argument, or 1 and flags the kernel as failed where it is zero; ``within`` (value: (extent,)) clamps an index
     into an axis, for reads whose result is discarded; ``as_value`` turns an index into a full int64 number. Everything else is pointwise, see
     ``operators``.
     """
@@ -163,6 +165,30 @@ def upper_bound(expr: Expr) -> Dim | None:
     if expr.op == "idiv" and expr.args[1].op == "const":
         return (values[0] - 1) // int(expr.args[1].value) + 1
     return None
+
+
+def lower_bound(expr: Expr) -> int | None:
+    """Inclusive lower bound of an index expression, where one is known."""
+    if expr.op == "const":
+        return int(expr.value)
+    if expr.op in ("var", "imod", "check_index", "within"):
+        return 0
+    if expr.op not in ("add", "mul", "idiv", "as_value"):
+        return None
+    bounds = [lower_bound(argument) for argument in expr.args]
+    values = [bound for bound in bounds if bound is not None]
+    if len(values) < len(bounds) or (expr.op != "add" and min(values) < 0):
+        return None
+    if expr.op == "idiv":
+        return values[0] // int(expr.args[1].value) if expr.args[1].op == "const" else 0
+    return sum(values) if expr.op == "add" else math.prod(values)
+
+
+def distance(low: Expr, high: Expr) -> int | None:
+    """``high - low`` of two index expressions that differ by a constant, else ``None``."""
+    ends = [(e, 0) if e.op != "add" or e.args[1].op != "const" else (e.args[0], int(e.args[1].value)) for e in (low, high)]
+    ends = [(index(0), int(e.value)) if e.op == "const" else (e, more) for e, more in ends]
+    return ends[1][1] - ends[0][1] if ends[0][0] is ends[1][0] else None
 
 
 def _terms(expr: Expr) -> list[Expr]:

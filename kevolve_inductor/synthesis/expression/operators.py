@@ -47,7 +47,7 @@ OPERATORS: dict[str, Operator] = {
     "log": Operator("kv_log({0})", "tl.log({0})", "float", 10),
     "log2": Operator("std::log2({0})", "tl.log2({0})", "float", 10),
     "log10": Operator("std::log10({0})", "libdevice.log10({0})", "float", 10),
-    "log1p": Operator("std::log1p({0})", "libdevice.log1p({0})", "float", 10),
+    "log1p": Operator("kv_log1p({0})", "libdevice.log1p({0})", "float", 10),
     "sqrt": Operator("std::sqrt({0})", "tl.sqrt_rn({0})", "float", 4),
     "rsqrt": Operator("(1 / std::sqrt({0}))", "libdevice.rsqrt({0})", "float", 4),
     "reciprocal": Operator("(1 / {0})", "(1 / {0})", "float", 4),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,9 +19,13 @@ from .views import Index, broadcast
 class Builds(Protocol):
     """What a rule needs of the builder that applies it."""
 
+    inputs: list[torch.fx.Node]
+
     def build(self, node: torch.fx.Node, index: Index) -> Expr: ...
 
     def load(self, node: torch.fx.Node, index: Index) -> Expr: ...
+
+    def address(self, node: torch.fx.Node, index: Index) -> Expr: ...
 
     def input_index(self, node: torch.fx.Node) -> int: ...
 
@@ -114,9 +118,9 @@ def _div_mode(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
 
 def divide(op: str, left: Expr, right: Expr) -> Expr:
-    """Integer division by zero raises in eager; only divisors known not to be zero are taken."""
+    """Integer division by zero raises in eager on the CPU; divisors that may be zero are checked."""
     if left.dtype not in ex.FLOATS and not (right.op == "const" and right.value != 0):
-        raise UnsupportedError("structure", "integer division by a value that may be zero")
+        right = ex.make("check_divisor", right.dtype, (right,))
     return ex.make(op, left.dtype, (left, right))
 
 
@@ -134,8 +138,8 @@ def _convert(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
 def _full(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     name = str(node.target)
-    if name in ("aten.zeros.default", "aten.ones.default"):
-        return ex.const(int(name == "aten.ones.default"), _held(node))
+    if name.startswith(("aten.zeros", "aten.ones")):
+        return ex.const(int(name.startswith("aten.ones")), _held(node))
     value = node.args[0] if name == "aten.scalar_tensor.default" else node.args[1]
     if isinstance(value, (bool, int, float)):
         return ex.const(value, _held(node))
@@ -145,6 +149,8 @@ def _full(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 def _iota(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     if str(node.target) == "prims.iota.default":
         start, step = node.kwargs.get("start", 0), node.kwargs.get("step", 1)
+    elif str(node.target) == "aten.arange.default":
+        start, step = 0, 1
     else:
         start, step = node.args[0], _argument(node, 2, "step", 1)
     if not isinstance(step, int) or isinstance(start, float):
@@ -154,14 +160,21 @@ def _iota(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
 
 def _cat(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
-    """Nested selects over the parts; every part's own index is clamped into it, so that all may be evaluated."""
+    """Nested selects over the parts; every part's own index is clamped into it, so that all may be evaluated.
+
+    Parts that the index cannot reach are left out.
+    """
     parts = [part for part in node.args[0] if shape_of(part) != (0,)]  # type: ignore[union-attr,arg-type]
     dim = int(_argument(node, 1, "dim", 0)) % len(index)
     starts = _starts([shape_of(part)[dim] for part in parts])  # type: ignore[arg-type]
+    placed = _reachable(starts_with(parts, starts, dim), index[dim])
     result: Expr | None = None
-    for part, start, size in reversed(starts_with(parts, starts, dim)):
-        at = index[dim] if start == 0 else ex.make("sub", "int64", (index[dim], ex.index(start)))
-        inside = ex.make("within", "int64", (at,), (size,)) if len(parts) > 1 else at
+    for part, start, size in reversed(placed):
+        if len(placed) == 1:
+            inside = ex.iadd(index[dim], ex.index(-start))
+        else:
+            at = index[dim] if start == 0 else ex.make("sub", "int64", (index[dim], ex.index(start)))
+            inside = ex.make("within", "int64", (at,), (size,))
         value = ex.cast(b.build(part, index[:dim] + (inside,) + index[dim + 1 :]), _held(node))
         if result is None:
             result = value
@@ -170,6 +183,13 @@ def _cat(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
             result = ex.make("where", value.dtype, (before, value, result))
     assert result is not None
     return result
+
+
+def _reachable(placed: list[tuple[torch.fx.Node, int, int]], at: Expr) -> list[tuple[torch.fx.Node, int, int]]:
+    low, end = ex.lower_bound(at), ex.upper_bound(at)
+    if low is None or not isinstance(end, int):
+        return placed
+    return [one for one in placed if one[1] < end and low < one[1] + one[2]] or placed
 
 
 def starts_with(parts: list[Any], starts: list[int], dim: int) -> list[tuple[torch.fx.Node, int, int]]:
@@ -255,18 +275,36 @@ def _index_select(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
 
 def _bucketize(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
-    """``bucketize(values, borders)`` and ``searchsorted(borders, values)`` with one row of borders."""
+    """``bucketize(values, borders)`` and ``searchsorted(borders, values)``, with one row of borders or one per row of values."""
     first, second = _node(node.args[0]), _node(node.args[1])
     values, borders = (first, second) if "bucketize" in str(node.target) else (second, first)
     right = bool(node.kwargs.get("right", False)) or node.kwargs.get("side") == "right"
     shape = shape_of(borders)
-    if len(shape) != 1 or not isinstance(shape[0], int) or node.kwargs.get("sorter") is not None:
-        raise UnsupportedError("structure", f"{node}: borders are not one static row")
+    if not isinstance(shape[-1], int) or node.kwargs.get("sorter") is not None:
+        raise UnsupportedError("structure", f"{node}: borders are not of a static number, or not in order")
+    if shape[-1] == 0:
+        return ex.index(0)
     held = dtype_name(torch.promote_types(tensor_of(values).dtype, tensor_of(borders).dtype))
     held = "float32" if held in ex.LOW_PRECISION else held
-    b.load(borders, (ex.index(0),))
+    row = index[:-1] if len(shape) > 1 else ()
+    start = b.address(borders, (*row, ex.index(0)))
+    second_border = b.address(borders, (*row, ex.index(min(1, shape[-1] - 1))))
+    strides = tensor_of(b.inputs[start.value]).stride()
+    offset = ex.isum([ex.imul(at, ex.size(dim_of(s))) for at, s in zip(start.args, strides, strict=True)])
+    step = _step(start, second_border, strides)
     value = ex.cast(b.build(values, index), held)
-    return ex.make("bucketize", "int64", (value,), (b.input_index(borders), shape[0], right))
+    return ex.make("bucketize", "int64", (value, offset), (start.value, shape[-1], right, step))
+
+
+def _step(start: Expr, following: Expr, strides: Sequence[Any]) -> int:
+    """Elements from one border to the next in memory."""
+    step = 0
+    for low, high, stride in zip(start.args, following.args, strides, strict=True):
+        distance = ex.distance(low, high)
+        if distance is None or (distance and not isinstance(stride, int)):
+            raise UnsupportedError("layout", "borders are not evenly spaced in memory")
+        step += distance * stride if distance else 0
+    return step
 
 
 def _silu(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
@@ -295,7 +333,9 @@ RULES: dict[str, Rule] = {
     "aten._to_copy.default": _convert, "prims.convert_element_type.default": _convert,
     "aten.full.default": _full, "aten.full_like.default": _full, "aten.zeros.default": _full,
     "aten.ones.default": _full, "aten.scalar_tensor.default": _full,
-    "prims.iota.default": _iota, "aten.arange.start_step": _iota,
+    "aten.zeros_like.default": _full, "aten.ones_like.default": _full,
+    "prims.iota.default": _iota, "aten.arange.default": _iota, "aten.arange.start": _iota,
+    "aten.arange.start_step": _iota,
     "aten.cat.default": _cat, "aten.constant_pad_nd.default": _pad,
     "aten.index.Tensor": _index, "aten._unsafe_index.Tensor": _index, "aten.gather.default": _gather,
     "aten.embedding.default": _embedding, "aten.index_select.default": _index_select,

@@ -70,21 +70,16 @@ def kv_shr(a, b):
     return a >> tl.where((b < 0) | (b >= bits), bits - 1, b)
 
 @triton.jit
-def kv_bucketize(borders, count: tl.constexpr, value, mask, right: tl.constexpr):
+def kv_bucketize(borders, step, count: tl.constexpr, halvings: tl.constexpr, value, right: tl.constexpr):
     low = tl.zeros(value.shape, tl.int32)
-    length = tl.full(value.shape, count, tl.int32)
-    steps: tl.constexpr = 1 if count == 0 else count.bit_length()
-    for _ in tl.static_range(steps):
-        half = length >> 1
-        open_ = length > 0
-        border = tl.load(borders + low + half, mask=mask & open_, other=0).to(value.dtype)
-        if right:
-            below = open_ & ~(border > value)
-        else:
-            below = open_ & ~(border >= value)
-        low = tl.where(below, low + half + 1, low)
-        length = tl.where(below, length - half - 1, half)
-    return low.to(tl.int64)
+    for s in tl.static_range(halvings):
+        half = (((count - 1) >> s) + 1) >> 1
+        border = tl.load(borders + (low + (half - 1)) * step).to(value.dtype)
+        below = ~(border > value) if right else ~(border >= value)
+        low += tl.where(below, half, 0)
+    last = tl.load(borders + low * step).to(value.dtype)
+    below = ~(last > value) if right else ~(last >= value)
+    return (low + below.to(tl.int32)).to(tl.int64)
 '''
 
 
@@ -123,6 +118,7 @@ class TritonPrinter(Printer):
             "as_value": lambda e, a: f"({a[0]} + tl.full([1], 0, tl.int64))",
             "within": lambda e, a: f"tl.minimum(tl.maximum({a[0]}, 0), {e.value[0]} - 1)",
             "check_index": self._check_index,
+            "check_divisor": lambda e, a: a[0],
             "bucketize": self._bucketize,
         }
 
@@ -152,8 +148,8 @@ class TritonPrinter(Printer):
         return name
 
     def _bucketize(self, expr: Expr, arguments: list[str]) -> str:
-        which, count, right = expr.value
-        return f"kv_bucketize(in{which}, {count}, {arguments[0]}, {self.mask}, {right})"
+        which, count, right, step = expr.value
+        return f"kv_bucketize(in{which} + {arguments[1]}, {step}, {count}, {(count - 1).bit_length()}, {arguments[0]}, {right})"
 
 
 def literal(value: int | float | bool, dtype: str) -> str:

@@ -1,0 +1,115 @@
+"""The last word on a swap: the whole graph under plain Inductor against the same graph with the kernels in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..graph.reference import to_graph_module
+from ..graph.region import Region
+from ..graph.rewrite import apply_swaps
+from ..graph.selection import is_selection, typical_magnitude
+from ..platforms import use_build_folder
+from ..platforms.executor import Executor
+from .baselines import compile_inductor, with_fake_values
+from .evaluation import GraphVerdict
+from .inputs import GRAPH, generate
+from .job import GraphJob
+from .timing import medians_us
+
+_ROUNDS = 9
+# Both graphs' intermediate results and one set of inputs and outputs must fit.
+_MEMORY_SHARE = 0.4
+# Inductor reorders floating-point work between two compilations of a graph, so its own results are no sharper.
+_RELATIVE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
+_RELATIVE_OTHERWISE = 1e-2
+_TIED_SHARE = 0.01
+
+
+def check(job: GraphJob, executor: Executor, seed: int, folder: Path) -> dict[str, Any]:
+    """The verdict as JSON. What fails without the swaps is no fault of theirs."""
+    use_build_folder(folder)
+    needed = sum(spec.size_bytes(job.workload.symbols) for spec in (*job.graph.inputs, *job.graph.output_specs))
+    if needed > _MEMORY_SHARE * executor.free_bytes():
+        return asdict(GraphVerdict(None, None, True, f"does not fit twice in memory ({needed / 2**30:.1f} GiB)"))
+    try:
+        inputs = generate(job.graph, job.workload, GRAPH, seed, executor.device)
+        plain = _runner(job, executor, inputs, swapped=False)
+        expected = plain()
+    except Exception as error:  # noqa: BLE001 - a graph that cannot be rebuilt here leaves its swaps unmeasured, not wrong
+        return asdict(GraphVerdict(None, None, True, _words("the graph alone", error)))
+    try:
+        swapped = _runner(job, executor, inputs, swapped=True)
+        difference = first_difference(expected, swapped(), _has_selection(job.graph))
+        executor.synchronize()
+    except Exception as error:  # noqa: BLE001 - whatever the swapped graph raises, it must not be used
+        return asdict(GraphVerdict(None, None, False, _words("the swapped graph", error)))
+    if difference is not None:
+        return asdict(GraphVerdict(None, None, False, difference))
+    calls = {"inductor": executor.timed(plain), "kevolve": executor.timed(swapped)}
+    times = medians_us(executor, calls, _ROUNDS, cold=False)
+    return asdict(GraphVerdict(times["inductor"], times["kevolve"], True))
+
+
+def _words(what: str, error: Exception) -> str:
+    return f"not measured: {what}: {type(error).__name__}: {error}"[:500]
+
+
+def _runner(
+    job: GraphJob, executor: Executor, inputs: Sequence[torch.Tensor], swapped: bool
+) -> Callable[[], Sequence[Any]]:
+    module = to_graph_module(job.graph, executor.device, job.workload.symbols)
+    with_fake_values(module, inputs)
+    if swapped:
+        apply_swaps(module.graph, job.swaps)
+        module.recompile()
+    compiled = compile_inductor(module, inputs)
+    written = _writes_inputs(job.graph)
+
+    def call() -> Sequence[Any]:
+        # A graph may update buffers in place; every call starts from the same ones.
+        return compiled([tensor.clone() for tensor in inputs] if written else inputs)
+
+    return call
+
+
+def _writes_inputs(graph: Region) -> bool:
+    names = (node.target.split(".")[1] if "." in node.target else "" for node in graph.nodes)
+    return any(name.endswith("_") and not name.startswith("_") for name in names)
+
+
+def _has_selection(graph: Region) -> bool:
+    return any(is_selection(node.target) for node in graph.nodes)
+
+
+def first_difference(expected: Sequence[Any], got: Sequence[Any], may_tie: bool) -> str | None:
+    """What differs more than two compilations of the same graph may, in words; ``None`` where nothing does.
+
+    Where the graph selects, a few elements may follow another choice among ties.
+    """
+    allowed = _TIED_SHARE if may_tie else 0.0
+    for number, (want, have) in enumerate(zip(expected, got, strict=True)):
+        if not isinstance(want, torch.Tensor):
+            continue
+        if want.shape != have.shape or want.dtype != have.dtype:
+            return f"output {number} is {have.dtype} of {tuple(have.shape)}, not {want.dtype} of {tuple(want.shape)}"
+        wrong = _different(want, have)
+        share = float(wrong.double().mean()) if wrong.numel() else 0.0
+        limit = max(allowed, _TIED_SHARE) if not want.is_floating_point() else allowed
+        if share > limit:
+            return f"output {number} differs in {share:.2%} of its elements"
+    return None
+
+
+def _different(want: torch.Tensor, have: torch.Tensor) -> torch.Tensor:
+    if not want.is_floating_point():
+        return want != have
+    relative = _RELATIVE.get(want.dtype, _RELATIVE_OTHERWISE)
+    exact = want.double()
+    allowed = relative * (exact.abs() + 0.1 * typical_magnitude(exact))
+    same = (want == have) | (want.isnan() & have.isnan())
+    return ~same & ~((have.double() - exact).abs() <= allowed)

@@ -1,0 +1,152 @@
+"""What travels between the evaluator and its worker processes: one JSON object a line, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ..graph.region import Region, Workload
+from ..graph.rewrite import Swap
+from ..kernel import Kernel
+
+Role = Literal["bench", "referee"]
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is told once, at its start. ``threads`` of 0 leaves the number to torch."""
+
+    platform: str
+    folder: str
+    threads: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"platform": self.platform, "folder": self.folder, "threads": self.threads, "seed": self.seed}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> WorkerSetup:
+        return cls(data["platform"], data["folder"], data["threads"], data["seed"])
+
+
+@dataclass(frozen=True)
+class OpenJob:
+    """Start a session. The bench builds and times the baselines not in ``skip``; the referee only remembers the region."""
+
+    name: ClassVar[str] = "open"
+    role: Role
+    region: Region
+    workload: Workload
+    skip: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"role": self.role, "region": self.region.to_json(), "workload": self.workload.to_json(), "skip": self.skip}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> OpenJob:
+        region, workload = Region.from_json(data["region"]), Workload.from_json(data["workload"])
+        return cls(data["role"], region, workload, tuple(data["skip"]))
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Run a kernel, guarded, on one distribution of inputs and write its outputs to the file ``outputs``."""
+
+    name: ClassVar[str] = "run"
+    kernel: Kernel
+    distribution: str
+    outputs: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kernel": self.kernel.to_json(), "distribution": self.distribution, "outputs": self.outputs}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunJob:
+        return cls(Kernel.from_json(data["kernel"]), data["distribution"], data["outputs"])
+
+
+@dataclass(frozen=True)
+class JudgeJob:
+    """Compare what a run wrote to ``outputs``; ``None`` where the kernel reported an index out of range."""
+
+    name: ClassVar[str] = "judge"
+    distribution: str
+    outputs: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"distribution": self.distribution, "outputs": self.outputs}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JudgeJob:
+        return cls(data["distribution"], data["outputs"])
+
+
+@dataclass(frozen=True)
+class TimeJob:
+    """Time a kernel that was found correct; ``max_error`` and ``build_s`` go into the evaluation."""
+
+    name: ClassVar[str] = "time"
+    kernel: Kernel
+    max_error: float
+    build_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kernel": self.kernel.to_json(), "max_error": self.max_error, "build_s": self.build_s}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TimeJob:
+        return cls(Kernel.from_json(data["kernel"]), data["max_error"], data["build_s"])
+
+
+@dataclass(frozen=True)
+class GraphJob:
+    """Compile a whole graph with and without ``swaps``, compare and time."""
+
+    name: ClassVar[str] = "graph"
+    graph: Region
+    workload: Workload
+    swaps: tuple[Swap, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        swaps = [swap.to_json() for swap in self.swaps]
+        return {"graph": self.graph.to_json(), "workload": self.workload.to_json(), "swaps": swaps}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GraphJob:
+        swaps = tuple(Swap.from_json(swap) for swap in data["swaps"])
+        return cls(Region.from_json(data["graph"]), Workload.from_json(data["workload"]), swaps)
+
+
+@dataclass(frozen=True)
+class CrossJob:
+    """Compile a Triton kernel for ``target`` (``"sm_90"``, ``"gfx942"``), which need not be here."""
+
+    name: ClassVar[str] = "cross"
+    kernel: Kernel
+    region: Region
+    target: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kernel": self.kernel.to_json(), "region": self.region.to_json(), "target": self.target}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CrossJob:
+        return cls(Kernel.from_json(data["kernel"]), Region.from_json(data["region"]), data["target"])
+
+
+Job = OpenJob | RunJob | JudgeJob | TimeJob | GraphJob | CrossJob
+
+_JOBS: Mapping[str, type[Any]] = {
+    job.name: job for job in (OpenJob, RunJob, JudgeJob, TimeJob, GraphJob, CrossJob)
+}
+
+
+def job_to_json(job: Job, limit_s: float) -> dict[str, Any]:
+    return {"job": job.name, "limit_s": limit_s, "data": job.to_json()}
+
+
+def job_from_json(message: Mapping[str, Any]) -> Job:
+    """Raises ``KeyError``, ``TypeError`` or ``ValueError`` on anything but what ``job_to_json`` wrote."""
+    job: Job = _JOBS[message["job"]].from_json(message["data"])
+    return job

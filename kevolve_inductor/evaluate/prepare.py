@@ -1,0 +1,76 @@
+"""Building the next candidates while the present one is judged."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+
+from ..exc import KevolveError
+from ..graph.region import Region
+from ..kernel import Kernel
+from ..platforms.cpu import compile_cpp, generate_cpp
+from ..platforms.platform import Platform
+from .job import CrossJob, WorkerSetup
+from .process import WorkerSlot
+
+_MOST_PROCESSES = 8
+_BUILD_LIMIT_S = 60.0
+
+
+class Preparer:
+    """Fills the build folder's caches: C++ by compilers run from threads, Triton by processes of its own.
+
+    Failures are not reported: judging the kernel meets them again.
+    """
+
+    def __init__(self, platform: Platform, setup: WorkerSetup, scratch: Path) -> None:
+        cores = len(os.sched_getaffinity(0))
+        self._platform, self._folder = platform, Path(setup.folder)
+        self._builds: dict[str, Future[None]] = {}
+        self._builders: SimpleQueue[WorkerSlot] = SimpleQueue()
+        self._slots: list[WorkerSlot] = []
+        count = cores
+        if platform.language == "triton":
+            count = min(_MOST_PROCESSES, max(1, cores // 2))
+            quiet = WorkerSetup(setup.platform, setup.folder, 1, setup.seed)
+            self._slots = [WorkerSlot(quiet, scratch / f"builder-{number}.log") for number in range(count)]
+            for slot in self._slots:
+                self._builders.put(slot)
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="kevolve-build")
+
+    def start(self, kernels: tuple[Kernel, ...], region: Region) -> None:
+        build = self._build_triton if self._slots else self._build_cpp
+        for kernel in kernels:
+            if kernel.digest not in self._builds:
+                self._builds[kernel.digest] = self._pool.submit(build, kernel, region)
+
+    def _build_cpp(self, kernel: Kernel, region: Region) -> None:
+        with suppress(KevolveError, OSError):
+            compile_cpp(generate_cpp(kernel, region), self._folder)
+
+    def _build_triton(self, kernel: Kernel, region: Region) -> None:
+        slot = self._builders.get()
+        try:
+            with suppress(KevolveError):
+                slot.ask(CrossJob(kernel, region, self._platform.target().features[0]), _BUILD_LIMIT_S, in_session=False)
+        finally:
+            self._builders.put(slot)
+
+    def wait_for(self, kernel: Kernel) -> None:
+        future = self._builds.get(kernel.digest)
+        if future is not None:
+            wait([future])
+
+    def wait_until_quiet(self) -> None:
+        """Until nothing is being built on the processors that are about to be timed."""
+        if not self._slots:
+            wait(list(self._builds.values()))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for slot in self._slots:
+            slot.close()
+

@@ -1,0 +1,193 @@
+"""Worker processes seen from outside: started lazily, killed with everything they started, replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kevolve_inductor
+
+from .. import settings
+from ..exc import WorkerError
+from .job import Job, OpenJob, WorkerSetup, job_to_json
+
+_START_LIMIT_S = 120.0
+_LOG_TAIL_BYTES = 2000
+_EXIT_WAIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Died:
+    """The process ended before it answered. ``signal`` is ``None`` where it exited by itself."""
+
+    signal: int | None
+    log: str
+
+
+@dataclass(frozen=True)
+class Hung:
+    limit_s: float
+
+
+Answer = dict[str, Any] | Died | Hung
+
+
+class WorkerProcess:
+    """One running worker in a session of its own. After :class:`Died` or :class:`Hung` it is gone."""
+
+    def __init__(self, setup: WorkerSetup, log: Path) -> None:
+        """Raises ``WorkerError`` where no process can be started."""
+        self._log = log
+        request_end, self._requests = os.pipe()
+        self._replies, reply_end = os.pipe()
+        command = [sys.executable, "-P", "-m", "kevolve_inductor.evaluate.worker", str(request_end), str(reply_end)]
+        try:
+            with log.open("wb") as output:
+                self._process = subprocess.Popen(
+                    [*command, json.dumps(setup.to_json())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(request_end, reply_end),
+                    start_new_session=True,
+                    env=_environment(setup),
+                )
+        except OSError as error:
+            os.close(self._requests)
+            os.close(self._replies)
+            raise WorkerError(f"the evaluation worker could not be started: {error}") from error
+        finally:
+            os.close(request_end)
+            os.close(reply_end)
+        self._pending = b""
+        self._close = weakref.finalize(self, _shut, self._process, self._requests, self._replies)
+
+    def ask(self, job: Job, limit_s: float) -> Answer:
+        message = json.dumps(job_to_json(job, limit_s)).encode() + b"\n"
+        try:
+            with os.fdopen(os.dup(self._requests), "wb") as pipe:
+                pipe.write(message)
+        except BrokenPipeError:
+            return self._died()
+        return self._answer(limit_s)
+
+    def _answer(self, limit_s: float) -> Answer:
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._pending:
+            ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.kill()
+                return Hung(limit_s)
+            content = os.read(self._replies, 1 << 16)
+            if not content:
+                return self._died()
+            self._pending += content
+        line, _, self._pending = self._pending.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _died(self) -> Died:
+        # The pipe closes a moment before the process can be waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_WAIT_S)
+        code = self._process.poll()
+        self.kill()
+        content = self._log.read_bytes()[-_LOG_TAIL_BYTES:] if self._log.exists() else b""
+        return Died(-code if code is not None and code < 0 else None, content.decode(errors="replace").strip())
+
+    def kill(self) -> None:
+        """End the process and all it started. May be called twice."""
+        self._close()
+
+
+def _shut(process: subprocess.Popen[bytes], requests: int, replies: int) -> None:
+    os.close(requests)
+    os.close(replies)
+    # The group outlives its leader, so it is killed even where the leader has exited.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _environment(setup: WorkerSetup) -> dict[str, str]:
+    environment = settings.worker_environment()
+    package = str(Path(kevolve_inductor.__file__).parent.parent)
+    searched = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(path for path in searched if path),
+        "TORCHINDUCTOR_CACHE_DIR": str(Path(setup.folder, "inductor")),
+        "TRITON_CACHE_DIR": str(Path(setup.folder, "triton-cache")),
+    }
+    if setup.threads:
+        environment["OMP_NUM_THREADS"] = str(setup.threads)
+    return environment
+
+
+class WorkerSlot:
+    """Keeps one worker for as long as it is needed: starts it on first use and opens the session again after a loss.
+
+    ``tenants`` are the kernels that have run in the current process and may have damaged it.
+    """
+
+    def __init__(self, setup: WorkerSetup, log: Path) -> None:
+        self._setup, self._log = setup, log
+        self._process: WorkerProcess | None = None
+        self._session: OpenJob | None = None
+        self._is_open = False
+        self._open_limit_s = 0.0
+        self.tenants: set[str] = set()
+
+    def start(self) -> None:
+        """Begin starting the process, so that it gets ready while something else is done."""
+        if self._process is None:
+            self._process = WorkerProcess(self._setup, self._log)
+            self._is_open = False
+            self.tenants.clear()
+
+    def open(self, job: OpenJob, limit_s: float) -> Answer:
+        """Start a session; if that works it is opened again in every later process of this slot."""
+        self._session = None
+        answer = self.ask(job, limit_s)
+        if isinstance(answer, dict) and "error" not in answer:
+            self._session, self._open_limit_s, self._is_open = job, limit_s, True
+        return answer
+
+    def ask(self, job: Job, limit_s: float, in_session: bool = True) -> Answer:
+        """One answer. A job outside the session ends it; the next one inside opens it again.
+
+        Raises ``WorkerError`` where no process can be started or the session cannot be opened again.
+        """
+        self.start()
+        if in_session and self._session is not None and not self._is_open:
+            opened = self._ask(self._session, self._open_limit_s + _START_LIMIT_S)
+            if not isinstance(opened, dict) or "error" in opened:
+                raise WorkerError(f"the evaluation worker was replaced but its session did not open: {opened}")
+            self._is_open = True
+        if not in_session:
+            self._is_open = False
+        return self._ask(job, limit_s)
+
+    def _ask(self, job: Job, limit_s: float) -> Answer:
+        assert self._process is not None
+        answer = self._process.ask(job, limit_s)
+        if not isinstance(answer, dict):
+            self._process = None
+        return answer
+
+    def replace(self) -> None:
+        """Use a new process from the next question on."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    close = replace

@@ -1,0 +1,86 @@
+"""The worker's main loop: ``python -m kevolve_inductor.evaluate.worker REQUESTS REPLIES SETUP``.
+
+``REQUESTS`` and ``REPLIES`` are file descriptors, so that nothing a kernel or a library prints can be taken for an
+answer. The process ends when the requests do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..platforms import executor_for
+from .job import CrossJob, GraphJob, Job, JudgeJob, OpenJob, RunJob, TimeJob, WorkerSetup, job_from_json
+from .sessions import BenchSession, RefereeSession
+
+_GRACE_S = 4.0
+
+
+class Worker:
+    """Holds at most one session at a time."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.setup = setup
+        self.folder = Path(setup.folder)
+        if setup.threads:
+            torch.set_num_threads(setup.threads)
+        self._bench: BenchSession | None = None
+        self._referee: RefereeSession | None = None
+
+    def do(self, job: Job) -> dict[str, Any]:
+        match job:
+            case OpenJob(role="referee"):
+                self._referee = RefereeSession(job, self.setup.seed, executor_for(self.setup.platform))
+                return {}
+            case OpenJob():
+                # The last session's tensors go before the next one's are made.
+                self._bench = None
+                self._bench = BenchSession(job, self.setup.seed, executor_for(self.setup.platform), self.folder)
+                return self._bench.baselines()
+            case RunJob() if self._bench is not None:
+                return self._bench.run(job)
+            case TimeJob() if self._bench is not None:
+                return self._bench.time(job)
+            case JudgeJob() if self._referee is not None:
+                return self._referee.judge(job)
+            case GraphJob():
+                from .graph_check import check
+
+                return check(job, executor_for(self.setup.platform), self.setup.seed, self.folder)
+            case CrossJob():
+                from .cross import cross_compile
+                from .evaluation import to_json
+
+                return {"evaluation": to_json(cross_compile(job.kernel, job.region, job.target))}
+        raise ValueError(f"no session is open for {type(job).__name__}")
+
+
+def main() -> None:
+    requests, replies, setup = int(sys.argv[1]), int(sys.argv[2]), WorkerSetup.from_json(json.loads(sys.argv[3]))
+    worker = Worker(setup)
+    with os.fdopen(requests, "rb") as lines, os.fdopen(replies, "wb") as answers:
+        for line in lines:
+            message = json.loads(line)
+            # A kernel that hangs holds the interpreter's lock; only the system can end the process when nobody asks any more.
+            signal.setitimer(signal.ITIMER_REAL, message["limit_s"] + _GRACE_S)
+            answers.write(json.dumps(_answer(worker, message)).encode() + b"\n")
+            answers.flush()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(worker: Worker, message: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return worker.do(job_from_json(message))
+    except Exception as error:  # noqa: BLE001 - the process boundary: whatever failed becomes the other side's WorkerError
+        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    main()

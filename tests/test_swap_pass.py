@@ -1,0 +1,256 @@
+"""The pass from graph to swapped graph, with a judge that accepts everything, so that nothing depends on the clock."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from kevolve_inductor import report
+from kevolve_inductor.cache.store import Store
+from kevolve_inductor.evaluate.evaluation import Baselines, BuildFailed, Diagnosis, GraphVerdict, Passed
+from kevolve_inductor.exc import WorkerError
+from kevolve_inductor.graph.ranges import seen_ranges
+from kevolve_inductor.platforms.cpu import CpuPlatform
+from kevolve_inductor.settings import Settings
+from kevolve_inductor.swap_pass import SwapPass
+
+DIAGNOSIS = Diagnosis("memory", "a test", 1e9, 1e9, 0.5)
+
+
+class Judge:
+    """Accepts every kernel, the later ones as the slower ones."""
+
+    def __init__(self, graph_us=(100.0, 50.0), correct=True, evaluation=None):
+        self.opened, self.evaluated, self.checked = [], 0, 0
+        self.graph_us, self.correct, self.evaluation = graph_us, correct, evaluation
+
+    def open(self, region, workload):
+        self.opened.append((region, workload))
+        return Baselines({"eager": 100.0, "inductor": 80.0}, {})
+
+    def prepare(self, kernels):
+        pass
+
+    def evaluate(self, kernel):
+        self.evaluated += 1
+        if self.evaluation is not None:
+            return self.evaluation
+        times = {"eager": 100.0, "inductor": 80.0}
+        return Passed(20.0 + self.evaluated, times, 4.0 - 0.01 * self.evaluated, 3.0, 0.0, DIAGNOSIS, 0.1)
+
+    def check_graph(self, graph, workload, swaps):
+        self.checked += 1
+        return GraphVerdict(*self.graph_us, self.correct)
+
+    def close(self):
+        pass
+
+
+def gate(x):
+    p = torch.softmax(x, -1)
+    values, indices = torch.topk(p, 2)
+    return values / values.sum(-1, keepdim=True), indices
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(store=tmp_path / "store", trials=3, budget_s=30.0)
+
+
+def compiled(function, settings, judge, inputs, *, dynamic=False, before=()):
+    @contextmanager
+    def factory(platform, store, chosen):
+        yield judge
+
+    report.reset()
+    torch._dynamo.reset()
+
+    def backend(gm, example_inputs):
+        swap = SwapPass(settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before)
+        return compile_fx(gm, example_inputs, config_patches={"post_grad_custom_post_pass": swap})
+
+    result = torch.compile(function, backend=backend, dynamic=dynamic)
+    return result, result(*inputs)
+
+
+def test_swapped_kernel_gives_eagers_values(settings):
+    x = torch.randn(100, 64)
+    _, (weights, indices) = compiled(gate, settings, Judge(), (x,))
+    expected = gate(x)
+    torch.testing.assert_close(weights, expected[0])
+    assert torch.equal(indices, expected[1])
+    row = report.last_run().regions[0]
+    assert row.verdict == "swapped" and row.family and row.trials == 3
+    assert report.last_run().searched == 1
+
+
+def test_second_compile_looks_up_and_gives_the_same_bits(settings):
+    x = torch.randn(100, 64)
+    with inductor_config.patch(force_disable_caches=True):
+        _, first = compiled(gate, settings, Judge(), (x,))
+        judge = Judge()
+        _, second = compiled(gate, replace(settings, search="lookup"), judge, (x,))
+    assert judge.opened == [] and report.last_run().searched == 0
+    assert report.last_run().regions[0].verdict == "swapped (from store)"
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def test_identical_regions_are_one_search(settings):
+    def twice(x, y):
+        return gate(x), gate(y)
+
+    judge = Judge()
+    x, y = torch.randn(100, 64), torch.randn(100, 64)
+    _, (first, second) = compiled(twice, settings, judge, (x, y))
+    assert len(judge.opened) == 1
+    torch.testing.assert_close(first[0], gate(x)[0])
+    torch.testing.assert_close(second[0], gate(y)[0])
+
+
+def test_slower_graph_undoes_the_swaps(settings):
+    x = torch.randn(100, 64)
+    _, result = compiled(gate, settings, Judge(graph_us=(50.0, 100.0)), (x,))
+    assert report.last_run().regions[0].verdict.startswith("left")
+    assert torch.equal(result[1], gate(x)[1])
+
+
+def test_different_graph_undoes_the_swaps(settings):
+    compiled(gate, settings, Judge(correct=False), (torch.randn(100, 64),))
+    assert report.last_run().regions[0].verdict.startswith("left")
+
+
+def test_failing_candidates_leave_inductors_code(settings):
+    judge = Judge(evaluation=BuildFailed("compile", "no"))
+    x = torch.randn(100, 64)
+    _, result = compiled(gate, settings, judge, (x,))
+    assert report.last_run().regions[0].verdict == "left: nothing faster found"
+    assert judge.checked == 0
+    assert torch.equal(result[1], gate(x)[1])
+
+
+def test_broken_evaluator_loses_only_its_region(settings, caplog):
+    class Broken(Judge):
+        def open(self, region, workload):
+            raise WorkerError("the worker is gone")
+
+    x = torch.randn(100, 64)
+    _, result = compiled(gate, settings, Broken(), (x,))
+    assert "could not be evaluated" in report.last_run().regions[0].verdict
+    assert torch.equal(result[1], gate(x)[1])
+
+
+def test_fuel_limits_the_swaps(settings):
+    def two(x, y):
+        return gate(x), torch.sort(y, -1)
+
+    judge = Judge()
+    inputs = (torch.randn(100, 64), torch.randn(50, 32))
+    compiled(two, replace(settings, fuel=1), judge, inputs)
+    verdicts = [row.verdict for row in report.last_run().regions]
+    assert len(verdicts) == 2 and verdicts.count("swapped") == 1
+
+
+def test_interrupted_search_keeps_the_best_so_far(settings):
+    class Interrupted(Judge):
+        def evaluate(self, kernel):
+            if self.evaluated == 2:
+                raise KeyboardInterrupt
+            return super().evaluate(kernel)
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled(gate, settings, Interrupted(), (torch.randn(100, 64),))
+    entries = list(Store.open(settings.store).entries())
+    assert [entry.verdict for entry in entries] == ["kernel"]
+
+
+def test_dynamic_rows_use_one_kernel_for_every_size(settings):
+    with inductor_config.patch(force_disable_caches=True):
+        function, _ = compiled(gate, settings, Judge(), (torch.randn(100, 64),), dynamic=True)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for rows in (2, 7, 33, 257):
+                x = torch.randn(rows, 64)
+                weights, indices = function(x)
+                torch.testing.assert_close(weights, gate(x)[0])
+                assert torch.equal(indices, gate(x)[1])
+
+
+def test_training_swaps_forward_and_keeps_gradients(settings):
+    def loss(x, w):
+        values, _ = gate(x @ w)
+        return values.square().sum()
+
+    x, w = torch.randn(64, 16), torch.randn(16, 32, requires_grad=True)
+    expected = torch.autograd.grad(loss(x, w), w)[0]
+    _, result = compiled(loss, settings, Judge(), (x, w))
+    torch.testing.assert_close(torch.autograd.grad(result, w)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_uuid_changes_with_the_store_and_the_settings(settings):
+    def uuid(chosen, store):
+        return SwapPass(chosen, CpuPlatform(), store, None, ()).uuid()
+
+    store = Store.open(settings.store)
+    before = uuid(settings, store)
+    assert before == uuid(settings, Store.open(settings.store))
+    assert before != uuid(replace(settings, min_speedup=1.5), store)
+    compiled(gate, settings, Judge(), (torch.randn(100, 64),))
+    assert before != uuid(settings, Store.open(settings.store))
+
+
+def test_users_own_pass_runs_first_and_joins_the_uuid(settings):
+    seen = []
+
+    class Mine(CustomGraphPass):
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, graph):
+            seen.append([str(node.target) for node in graph.nodes])
+
+        def uuid(self):
+            return self.name
+
+    compiled(gate, settings, Judge(), (torch.randn(100, 64),), before=(Mine("a"),))
+    assert "aten.topk.default" in seen[0]
+    store = Store.open(settings.store)
+    ids = {SwapPass(settings, CpuPlatform(), store, None, (), before).uuid() for before in ((), (Mine("a"),), (Mine("b"),))}
+    assert len(ids) == 3
+    assert SwapPass(settings, CpuPlatform(), store, None, (), (Mine(None),)).uuid() is None
+
+
+def test_inputs_ranges_are_seen_and_carried(settings):
+    def lookup(ids, offsets, x):
+        bounded = ids % 40
+        return gate(x), bounded, offsets[1:] - offsets[:-1]
+
+    judge = Judge()
+    compiled(lookup, settings, judge, (torch.arange(50), torch.tensor([0, 3, 9]), torch.randn(100, 64)))
+    assert judge.opened
+
+
+def test_one_warning_and_inductors_result_when_the_pass_fails(tmp_path, caplog, monkeypatch):
+    from kevolve_inductor import backend, swap_pass
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr(swap_pass, "discover", broken)
+    backend._warned.clear()
+    options = {"kevolve.store": str(tmp_path / "store")}
+    x = torch.randn(100, 64)
+    with caplog.at_level(logging.WARNING, "kevolve_inductor"), inductor_config.patch(force_disable_caches=True):
+        result = torch.compile(gate, backend=backend.kevolve, options=options)(x)
+        torch._dynamo.reset()
+        torch.compile(gate, backend=backend.kevolve, options=options)(x)
+    assert torch.equal(result[1], gate(x)[1])
+    assert len([record for record in caplog.records if "a defect of ours" in record.message]) == 1
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="a defect of ours"):
+        torch.compile(gate, backend=backend.kevolve, options={**options, "kevolve.strict": True})(x)
