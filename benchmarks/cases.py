@@ -145,15 +145,22 @@ def hash_modulo(ids: Tensor, table_size: int) -> Tensor:
     return mixed % table_size
 
 
+def murmur_modulo(ids: Tensor, table_size: int) -> Tensor:
+    """The finaliser of MurmurHash3, with arithmetic shifts as PyTorch has them."""
+    mixed = (ids ^ (ids >> 33)) * -49064778989728563
+    mixed = (mixed ^ (mixed >> 33)) * -4265267296055464877
+    return (mixed ^ (mixed >> 33)) % table_size
+
+
 def bucketize_hash(values: Tensor, borders: Tensor, ids: Tensor) -> Tensor:
     """A crossed feature: the bucket of a number and an identifier, hashed together into one table."""
     return hash_modulo(ids + torch.bucketize(values, borders), 1_000_003)
 
 
-def dense_features(values: Tensor, mean: Tensor, scale: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+def dense_features(values: Tensor, mean: Tensor, scale: Tensor, *borders: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of counts: log-scaled and standardised, and bucketized with borders of their own."""
     logs = torch.log1p(values.clamp(min=0.0))
-    buckets = [torch.bucketize(logs[:, column], borders[column]) for column in range(values.shape[1])]
+    buckets = [torch.bucketize(values[:, column], own) for column, own in enumerate(borders)]
     return ((logs - mean) * scale).clamp(-5.0, 5.0), torch.stack(buckets, dim=1)
 
 
@@ -189,7 +196,7 @@ def _hash_many(device: str) -> Instance:
     sizes = [10_000 + 7919 * index for index in range(64)]
 
     def hash_many(*ids: Tensor) -> tuple[Tensor, ...]:
-        return tuple(hash_modulo(column, size) for column, size in zip(ids, sizes, strict=True))
+        return tuple(murmur_modulo(column, size) for column, size in zip(ids, sizes, strict=True))
 
     return Instance(hash_many, tuple(_identifiers(device, 65536, 8) for _ in sizes))
 
@@ -202,8 +209,8 @@ def _bucketize_hash(device: str) -> Instance:
 def _dense_features(device: str) -> Instance:
     rows = 65536 if device == "cpu" else 524288
     values = torch.randint(-2, 10_000, (rows, 13), device=device).float()
-    borders = torch.sort(torch.rand(13, 50, device=device) * 9.0, dim=-1).values
-    return Instance(dense_features, (values, _normal(device, 13), _normal(device, 13), borders))
+    borders = [torch.sort(torch.rand(50, device=device) * 10_000.0).values for _ in range(13)]
+    return Instance(dense_features, (values, _normal(device, 13), _normal(device, 13), *borders))
 
 
 def _crossed_identifiers(device: str) -> Instance:

@@ -9,14 +9,16 @@ from a CUDA graph. Writes one JSON file and prints a short table last.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import logging
 import math
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,8 @@ def _run_instance(
     for name, call in calls.items():
         started = time.perf_counter()
         try:
-            prepared[name] = clock.prepare(call)
+            with _quiet(name == "max_autotune"):
+                prepared[name] = clock.prepare(call)
         except Exception as error:  # noqa: BLE001 - a compiler that refuses a case is a result, not the end of the run
             if name == "kevolve":
                 raise
@@ -147,6 +150,22 @@ def _run_instance(
     least_bytes = instance.least_bytes or _size_bytes((*instance.inputs, *_tensors(expected)))
     row["floor_us"] = ceilings.floor_us(least_bytes, instance.flops, instance.flops_dtype)
     row |= _ratios(row)
+
+
+@contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """Without the pages that autotuning prints about choices that do not fit this chip."""
+    logger = logging.getLogger("torch._inductor.select_algorithm")
+    level = logger.level
+    if not wanted:
+        yield
+        return
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _compilations(instance: Instance, options: dict[str, Any], autotune: bool) -> dict[str, Callable[[], Any]]:

@@ -18,7 +18,7 @@ def with_fake_values(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    fakes: list[torch.Tensor] = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
     with mode:
         FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*fakes)
     return fakes
@@ -42,10 +42,9 @@ def compile_inductor(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -
     from torch._inductor.compile_fx import compile_fx_inner
 
     fakes = with_fake_values(gm, inputs)
-    # A graph's caller checks alignment once; the wrapper would copy an input that merely starts at an odd address.
-    with torch.no_grad(), torch._guards.tracing(torch._guards.TracingContext(fakes[0].fake_mode if fakes else None)):
-        with config.patch({"post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None}):
-            compiled = compile_fx_inner(gm, fakes, is_inference=True, cudagraphs=None)
+    ours = config.patch({"post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None})
+    with torch.no_grad(), ours:
+        compiled: Any = compile_fx_inner(gm, fakes, is_inference=True)
 
     def call(tensors: Sequence[torch.Tensor]) -> Sequence[Any]:
         # Compiled code takes its inputs out of the list, to free each after its last use.

@@ -28,6 +28,8 @@ def build(kernel: Kernel, region: Region, executor: Executor, folder: Path) -> B
     start = time.monotonic()
     try:
         compiled = executor.load(kernel, region, folder)
+    except GateError as error:
+        return Refused("gate", str(error))
     except BuildError as error:
         return BuildFailed(error.stage, error.message, error.line)
     except ResourceError as error:

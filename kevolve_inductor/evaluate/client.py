@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -192,7 +193,7 @@ class WorkerEvaluator:
     def _slot(self, role: Role) -> WorkerSlot:
         if role not in self._slots:
             threads = self._platform.target().threads
-            setup = WorkerSetup(self._setup.platform, self._setup.folder, threads, self._setup.seed)
+            setup = replace(self._setup, threads=threads, quiet=role == "referee")
             self._slots[role] = WorkerSlot(setup, self._scratch_folder() / f"{role}.log")
         return self._slots[role]
 

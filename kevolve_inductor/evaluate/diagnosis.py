@@ -34,7 +34,7 @@ def least_bytes(region: Region, symbols: dict[str, int]) -> int:
 
 
 def _read_whole(region: Region) -> set[str]:
-    whole = {name for name in region.outputs}
+    whole = set(region.outputs)
     for position in reversed(range(len(region.nodes))):
         node = region.nodes[position]
         name = _operator(node)

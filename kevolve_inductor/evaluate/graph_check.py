@@ -19,9 +19,8 @@ from .baselines import compile_inductor, with_fake_values
 from .evaluation import GraphVerdict
 from .inputs import GRAPH, generate
 from .job import GraphJob
-from .timing import medians_us
+from .timing import duel
 
-_ROUNDS = 9
 # Both graphs' intermediate results and one set of inputs and outputs must fit.
 _MEMORY_SHARE = 0.4
 # Inductor reorders floating-point work between two compilations of a graph, so its own results are no sharper.
@@ -51,8 +50,8 @@ def check(job: GraphJob, executor: Executor, seed: int, folder: Path) -> dict[st
     if difference is not None:
         return asdict(GraphVerdict(None, None, False, difference))
     calls = {"inductor": executor.timed(plain), "kevolve": executor.timed(swapped)}
-    times = medians_us(executor, calls, _ROUNDS, cold=False)
-    return asdict(GraphVerdict(times["inductor"], times["kevolve"], True))
+    inductor_us, kevolve_us = duel(executor, calls["inductor"], calls["kevolve"])
+    return asdict(GraphVerdict(inductor_us, kevolve_us, True))
 
 
 def _words(what: str, error: Exception) -> str:

@@ -45,7 +45,7 @@ class _Recipe:
 def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
     """The distributions that say something about this region, in the order to try them."""
     size = sum(spec.size_bytes(workload.symbols) for spec in (*region.inputs, *region.output_specs))
-    names = _REDUCED if size > _REDUCED_FROM_BYTES else DISTRIBUTIONS
+    names: tuple[str, ...] = _REDUCED if size > _REDUCED_FROM_BYTES else DISTRIBUTIONS
     dtypes = [dtype_of(spec.dtype) for spec in region.inputs]
     if not any(dtype.is_floating_point for dtype in dtypes):
         names = tuple(name for name in names if name not in ("uniform", "special"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from ..graph.region import Region, Workload
@@ -15,19 +15,24 @@ Role = Literal["bench", "referee"]
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker is told once, at its start. ``threads`` of 0 leaves the number to torch."""
+    """What a worker is told once, at its start. ``threads`` of 0 leaves the number to torch.
+
+    A ``quiet`` worker's threads sleep while they have nothing to do instead of spinning, which would disturb what another
+    worker measures.
+    """
 
     platform: str
     folder: str
     threads: int
     seed: int
+    quiet: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"platform": self.platform, "folder": self.folder, "threads": self.threads, "seed": self.seed}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WorkerSetup:
-        return cls(data["platform"], data["folder"], data["threads"], data["seed"])
+        return cls(**data)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -35,7 +36,7 @@ class Preparer:
         count = cores
         if platform.language == "triton":
             count = min(_MOST_PROCESSES, max(1, cores // 2))
-            quiet = WorkerSetup(setup.platform, setup.folder, 1, setup.seed)
+            quiet = replace(setup, threads=1, quiet=True)
             self._slots = [WorkerSlot(quiet, scratch / f"builder-{number}.log") for number in range(count)]
             for slot in self._slots:
                 self._builders.put(slot)

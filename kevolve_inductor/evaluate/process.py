@@ -123,13 +123,14 @@ def _environment(setup: WorkerSetup) -> dict[str, str]:
     environment = settings.worker_environment()
     package = str(Path(kevolve_inductor.__file__).parent.parent)
     searched = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(path for path in searched if path),
-        "TORCHINDUCTOR_CACHE_DIR": str(Path(setup.folder, "inductor")),
-        "TRITON_CACHE_DIR": str(Path(setup.folder, "triton-cache")),
-    }
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in searched if path)
+    # Kept from session to session, so that the same baseline is compiled once; a cache of the user's own serves as well.
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(setup.folder, "inductor")))
+    environment.setdefault("TRITON_CACHE_DIR", str(Path(setup.folder, "triton-cache")))
     if setup.threads:
         environment["OMP_NUM_THREADS"] = str(setup.threads)
+    if setup.quiet:
+        environment["OMP_WAIT_POLICY"] = "passive"
     return environment
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..exc import ResourceError
 from ..graph.reference import to_graph_module
 from ..kernel import Kernel
 from ..platforms.executor import Call, CompiledKernel, Executor
@@ -19,13 +20,12 @@ from .baselines import compile_inductor, decomposed
 from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
-from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, to_json
+from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
 from .guarded import read_outputs, run_guarded, write_outputs
 from .inputs import generate
 from .job import JudgeJob, OpenJob, RunJob, TimeJob
-from .timing import Timing, compare, medians_us
+from .timing import Contest, Timing
 
-_BASELINE_ROUNDS = 7
 _CEILING_SLACK = 1.05
 # Below this multiple of the last-level cache, part of the data may still be in it.
 _BEYOND_CACHES = 4
@@ -41,11 +41,10 @@ class BenchSession:
         self._built: dict[str, Built] = {}
         self._failures: dict[str, str] = {}
         self._inputs = generate(self._region, self._workload, "normal", seed + 1, executor.device)
-        self._calls = self._baseline_calls(job.skip)
-        self._known_us = medians_us(executor, self._calls, _BASELINE_ROUNDS, cold=True) if self._calls else {}
+        self._contest = Contest(executor, self._baseline_calls(job.skip))
 
     def baselines(self) -> dict[str, Any]:
-        return {"times_us": self._known_us, "failures": self._failures}
+        return {"times_us": self._contest.known_us, "failures": self._failures}
 
     def _baseline_calls(self, skip: Sequence[str]) -> dict[str, Call]:
         makers: Mapping[str, Callable[[], Call]] = {"eager": self._eager, "inductor": self._inductor}
@@ -84,6 +83,8 @@ class BenchSession:
             result = run_guarded(
                 built.compiled, self._region, self._symbols, inputs, self._executor, job.distribution
             )
+        except ResourceError as error:
+            return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
         except RuntimeError as error:
             return {"evaluation": to_json(Crashed(None, str(error)[:500]))}
         if isinstance(result, Mismatch):
@@ -104,10 +105,9 @@ class BenchSession:
         built = self._build(job.kernel)
         if not isinstance(built, Built):
             return {"evaluation": to_json(built)}
-        if not self._calls:
+        if not self._contest.known_us:
             return {"evaluation": to_json(Refused("baselines", f"none could be measured: {self._failures}"))}
-        candidate = self._executor.timed(self._candidate(built.compiled))
-        timing = compare(self._executor, candidate, self._calls, self._known_us)
+        timing = self._contest.time(self._executor.timed(self._candidate(built.compiled)))
         ceilings = recorded_ceilings(self._executor, self._folder)
         refusal = self._too_fast(timing, ceilings)
         if refusal is not None:

@@ -11,10 +11,15 @@ from statistics import median
 
 from ..platforms.executor import Call, Executor
 
+_BASELINE_ROUNDS = 7
 _FIRST_ROUNDS = 6
 _MORE_ROUNDS = 6
 _MOST_ROUNDS = 42
 _BUDGET_S = 2.0
+_DUEL_BUDGET_S = 4.0
+_DUEL_STEP = 4
+_DUEL_LEAST_ROUNDS = 8
+_DUEL_MOST_ROUNDS = 200
 # The one-sided risk of a 95 % interval's lower end.
 _RISK = 0.025
 # A candidate whose speedup is surely below this is not worth another round.
@@ -56,43 +61,76 @@ def _rank(count: int) -> int:
     return rank
 
 
-def compare(
-    executor: Executor, candidate: Call, baselines: Mapping[str, Call], known_us: Mapping[str, float],
-    cold: bool = True, clock: Callable[[], float] = time.monotonic,
-) -> Timing:  # fmt: skip
-    """Time ``candidate`` against those ``baselines`` that are close to the fastest, in turn.
+class Contest:
+    """Candidates against the baselines of one region. What is learnt of the baselines serves the next candidate."""
 
-    ``known_us`` are the baselines' times from when the session was opened: what was far from the fastest then is not
-    measured again. Stops when the speedup is known well enough or is surely too low.
-    """
-    fastest = min(known_us.values())
-    names = [name for name in baselines if known_us[name] <= _CLOSE_BASELINE * fastest]
-    calls = [candidate, *(baselines[name] for name in names)]
-    samples: list[list[float]] = [[] for _ in calls]
-    deadline = clock() + _BUDGET_S
-    rounds = _FIRST_ROUNDS
-    while True:
-        for row, more in zip(samples, executor.measure(calls, rounds, cold), strict=True):
-            row.extend(more)
-        timing = _summary(names, samples, known_us)
-        if _decided(timing) or timing.rounds >= _MOST_ROUNDS or clock() > deadline:
-            return timing
-        rounds = _MORE_ROUNDS
+    def __init__(
+        self, executor: Executor, baselines: Mapping[str, Call], cold: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._executor, self._baselines, self._cold, self._clock = executor, baselines, cold, clock
+        self.known_us = medians_us(executor, baselines, _BASELINE_ROUNDS, cold) if baselines else {}
 
+    def time(self, candidate: Call) -> Timing:
+        """Time ``candidate`` and the baselines close to the fastest, in turn, until the speedup is known or surely low.
 
-def _summary(names: Sequence[str], samples: Sequence[Sequence[float]], known_us: Mapping[str, float]) -> Timing:
-    latencies = samples[0]
-    measured = {name: median(row) for name, row in zip(names, samples[1:], strict=True)}
-    best = min(measured, key=lambda name: measured[name])
-    ratios = [base / own for base, own in zip(samples[1 + names.index(best)], latencies, strict=True)]
-    baselines_us = {name: measured.get(name, known_us[name]) for name in known_us}
-    return Timing(median(latencies), baselines_us, median(ratios), lower_bound(ratios), len(latencies))
+        Baselines that seem far from the fastest are sampled once only, in case they seemed so because the machine was busy.
+        """
+        self._look_again()
+        names = self._close()
+        calls = [candidate, *(self._baselines[name] for name in names)]
+        samples: list[list[float]] = [[] for _ in calls]
+        deadline = self._clock() + _BUDGET_S
+        rounds = _FIRST_ROUNDS
+        while True:
+            for row, more in zip(samples, self._executor.measure(calls, rounds, self._cold), strict=True):
+                row.extend(more)
+            timing = self._summary(names, samples)
+            if _decided(timing) or timing.rounds >= _MOST_ROUNDS or self._clock() > deadline:
+                break
+            rounds = _MORE_ROUNDS
+        for name in names:
+            self.known_us[name] = min(self.known_us[name], timing.baselines_us[name])
+        return timing
+
+    def _close(self) -> list[str]:
+        fastest = min(self.known_us.values())
+        return [name for name, known in self.known_us.items() if known <= _CLOSE_BASELINE * fastest]
+
+    def _look_again(self) -> None:
+        far = [name for name in self._baselines if name not in self._close()]
+        if far:
+            rows = self._executor.measure([self._baselines[name] for name in far], 1, self._cold)
+            for name, row in zip(far, rows, strict=True):
+                self.known_us[name] = min(self.known_us[name], *row)
+
+    def _summary(self, names: Sequence[str], samples: Sequence[Sequence[float]]) -> Timing:
+        measured = {name: median(row) for name, row in zip(names, samples[1:], strict=True)}
+        best = min(measured, key=lambda name: measured[name])
+        ratios = [base / own for base, own in zip(samples[1 + names.index(best)], samples[0], strict=True)]
+        return Timing(median(samples[0]), self.known_us | measured, median(ratios), lower_bound(ratios), len(ratios))
 
 
 def _decided(timing: Timing) -> bool:
     if timing.speedup < _HOPELESS:
         return True
     return timing.speedup_low >= (1.0 - _PRECISE) * timing.speedup
+
+
+def duel(
+    executor: Executor, one: Call, other: Call, clock: Callable[[], float] = time.monotonic
+) -> tuple[float, float]:
+    """Microseconds of two versions of the same thing, in turn, with warm caches as in use.
+
+    The lower quartile, since whatever else the machine does only ever adds.
+    """
+    rows: list[list[float]] = [[], []]
+    deadline = clock() + _DUEL_BUDGET_S
+    while len(rows[0]) < _DUEL_LEAST_ROUNDS or (clock() < deadline and len(rows[0]) < _DUEL_MOST_ROUNDS):
+        for row, more in zip(rows, executor.measure([one, other], _DUEL_STEP, cold=False), strict=True):
+            row.extend(more)
+    first, second = (sorted(row)[len(row) // 4] for row in rows)
+    return first, second
 
 
 def medians_us(executor: Executor, calls: Mapping[str, Call], rounds: int, cold: bool) -> dict[str, float]:

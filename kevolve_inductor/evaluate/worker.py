@@ -58,7 +58,7 @@ class Worker:
                 from .cross import cross_compile
                 from .evaluation import to_json
 
-                return {"evaluation": to_json(cross_compile(job.kernel, job.region, job.target))}
+                return {"evaluation": to_json(cross_compile(job.kernel, job.region, job.target, self.folder))}
         raise ValueError(f"no session is open for {type(job).__name__}")
 
 

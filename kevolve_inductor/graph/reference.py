@@ -206,7 +206,7 @@ class _Interpreter:
         self.symbols = {name: int(inputs[index].shape[dim]) for name, index, dim in region.symbols}
         self.eager: dict[str, Any] = {f"i{k}": tensor for k, tensor in enumerate(inputs)}
         self.exact: dict[str, Any] = {f"i{k}": _widened(tensor) for k, tensor in enumerate(inputs)}
-        self.bitwise: dict[str, bool] = {name: True for name in self.eager}
+        self.bitwise: dict[str, bool] = dict.fromkeys(self.eager, True)
         self.device = inputs[0].device if inputs else None
         self.chosen = {
             node: Chosen(output, chosen[output]) for node, output in outputs_of_selections(region).items() if output in chosen
@@ -285,7 +285,7 @@ def references(node: RegionNode) -> Iterator[str]:
 def _last_uses(region: Region) -> dict[int, list[str]]:
     last: dict[str, int] = {}
     for position, node in enumerate(region.nodes):
-        last |= {name: position for name in references(node)}
+        last |= dict.fromkeys(references(node), position)
         last.setdefault(f"n{position}", position)
     uses: dict[int, list[str]] = {}
     for name, position in last.items():

@@ -1,19 +1,27 @@
-"""The platforms by name: a literal table, so that what exists can be read here."""
+"""The platforms by name: literal tables, so that what exists can be read here."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..exc import PlatformError
+from .build_folder import build_folder, use_build_folder
 from .cpu import CpuPlatform
+from .cuda import CudaPlatform
+from .hip import HipPlatform
+from .null import NullPlatform
 from .platform import Platform
 
 if TYPE_CHECKING:
     from .executor import Executor
 
+__all__ = ["PLATFORMS", "build_folder", "executor_for", "platform_for", "use_build_folder"]
+
 PLATFORMS: dict[str, type[Platform]] = {
     "cpu": CpuPlatform,
+    "cuda": CudaPlatform,
+    "hip": HipPlatform,
+    "null": NullPlatform,
 }
 
 
@@ -31,11 +39,8 @@ def executor_for(name: str) -> Executor:
         from .cpu_executor import CpuExecutor
 
         return CpuExecutor()
-    raise PlatformError(f"no kernel of the platform {name!r} can be run")
+    if name == "cuda":
+        from .cuda_executor import CudaExecutor
 
-
-def use_build_folder(folder: Path) -> None:
-    """Where compiled graphs of this process look for what was built, and put what is not there yet."""
-    from . import cpu
-
-    cpu.set_build_folder(folder)
+        return CudaExecutor()
+    raise PlatformError(f"kernels of the platform {name!r} cannot be run here")

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from .. import settings
 from ..exc import BuildError, CompilerMissingError
+from .cpp_imports import check_imports
 
 _BASE_FLAGS = (
     "-O3", "-std=c++20", "-fPIC", "-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
@@ -57,10 +58,11 @@ def _find_compiler(candidates: tuple[str, ...]) -> Compiler:
         version = _output_of(*command, "--version")
         if version and _output_of(*command, "-std=c++20", "-x", "c++", "-fsyntax-only", os.devnull) is not None:
             openmp = loaded_openmp()
-            flags = _BASE_FLAGS + _machine_flags(command)
             # clang calls its own OpenMP runtime by other names than libgomp has, and two runtimes mean two thread pools.
-            usable = openmp is not None and ("clang" not in version.lower() or "gomp" not in openmp.name)
-            return Compiler(command, version.splitlines()[0], flags + (("-fopenmp",) if usable else ()), openmp if usable else None)
+            if openmp is not None and "clang" in version.lower() and "gomp" in openmp.name:
+                openmp = None
+            flags = (*_BASE_FLAGS, *_machine_flags(command), *(("-fopenmp",) if openmp else ()))
+            return Compiler(command, version.splitlines()[0], flags, openmp)
     raise CompilerMissingError(f"no C++20 compiler found; tried {', '.join(candidates)}")
 
 
@@ -99,11 +101,12 @@ def loaded_openmp() -> Path | None:
     return None
 
 
-def compile_cpp(text: str, folder: Path) -> Path:
+def compile_cpp(text: str, folder: Path, checked: bool = True) -> Path:
     """The shared object built from ``text``, from the cache in ``folder`` if its content is what was written there.
 
     Safe to call from several threads and processes. Raises ``BuildError`` where the compiler refuses the text,
-    ``CompilerMissingError`` where there is none, ``OSError`` where ``folder`` cannot be written.
+    ``GateError`` where the object would call what no kernel may (unless not ``checked``), ``CompilerMissingError`` where
+    there is no compiler, ``OSError`` where ``folder`` cannot be written.
     """
     compiler = find_compiler()
     key = compiler.key(text)
@@ -115,6 +118,8 @@ def compile_cpp(text: str, folder: Path) -> Path:
     with FileLock(place / f"{key}.lock"):
         if not _is_intact(library, checksum):
             content = _build(compiler, text)
+            if checked:
+                check_imports(content)
             _write(checksum, hashlib.sha256(content).hexdigest().encode())
             _write(library, content)
     return library

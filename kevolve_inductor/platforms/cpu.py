@@ -17,15 +17,14 @@ import torch
 from ..exc import CompilerMissingError
 from ..graph.region import Region
 from ..kernel import Kernel, Language
-from ..settings import Settings
+from .build_folder import build_folder
 from .cpp_binding import generate_cpp, load_library
 from .cpp_compiler import compile_cpp, find_compiler
 from .platform import Ceilings, Platform, Target
 
-__all__ = ["BuiltCpp", "CpuPlatform", "compile_cpp", "generate_cpp", "last_level_cache_bytes", "load_cpp", "set_build_folder"]
+__all__ = ["BuiltCpp", "CpuPlatform", "compile_cpp", "generate_cpp", "last_level_cache_bytes", "load_cpp"]
 
 _CALLS: dict[str, Callable[..., None]] = {}
-_build_folder: Path | None = None
 
 # Instruction-set features; the other words of /proc/cpuinfo describe power, virtualisation and mitigations.
 _ISA_PREFIXES = ("sse", "ssse", "avx", "fma", "bmi", "f16c", "popcnt", "amx", "aes", "vaes", "pclmul", "vpclmul", "gfni",
@@ -136,30 +135,16 @@ class CpuPlatform(Platform):
         return BuiltCpp(text, path, load_library(path))
 
 
-def set_build_folder(folder: Path) -> None:
-    """Where :func:`load_cpp` keeps what it builds from now on, in this process."""
-    global _build_folder
-    _build_folder = folder
-
-
 def load_cpp(text: str) -> Callable[..., None]:
     """The callable of a complete generated text, built if the build folder does not hold it yet; once per process and text.
 
-    This is what a compiled graph calls, perhaps in a process that never imported the rest of this package; the build
-    folder is then that of the store which the environment names. Raises what ``compile_cpp`` raises, except that a folder
-    that cannot be written is replaced by a private temporary one.
+    This is what a compiled graph calls, perhaps in a process that never imported the rest of this package. Raises what
+    ``compile_cpp`` raises.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()
     if digest not in _CALLS:
-        _CALLS[digest] = load_library(_compiled_somewhere(text))
+        _CALLS[digest] = load_library(compile_cpp(text, build_folder()))
     return _CALLS[digest]
-
-
-def _compiled_somewhere(text: str) -> Path:
-    try:
-        return compile_cpp(text, _build_folder or Settings.resolve(None, None)[0].store / "build")
-    except OSError:
-        return compile_cpp(text, Path(tempfile.mkdtemp(prefix="kevolve-build-")))
 
 
 @cache
@@ -235,7 +220,7 @@ def _ceilings(threads: int) -> Ceilings:
 def measured_ceilings() -> Ceilings:
     """Measured now. Whatever else runs on the machine lowers the figures, so a doubtful one is worth a second look."""
     with tempfile.TemporaryDirectory(prefix="kevolve-") as folder:
-        library = ctypes.CDLL(str(compile_cpp(_CEILINGS, Path(folder))))
+        library = ctypes.CDLL(str(compile_cpp(_CEILINGS, Path(folder), checked=False)))
     for name, arguments in (
         ("triad", (ctypes.c_int64, ctypes.c_int)),
         ("multiply_add", (ctypes.c_int64, ctypes.c_int)),
@@ -248,5 +233,5 @@ def measured_ceilings() -> Ceilings:
     return Ceilings(
         bytes_per_s=library.triad(floats, 6),
         flops_per_s={"float32": single, "float64": single / 2},
-        launch_s=library.fork_join(200),
+        launch_s=min(library.fork_join(200) for _ in range(3)),
     )

@@ -77,11 +77,16 @@ class Constants:
             self._values[node] = node.target(*args, **kwargs)
         return self._values[node]
 
-    def closure(self, node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    def closure(self, node: torch.fx.Node) -> set[torch.fx.Node]:
         """``node`` and everything it is made of."""
-        yield node
-        for source in node.all_input_nodes:
-            yield from self.closure(source)
+        found: set[torch.fx.Node] = set()
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current not in found:
+                found.add(current)
+                stack.extend(current.all_input_nodes)
+        return found
 
 
 def _constant_nodes(graph: torch.fx.Graph) -> set[torch.fx.Node]:
@@ -106,10 +111,10 @@ def table(values: torch.Tensor, index: tuple[Expr, ...]) -> Expr:
     return ex.make("table", "int64", index, content)
 
 
-def is_known(expr: Expr, variables: set[str]) -> bool:
-    """Can :func:`evaluated` give numbers, with values for ``variables`` alone?"""
+def is_known(expr: Expr) -> bool:
+    """Can :func:`evaluated` give numbers, with values for the variables alone?"""
     operators = {"const", "var", "add", "sub", "mul", "idiv", "imod", "table", "check_index", "as_value", "within", "cast"}
-    return all(part.op in operators for part in ex.walk(expr)) and ex.variables(expr) <= variables
+    return all(part.op in operators for part in ex.walk(expr))
 
 
 def evaluated(expr: Expr, values: dict[str, np.ndarray]) -> np.ndarray:

@@ -7,8 +7,9 @@ concatenations, to the last value that can be written directly; and up, to where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from .pieces import Piece, cut, moved
 
 LARGEST_FEATURES, LARGEST_SAMPLE = 256, 1 << 18
 _LARGEST_ROW = 1 << 16
-_GATHERS = {"aten.index.Tensor": 0, "aten._unsafe_index.Tensor": 0, "aten.index_select.default": 0}
+_MOST_RUNS = 4 * LARGEST_FEATURES
+_GATHERS = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_select.default"}
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -43,25 +45,34 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """``rows`` are the features (variables ``b``, ``r``, ``d``); ``segments`` (``b``, ``c``) make up the output's rows.
-
-    ``stored`` is the dtype of the features and ``held`` the one that products are summed in. ``address`` is the output's
-    element offset for (``b``, ``c``).
-    """
+class Shape:
+    """``stored`` is the dtype of the features, ``held`` the one that products are summed in."""
 
     batch: Dim
     features: int
     width: int
     stored: str
     held: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``rows`` are the features (over ``b``, ``r``, ``d``); ``segments`` (over ``b``, ``c``) make up the output's rows.
+
+    Element ``c`` of the output's row ``b`` stands at ``b * row_stride + c * column_stride``.
+    """
+
+    shape: Shape
     rows: tuple[Piece, ...]
     segments: tuple[Segment, ...]
-    columns: int
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     row_stride: Dim
     column_stride: int
+
+    @property
+    def columns(self) -> int:
+        return sum(segment.count for segment in self.segments)
 
     @property
     def pair_count(self) -> int:
@@ -80,12 +91,32 @@ class Reading:
 class Products:
     """``node`` is the sum over ``depth`` of the product of ``left`` and ``right``, both views or selections of ``source``.
 
-    ``dim`` is the axis of the operands that is summed over; it is dropped from (or of size 1 in) the result.
+    ``inner`` are the nodes that multiply and sum, ``path`` those between ``source`` and them.
     """
 
     node: torch.fx.Node
     source: torch.fx.Node
     inner: tuple[torch.fx.Node, ...]
+    path: tuple[torch.fx.Node, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        return target_name(self.node) == "aten.bmm.default"
+
+    @property
+    def summed(self) -> int:
+        """The axis of the elementwise product that is summed over. Raises ``UnsupportedError`` where that is not one."""
+        rank = len(shape_of(self.inner[-1]))
+        dims: Any = self.node.args[1]
+        if len(dims) != 1 or rank < 3 or dims[0] % rank == 0:
+            raise UnsupportedError("structure", f"{self.node} sums over {dims}")
+        return int(dims[0] % rank)
+
+    @property
+    def width(self) -> Dim:
+        if self.is_matrix:
+            return shape_of(self.node.args[0])[2]  # type: ignore[arg-type]
+        return shape_of(self.inner[-1])[self.summed]
 
 
 def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
@@ -98,9 +129,9 @@ def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
             operands, inner = node.args[0].args[:2], (node, node.args[0])
         else:
             continue
-        sources = {_origin(operand) for operand in operands}
-        if len(sources) == 1 and tensor_of(node).is_floating_point():
-            yield Products(node, sources.pop(), inner)
+        paths = [tuple(_path(operand, selections=len(inner) > 1)) for operand in operands]
+        if paths[0][-1] is paths[1][-1] and tensor_of(node).is_floating_point():
+            yield Products(node, paths[0][-1], inner, (*paths[0][:-1], *paths[1][:-1]))
 
 
 def _is_product(value: Any) -> bool:
@@ -111,12 +142,19 @@ def _is_product(value: Any) -> bool:
     return isinstance(left, torch.fx.Node) and isinstance(right, torch.fx.Node) and left is not right
 
 
-def _origin(node: torch.fx.Node) -> torch.fx.Node:
-    while is_view(node) or target_name(node) in _GATHERS:
-        source = node.args[0]
-        assert isinstance(source, torch.fx.Node)
-        node = source
-    return node
+def _path(node: Any, selections: bool) -> Iterator[torch.fx.Node]:
+    """Views of a value (and selections of its rows, the same for the whole batch), then the value itself."""
+    while is_view(node) or (selections and _selects_rows(node)):
+        yield node
+        node = node.args[0]
+    yield node
+
+
+def _selects_rows(node: torch.fx.Node) -> bool:
+    name: str = target_name(node)
+    if name == "aten.index_select.default":
+        return bool(node.args[1] != 0)
+    return name in _GATHERS and node.args[1][0] is None  # type: ignore[index]
 
 
 def chain_of(products: Products) -> tuple[torch.fx.Node, ...]:
@@ -143,11 +181,10 @@ def _continues(user: torch.fx.Node, value: torch.fx.Node) -> bool:
     return product(shape[1:]) == product(before[1:])
 
 
-def gathers(chain: tuple[torch.fx.Node, ...]) -> bool:
-    """Do the values made of the products do what a matrix product alone does not?"""
-    first = () if target_name(chain[0]) == "aten.bmm.default" else chain[:1]
-    named = (target_name(node) for node in chain)
-    return bool(first) or any(name in _GATHERS or name == "aten.cat.default" for name in named)
+def is_interaction(products: Products, chain: tuple[torch.fx.Node, ...]) -> bool:
+    """Does what is made of the products do more than a matrix product alone?"""
+    names = [target_name(node) for node in chain]
+    return not products.is_matrix or any(name in _GATHERS or name == "aten.cat.default" for name in names)
 
 
 class Reader:
@@ -158,50 +195,54 @@ class Reader:
         self.graph, self.products, self.root, self.constants = graph, products, chain[-1], constants
         core = {*products.inner, *chain}
         self.inside = absorbable(graph, core) | core
-        self.folded: list[torch.fx.Node] = []
         self.device = device
         self.builder = ExpressionBuilder(device, self._inline)
-        self.positions = _positions(self.inside)
-        if fold:
-            for node in self.positions & constants:
-                self._bind_table(node)
-        else:
-            self.inside -= {node for node in self.positions if node in constants}
+        self.tables: dict[torch.fx.Node, torch.Tensor] = {}
+        for node in _positions((*chain, *products.path)):
+            if node in constants and fold:
+                self.tables[node] = constants.value(node)
+            elif node in constants:
+                self.inside.discard(node)
+        self._bind_tables(self.builder)
 
     def _inline(self, node: torch.fx.Node) -> bool:
         devices = {source.meta["val"].device.type for source in node.all_input_nodes if _is_tensor(source)}
         return node in self.inside and devices <= {self.device}
 
-    def _bind_table(self, node: torch.fx.Node) -> None:
-        values = self.constants.value(node)
-        self.folded.extend(self.constants.closure(node))
-        self.builder.bind(node, lambda index: table(values, index))
+    def _bind_tables(self, builder: ExpressionBuilder) -> None:
+        for node, values in self.tables.items():
+            builder.bind(node, partial(table, values))
 
     def read(self) -> Reading:
-        batch = shape_of(self.products.node)[0]
-        b = ex.var("b", batch)
-        left, right, row_at = self._operands(b)
-        features, width = self._sizes(row_at)
+        batch, width = shape_of(self.products.node)[0], self.products.width
         stored = dtype_name(tensor_of(self.products.source).dtype)
-        rows = tuple(self._rows(b, row_at, features, width))
+        if stored not in _FLOATS:
+            raise UnsupportedError("dtype", f"features of {stored}")
         held = "float64" if stored == "float64" else "float32"
+        b = ex.var("b", batch)
+        left, right, row_at = self._operands(b, held)
+        features = _features(left, right)
+        if not isinstance(width, int) or features is None:
+            raise UnsupportedError("dynamic", f"{self.products.source} has a dynamic number or width of features")
+        if not 2 <= features <= LARGEST_FEATURES or width < 1 or features * width > LARGEST_SAMPLE:
+            raise UnsupportedError("size", f"{features} features of {width} values")
+        rows = tuple(self._rows(row_at, features))
         segments = tuple(self._segments(b, left, right, held))
-        return self._finish(batch, features, width, stored, held, rows, segments)
+        return self._finish(Shape(batch, features, width, stored, held), rows, segments)
 
     # --- the operands: source[... row ..., d] for two rows ---
 
-    def _operands(self, b: Expr) -> tuple[Expr, Expr, tuple[Expr, ...]]:
+    def _operands(self, b: Expr, held: str) -> tuple[Expr, Expr, tuple[Expr, ...]]:
         """Row expressions of both operands over ``u0, u1, …``, and the source's index over ``b``, ``row`` and ``d``."""
         node, source = self.products.node, self.products.source
-        inner = ExpressionBuilder(self.device, self._inline)
-        inner.inputs, inner.inlined = self.builder.inputs, self.builder.inlined
-        inner._bound.update(self.builder._bound)
-        inner.bind(source, lambda index: ex.make("source", "float32", index))
-        one, two = (_unrounded(value) for value in self._operand_values(inner, b))
+        builder = ExpressionBuilder(self.device, self._inline)
+        builder.inputs, builder.inlined = self.builder.inputs, self.builder.inlined
+        self._bind_tables(builder)
+        builder.bind(source, lambda index: ex.make("source", held, index))
+        one, two = (_unrounded(value) for value in self._operand_values(builder, b, held))
         if one.op != "source" or two.op != "source":
             raise UnsupportedError("structure", f"the operands of {node} are not rows of {source}")
-        left, right = _row_of(one, two), _row_of(two, one)
-        row = ex.var("row")
+        left, right, row = _row_of(one, two), _row_of(two, one), ex.var("row")
         index = tuple(moved(at, left, row) for at in one.args)
         if index != tuple(moved(at, right, row) for at in two.args):
             raise UnsupportedError("structure", f"the operands of {node} are different values of {source}")
@@ -209,48 +250,19 @@ class Reader:
             raise UnsupportedError("structure", f"{node} depends on more than two rows of {source}")
         return left, right, index
 
-    def _operand_values(self, inner: ExpressionBuilder, b: Expr) -> tuple[Expr, Expr]:
-        node = self.products.node
-        shape = shape_of(node)
-        if target_name(node) == "aten.bmm.default":
-            left, right = node.args[:2]
-            d = ex.var("d", shape_of(left)[2])  # type: ignore[arg-type]
+    def _operand_values(self, builder: ExpressionBuilder, b: Expr, held: str) -> tuple[Expr, Expr]:
+        d, shape = ex.var("d", self.products.width), shape_of(self.products.node)
+        left, right = self.products.inner[-1].args[:2]
+        if self.products.is_matrix:
             i, j = ex.var("u0", shape[1]), ex.var("u1", shape[2])
-            return inner.build(left, (b, i, d)), inner.build(right, (b, d, j))  # type: ignore[arg-type]
-        multiplied: Any = node.args[0]
+            return builder.build(left, (b, i, d)), builder.build(right, (b, d, j))  # type: ignore[arg-type]
+        multiplied, summed = self.products.inner[-1], self.products.summed
         full = shape_of(multiplied)
-        dims: Any = node.args[1]
-        if len(dims) != 1 or len(full) < 3 or dims[0] % len(full) == 0:
-            raise UnsupportedError("structure", f"{node} sums over {dims}")
-        dim = dims[0] % len(full)
-        axes = [axis for axis in range(1, len(full)) if axis != dim]
-        at = {axis: ex.var(f"u{k}", full[axis]) for k, axis in enumerate(axes)}
-        index = (b, *(at[axis] if axis in at else ex.var("d", full[axis]) for axis in range(1, len(full))))
-        left, right = (inner.operand(operand, multiplied, index, "float32") for operand in multiplied.args[:2])
-        return left, right
+        free = iter(range(len(full)))
+        index = (b, *(d if axis == summed else ex.var(f"u{next(free)}", full[axis]) for axis in range(1, len(full))))
+        return builder.operand(left, multiplied, index, held), builder.operand(right, multiplied, index, held)
 
-    def _sizes(self, row_at: tuple[Expr, ...]) -> tuple[int, int]:
-        """How many features there are, and of which width."""
-        shape = shape_of(self.products.source)
-        row, d = ex.var("row"), self._depth()
-        extent = next((size for at, size in zip(row_at, shape, strict=True) if row in set(ex.walk(at))), 0)
-        width = d.value[1]
-        if not isinstance(extent, int) or not isinstance(width, int):
-            raise UnsupportedError("dynamic", f"{self.products.source} has a dynamic number or width of features")
-        at = next(at for at in row_at if row in set(ex.walk(at)))
-        features = extent if at is row else extent // max(width, 1)
-        if not 2 <= features <= LARGEST_FEATURES or not 1 <= width or features * width > LARGEST_SAMPLE:
-            raise UnsupportedError("size", f"{features} features of {width} values")
-        return features, width
-
-    def _depth(self) -> Expr:
-        node = self.products.node
-        if target_name(node) == "aten.bmm.default":
-            return ex.var("d", shape_of(node.args[0])[2])  # type: ignore[arg-type]
-        full = shape_of(node.args[0])  # type: ignore[arg-type]
-        return ex.var("d", full[node.args[1][0] % len(full)])  # type: ignore[index,operator]
-
-    def _rows(self, b: Expr, row_at: tuple[Expr, ...], features: int, width: int) -> Iterator[Piece]:
+    def _rows(self, row_at: tuple[Expr, ...], features: int) -> Iterator[Piece]:
         source, row = self.products.source, ex.var("row")
 
         def build(at: Expr) -> Expr:
@@ -265,20 +277,14 @@ class Reader:
 
     def _segments(self, b: Expr, left: Expr, right: Expr, held: str) -> Iterator[Segment]:
         node, shape = self.products.node, shape_of(self.root)
-        axes = _kept_axes(node)
-        variables = {name: part for side in (left, right) for part in ex.walk(side) if part.op == "var"
-                     for name in (part.value[0],)}  # fmt: skip
+        axes = self._free_axes()
 
-        def value_of(index: tuple[Expr, ...]) -> Expr:
-            pair = []
-            for side in (left, right):
-                for k, axis in enumerate(axes):
-                    if f"u{k}" in variables:
-                        side = moved(side, variables[f"u{k}"], index[axis])
-                pair.append(side)
+        def product_at(index: tuple[Expr, ...]) -> Expr:
+            at = {f"u{k}": index[axis] for k, axis in enumerate(axes)}
+            pair = [_placed(side, at) for side in (left, right)]
             return ex.cast(ex.make("product", held, (index[0], *pair)), dtype_name(tensor_of(node).dtype))
 
-        self.builder.bind(node, value_of)
+        self.builder.bind(node, product_at)
         columns = product(shape[1:])
         if not isinstance(columns, int) or columns > _LARGEST_ROW:
             raise UnsupportedError("size", f"rows of {columns} values")
@@ -288,6 +294,14 @@ class Reader:
 
         for piece in cut("c", columns, build):
             yield self._segment(b, piece)
+
+    def _free_axes(self) -> list[int]:
+        """Axes of the products that stand for ``u0, u1, …``: a summed axis may have been kept with size 1."""
+        node = self.products.node
+        axes = list(range(1, len(shape_of(node))))
+        if not self.products.is_matrix and len(node.args) > 2 and node.args[2]:
+            axes.remove(self.products.summed)
+        return axes
 
     def _segment(self, b: Expr, piece: Piece) -> Segment:
         found = [part for part in ex.walk(piece.value) if part.op == "product"]
@@ -300,34 +314,36 @@ class Reader:
         return Segment(piece.start, piece.count, value, self._pairs(left, right, piece.count))
 
     def _pairs(self, left: Expr, right: Expr, count: int) -> Pairs:
-        if ex.variables(left) | ex.variables(right) <= {"c"} and not (is_known(left, {"c"}) and is_known(right, {"c"})):
-            if "table" in {part.op for side in (left, right) for part in ex.walk(side)}:
+        if not ex.variables(left) | ex.variables(right) <= {"c"}:
+            raise UnsupportedError("structure", "every sample has pairs of its own")
+        if not (is_known(left) and is_known(right)):
+            if any(part.op == "table" for side in (left, right) for part in ex.walk(side)):
                 raise UnsupportedError("structure", "pairs are partly known")
             return LoadedPairs(left, right, count)
-        if not (is_known(left, {"c"}) and is_known(right, {"c"})):
-            raise UnsupportedError("structure", "every sample has pairs of its own")
         column = {"c": np.arange(count)}
         one, two = (np.broadcast_to(evaluated(side, column), (count,)) for side in (left, right))
-        runs = runs_of(one, two, most=4 * LARGEST_FEATURES)
+        runs = runs_of(one, two, most=_MOST_RUNS)
         if runs is None:
             raise UnsupportedError("structure", "pairs follow no order")
         return KnownPairs(runs)
 
-    def _finish(self, batch: Dim, features: int, width: int, stored: str, held: str, rows: tuple[Piece, ...],
-                segments: tuple[Segment, ...]) -> Reading:  # fmt: skip
-        inputs = specs_of(self.builder.inputs)
-        if stored not in _FLOATS:
-            raise UnsupportedError("dtype", f"features of {stored}")
+    def _finish(self, shape: Shape, rows: tuple[Piece, ...], segments: tuple[Segment, ...]) -> Reading:
+        inputs, (output,) = specs_of(self.builder.inputs), specs_of([self.root])
         if not any(segment.pairs for segment in segments):
             raise UnsupportedError("structure", "no product is used")
-        (output,) = specs_of([self.root])
-        row_stride, column_stride = _strides(output)
-        nodes = {*self.builder.inlined, *self.products.inner, *self.folded, self.root}
+        if any(part.op == "table" for segment in segments for part in ex.walk(segment.value)):
+            raise UnsupportedError("structure", "known positions select something else than pairs")
+        folded = {one for node in self.tables for one in self.constants.closure(node)}
+        nodes = {*self.builder.inlined, *self.products.inner, *folded, self.root}
         check_acyclic(self.builder.inputs, [self.root])
         plan = Plan(
-            batch, features, width, stored, held, tuple(_simple(rows, inputs)), segments,
-            sum(segment.count for segment in segments), inputs, output, row_stride, column_stride,
-        )  # fmt: skip
+            shape,
+            tuple(replace(piece, value=_plain(piece.value, inputs)) for piece in rows),
+            tuple(replace(segment, value=_plain(segment.value, inputs)) for segment in segments),
+            inputs,
+            output,
+            *_strides(output),
+        )
         return Reading(in_graph_order(self.graph, nodes), tuple(self.builder.inputs), self.root, plan)
 
 
@@ -335,25 +351,26 @@ def _is_tensor(node: torch.fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
-def _positions(nodes: set[torch.fx.Node]) -> "set[torch.fx.Node]":
+def _positions(nodes: Iterable[torch.fx.Node]) -> list[torch.fx.Node]:
     """Index tensors that ``nodes`` select with."""
-    found: set[torch.fx.Node] = set()
+    found: list[torch.fx.Node] = []
     for node in nodes:
         name = target_name(node)
-        if name == "aten.index_select.default":
-            found.add(node.args[2])  # type: ignore[arg-type]
-        elif name in _GATHERS:
-            found.update(at for at in node.args[1] if isinstance(at, torch.fx.Node))  # type: ignore[union-attr]
+        used: Any = [node.args[2]] if name == "aten.index_select.default" else node.args[1] if name in _GATHERS else []
+        found.extend(at for at in used if isinstance(at, torch.fx.Node) and at not in found)
     return found
 
 
-def _kept_axes(node: torch.fx.Node) -> list[int]:
-    """Axes of the products' own shape that stand for ``u0, u1, …``."""
-    axes = list(range(1, len(shape_of(node))))
-    if target_name(node) != "aten.bmm.default" and len(node.args) > 2 and node.args[2]:
-        dim = node.args[1][0] % len(shape_of(node))  # type: ignore[index,operator]
-        axes.remove(dim)
-    return axes
+def _features(left: Expr, right: Expr) -> int | None:
+    """How many rows the operands' row expressions can name."""
+    extents = [side.value[1] if side.op == "var" else side.value[0] for side in (left, right)]
+    return max(extents) if all(isinstance(extent, int) for extent in extents) else None
+
+
+def _placed(side: Expr, at: Mapping[str, Expr]) -> Expr:
+    for part in [part for part in ex.walk(side) if part.op == "var"]:
+        side = moved(side, part, at[part.value[0]])
+    return side
 
 
 def _unrounded(value: Expr) -> Expr:
@@ -381,26 +398,23 @@ def _unravelled(at: Expr, shape: tuple[Dim, ...]) -> tuple[Expr, ...]:
 
 
 def _strides(output: TensorSpec) -> tuple[Dim, int]:
-    """Strides of batch and of flattened column. Raises where the columns are not evenly spaced."""
-    expected: Dim = output.stride[-1]
-    if not isinstance(expected, int):
-        raise UnsupportedError("layout", "the output's columns have a dynamic stride")
-    step = expected
-    for size, stride in reversed(list(zip(output.shape[1:], output.stride[1:], strict=True))):
-        if size != 1 and stride != expected:
+    """Strides of batch and of flattened column. Raises ``UnsupportedError`` where columns are not evenly spaced."""
+    step = expected = 0
+    for size, stride in zip(reversed(output.shape[1:]), reversed(output.stride[1:]), strict=True):
+        if size == 1:
+            continue
+        if not isinstance(stride, int) or not isinstance(size, int) or (step and stride != expected):
             raise UnsupportedError("layout", "the output's columns are not evenly spaced")
-        assert isinstance(size, int)
-        expected = expected * size
-    return output.stride[0], step
+        step = step or stride
+        expected = stride * size
+    return output.stride[0], step or 1
 
 
-def _simple(rows: tuple[Piece, ...], inputs: tuple[TensorSpec, ...]) -> Iterator[Piece]:
-    """Rows without roundings of what is stored in that precision already."""
+def _plain(value: Expr, inputs: tuple[TensorSpec, ...]) -> Expr:
+    """``value`` without roundings of what is stored in that precision already."""
 
-    def plain(part: Expr) -> Expr | None:
-        if part.op == "round" and part.args[0].op == "load" and inputs[part.args[0].value].dtype == part.value:
-            return part.args[0]
-        return None
+    def unrounded(part: Expr) -> Expr | None:
+        rounds_load = part.op == "round" and part.args[0].op == "load"
+        return part.args[0] if rounds_load and inputs[part.args[0].value].dtype == part.value else None
 
-    for piece in rows:
-        yield Piece(piece.start, piece.count, ex.substitute(piece.value, plain))
+    return ex.substitute(value, unrounded)

@@ -1,0 +1,61 @@
+"""What a built C++ kernel may import from other libraries: arithmetic, OpenMP, and what its binding needs.
+
+Read from the object itself, so that it holds whatever the text looked like.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from ..exc import GateError
+
+_BINDING = frozenset(
+    "PyErr_SetString PyErr_Occurred PyErr_NoMemory PyLong_AsLongLong Py_IncRef PyExc_TypeError _Py_NoneStruct "
+    "aligned_alloc free".split()
+)
+_RUNTIME = frozenset(
+    "__gmon_start__ _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable __cxa_finalize __cxa_begin_catch "
+    "__cxa_end_catch __gxx_personality_v0 _Unwind_Resume __stack_chk_fail __cxa_atexit _ZSt9terminatev "
+    "__cxa_call_terminate memcpy memset memmove memcmp bcmp omp_get_thread_num omp_get_num_threads "
+    "omp_get_max_threads __memcpy_chk __memset_chk __memmove_chk _ZdlPv _ZdlPvm _Znwm _ZnwmRKSt9nothrow_t "
+    "_ZdlPvRKSt9nothrow_t _ZSt7nothrow _ZSt20__throw_length_errorPKc _ZSt28__throw_bad_array_new_lengthv "
+    "_ZSt17__throw_bad_allocv".split()
+)
+_MATHEMATICS = re.compile(
+    r"_?_?(exp|exp2|exp10|expm1|log|log2|log10|log1p|sqrt|cbrt|pow|hypot|floor|ceil|trunc|round|roundeven|nearbyint|rint|l?lround|"
+    r"l?lrint|fmod|remainder|fma|fmax|fmin|fdim|copysign|erf|erfc|tgamma|lgamma|sin|cos|sincos|tan|asin|acos|atan|atan2|sinh|"
+    r"cosh|tanh|asinh|acosh|atanh|ldexp|frexp|modf|ilogb|logb|scalbn|nextafter|fabs)[fl]?(_finite)?|_ZGV\w+"
+)
+_COMPILER = re.compile(r"GOMP_\w+|__kmpc_\w+|__(trunc|extend|float|fix|div|mod|udiv|umod|mul|pow|cpu)\w*|__aarch64_\w+")
+
+
+# The type of the section that holds a shared object's dynamic symbols, by the ELF specification.
+_DYNAMIC_SYMBOLS = 11
+
+
+def check_imports(library: bytes) -> None:
+    """Raises ``GateError`` for the first import that is not allowed."""
+    for name in sorted(imported_symbols(library)):
+        known = name in _BINDING or name in _RUNTIME
+        if not known and not _MATHEMATICS.fullmatch(name) and not _COMPILER.fullmatch(name):
+            raise GateError(f"a call of {name}", 0)
+
+
+def imported_symbols(library: bytes) -> set[str]:
+    """Names a 64-bit little-endian ELF shared object leaves to others. Raises ``ValueError`` for any other content."""
+    if library[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a 64-bit ELF object")
+    (sections_at,) = struct.unpack_from("<Q", library, 0x28)
+    entry_size, count = struct.unpack_from("<HH", library, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", library, sections_at + k * entry_size) for k in range(count)]
+    names: set[str] = set()
+    for _, kind, _, _, at, size, link, _, _, item_size in sections:
+        if kind == _DYNAMIC_SYMBOLS:
+            strings_at = sections[link][4]
+            for position in range(at, at + size, item_size):
+                name_at, _, _, section = struct.unpack_from("<IBBH", library, position)
+                if section == 0 and name_at:
+                    start = strings_at + name_at
+                    names.add(library[start : library.index(b"\0", start)].decode())
+    return names

@@ -1,0 +1,5 @@
+"""Feature preprocessing: many small bucketize, hash, clip and cast chains over many features, done in one launch."""
+
+from .family import FeaturesFamily
+
+__all__ = ["FeaturesFamily"]

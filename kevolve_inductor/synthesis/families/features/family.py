@@ -1,0 +1,206 @@
+"""The family of feature preprocessing: independent tasks of a graph, merged into one kernel (horizontal fusion)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.fx
+
+from ....exc import EmissionError, UnsupportedError
+from ....graph.meta import hinted_numel, target_name, tensor_of
+from ....graph.region import TensorSpec
+from ....kernel import Argument, Kernel, Language, Launch
+from ....platforms.platform import Target
+from ...expression import ExpressionBuilder
+from ...expression import expression as ex
+from ...expression.printer import operator_flops
+from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
+from .. import common
+from .cpp import source_of
+from .groups import Group, grouped, rolled
+from .modulo import is_integer_division, rewritten
+from .searches import TABLE_LEVELS
+from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
+from .tasks import Store, Task, flattened, fused, normalised, sink_tasks
+from .triton import launch_of
+
+# Pointers are kernel arguments, of which CUDA takes 4096 bytes at least.
+_MOST_POINTERS = 400
+
+
+@dataclass(frozen=True)
+class FeaturesPlan:
+    """``tasks`` are normalised; their accesses name region inputs, their stores region outputs."""
+
+    tasks: tuple[Task, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    symbols: tuple[str, ...]
+
+
+class FeaturesFamily(Family):
+    name: ClassVar[str] = "features"
+
+    def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
+        members = members_of(graph, device)
+        for level in levels(graph, members):
+            taken: list[torch.fx.Node] = []
+            for piece in components(level):
+                try:
+                    _match(graph, device, piece, members)
+                except UnsupportedError as error:
+                    yield Rejection(error.code, error.message, self.name, tuple(piece))  # type: ignore[arg-type]
+                else:
+                    taken += piece
+            yield from self._merged(graph, device, taken, members)
+
+    def _merged(
+        self, graph: torch.fx.Graph, device: str, nodes: list[torch.fx.Node], members: set[torch.fx.Node]
+    ) -> Iterator[Match | Rejection]:
+        for chunk in _chunks(graph, nodes, members):
+            try:
+                match = _match(graph, device, chunk, members)
+            except UnsupportedError as error:
+                yield Rejection(error.code, error.message, self.name, tuple(chunk))  # type: ignore[arg-type]
+                continue
+            reason = _why_not(match, device)
+            yield Rejection(*reason, self.name, match.nodes) if reason else match
+
+    def space(self, match: Match, target: Target) -> ScheduleSpace:
+        plan: FeaturesPlan = match.plan
+        if target.platform == "cpu":
+            return _cpp_space(plan, target)
+        return _triton_space(plan)
+
+    def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
+        plan: FeaturesPlan = match.plan
+        arguments = [Argument("input", k) for k in range(len(plan.inputs))]
+        arguments += [Argument("output", k) for k in range(len(plan.outputs))]
+        arguments += [Argument("size", k) for k in range(len(plan.symbols))]
+        groups = groups_of(plan, schedule)
+        if language == "cpp":
+            source = source_of(groups, plan.inputs, plan.outputs, plan.symbols, schedule)
+            return Kernel("cpp", source, (Launch("kevolve_kernel", tuple(arguments)),))
+        if language == "triton":
+            return launch_of(groups, plan.inputs, plan.outputs, plan.symbols, tuple(arguments), schedule)
+        raise EmissionError(f"no {language} kernels of feature preprocessing")
+
+
+def groups_of(plan: FeaturesPlan, schedule: Schedule) -> list[Group]:
+    """The plan's tasks with remainders spelled as the schedule says, in groups of equal structure."""
+    method = schedule.get("remainder", "native")
+    tasks = [
+        Task(task.axes, tuple(Store(rewritten(s.value, method), s.offset, s.output) for s in task.stores))  # type: ignore[arg-type]
+        for task in plan.tasks
+    ]
+    dtypes = [spec.dtype for spec in plan.outputs]
+    groups = grouped(tasks, dtypes, share=schedule.get("bodies", "shared") == "shared")
+    if schedule.get("columns", "apart") == "apart":
+        return groups
+    merged = [(group, rolled(group)) for group in groups]
+    return [one for group, task in merged for one in ([group] if task is None else grouped([task], dtypes))]
+
+
+def _match(graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], members: set[torch.fx.Node]) -> Match:
+    own = set(nodes)
+    inside = inlinable(graph, own, members - own)
+    outputs = sinks(nodes, inside)
+    builder = ExpressionBuilder(device, lambda node: node in inside)
+    tasks = [task for k, node in enumerate(outputs) for task in sink_tasks(builder, node, k, inside)]
+    common.check_acyclic(builder.inputs, outputs)
+    inputs, results = common.specs_of(builder.inputs), common.specs_of(outputs)
+    ready = tuple(normalised(task) for task in fused(flattened(task, inputs) for task in tasks))
+    symbols = common.symbols_of((*inputs, *results))
+    plan = FeaturesPlan(ready, inputs, results, symbols)
+    searches = any(target_name(node) in SEARCHES for node in builder.inlined)
+    return Match(
+        family=FeaturesFamily.name,
+        nodes=common.in_graph_order(graph, builder.inlined),
+        inputs=tuple(builder.inputs),
+        outputs=tuple(outputs),
+        region_class="long tail" if searches or len(ready) > 1 else "hot",
+        plan=plan,
+        flops=sum(hinted_numel(node) * operator_flops(s.value) for t in ready for s in t.stores for node in (outputs[s.output],)),
+    )
+
+
+def _chunks(
+    graph: torch.fx.Graph, nodes: list[torch.fx.Node], members: set[torch.fx.Node]
+) -> Iterator[list[torch.fx.Node]]:
+    """Whole components of ``nodes``, as many together as one kernel can take pointers."""
+    chunk: list[torch.fx.Node] = []
+    pointers = 0
+    for piece in components(nodes):
+        needed = len({source for node in piece for source in node.all_input_nodes}) + len(piece)
+        if chunk and pointers + needed > _MOST_POINTERS:
+            yield chunk
+            chunk, pointers = [], 0
+        chunk, pointers = chunk + piece, pointers + needed
+    if chunk:
+        yield chunk
+
+
+def _why_not(match: Match, device: str) -> tuple[str, str] | None:
+    """Why Inductor is left to it, where it does as well."""
+    total = sum(hinted_numel(node) for node in match.outputs)
+    if total < LEAST_ELEMENTS:
+        return "size", f"{total} elements are too few for a kernel of their own"
+    if not any(tensor_of(node).numel() for node in match.outputs):
+        return "size", "nothing to compute"
+    searches = any(target_name(node) in SEARCHES for node in match.nodes)
+    if device != "cpu" and not searches and len(match.plan.tasks) < 2:
+        return "structure", "one chain of integer arithmetic, which Inductor fuses as well"
+    return None
+
+
+def _has_search(plan: FeaturesPlan) -> bool:
+    return any(part.op == "search" for task in plan.tasks for value in task.values for part in ex.walk(value))
+
+
+def _has_division(plan: FeaturesPlan) -> bool:
+    return any(is_integer_division(part) for task in plan.tasks for value in task.values for part in ex.walk(value))
+
+
+def _can_roll(plan: FeaturesPlan, method: str) -> bool:
+    return any(rolled(group) is not None for group in groups_of(plan, {"remainder": method}))
+
+
+def _cpp_space(plan: FeaturesPlan, target: Target) -> ScheduleSpace:
+    wide = "avx512f" in target.features
+    choices: dict[str, tuple[int | str | bool, ...]] = {}
+    if _has_search(plan):
+        counts = [p.value[2] for t in plan.tasks for v in t.values for p in ex.walk(v) if p.op == "search"]
+        methods = ["table"] if wide and min(counts) < 2**TABLE_LEVELS else []
+        methods += ["count", "lanes", "split"] if max(counts) <= 32 else ["split", "lanes", "count"]
+        choices["search"] = tuple(methods)
+    if _has_division(plan):
+        choices["remainder"] = ("reciprocal", "native") if wide else ("native", "reciprocal")
+    if _can_roll(plan, "reciprocal"):
+        choices["columns"] = ("apart", "together")
+    choices |= {"block": (1024, 512, 2048, 4096), "grain": (8, 32, 2), "order": ("dynamic", "static")}
+    return ScheduleSpace(choices)
+
+
+def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
+    choices: dict[str, tuple[int | str | bool, ...]] = {}
+    if _has_search(plan):
+        choices["search"] = ("binary", "pivots", "count")
+    if _has_division(plan):
+        choices["remainder"] = ("multiply", "native")
+    if _can_roll(plan, "multiply"):
+        choices["columns"] = ("together", "apart")
+    groups = groups_of(plan, {"remainder": "multiply"})
+    if max(group.size for group in groups) > 1:
+        choices["dispatch"] = ("tree", "select")
+        choices["order"] = ("tasks", "rows") if _interleaved(groups) is False else ("rows", "tasks")
+        if len(plan.tasks) <= 16:
+            choices["bodies"] = ("shared", "own")
+    choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": (4, 1, 2, 8), "num_warps": (4, 8, 2)}
+    return ScheduleSpace(choices)
+
+
+def _interleaved(groups: Sequence[Group]) -> bool:
+    """Do tasks of one group write between one another's elements?"""
+    return any(len(set(slot)) < group.size for group in groups for slot in group.results if group.size > 1)

@@ -1,0 +1,121 @@
+"""Integer remainders without a division: rewritten expressions, and the helpers they print as.
+
+Two ways, both exact for every 64-bit dividend: by floating-point reciprocal with corrections, which vectorises on CPUs,
+and by multiplication with a scaled reciprocal (Granlund & Montgomery 1994), for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from ...expression import expression as ex
+from ...expression.expression import Expr
+
+Method = Literal["native", "reciprocal", "multiply"]
+
+# Both need a divisor that is exact in a double, with room for the corrections.
+_LARGEST = 2**52
+
+CPP_REMAINDER = r"""
+// a - floor(a / d) * d for 1 < d < 2^52, exact for all a: the quotient's error after the first step is below
+// 2^63 / d * 2^-51 + 1, after the second at most one.
+static inline int64_t kv_mod(int64_t a, int64_t d) {
+  double inverse = 1.0 / double(d);
+  int64_t r = a - int64_t(double(a) * inverse) * d;
+  r -= int64_t(double(r) * inverse) * d;
+  r += r < 0 ? d : 0;
+  r -= d;
+  return r + (r < 0 ? d : 0);
+}
+// The same for any divisor but 0, in unsigned arithmetic: a divisor beyond 2^52 makes quotients so small that one step is exact.
+static inline int64_t kv_mod_any(int64_t a, int64_t d) {
+  uint64_t size = d < 0 ? 0 - uint64_t(d) : uint64_t(d);
+  double inverse = 1.0 / double(size);
+  uint64_t r = uint64_t(a) - uint64_t(int64_t(double(a) * inverse)) * size;
+  r -= uint64_t(int64_t(double(int64_t(r)) * inverse)) * size;
+  r += int64_t(r) < 0 ? size : 0;
+  r -= r >= size ? size : 0;
+  return int64_t(r - (d < 0 && r != 0 ? size : 0));
+}
+"""
+
+TRITON_REMAINDER = """
+@triton.jit
+def kv_mod(a, d, magic, shift, signed: tl.constexpr):
+    if signed:
+        sign = a >> 63
+        q = (tl.umulhi(a ^ sign, magic) >> shift) ^ sign
+    else:
+        q = tl.umulhi(a, magic) >> shift
+    return a - q * d
+"""
+
+
+def is_integer_division(expr: Expr) -> bool:
+    return expr.op in ("mod", "fmod", "floordiv", "truncdiv") and expr.dtype in ex.INTEGERS
+
+
+def rewritten(expr: Expr, method: Method) -> Expr:
+    """``expr`` with its 64-bit remainders spelled for ``method``; those by a power of two become a mask."""
+    rules: dict[Method, Callable[[Expr, Expr], Expr | None]] = {
+        "native": lambda a, d: None, "reciprocal": _reciprocal, "multiply": _multiply,
+    }  # fmt: skip
+    done: dict[Expr, Expr] = {}
+    for part in ex.walk(expr):
+        args = tuple(done[argument] for argument in part.args)
+        new = None
+        if part.op == "mod" or (part.op == "fmod" and _is_not_negative(args[0]) and _is_positive(args[1])):
+            new = _remainder(part.dtype, args[0], args[1], rules[method])
+        done[part] = new or (part if args == part.args else ex.make(part.op, part.dtype, args, part.value))
+    return done[expr]
+
+
+def _remainder(dtype: str, a: Expr, d: Expr, rule: Callable[[Expr, Expr], Expr | None]) -> Expr | None:
+    if dtype not in ex.INTEGERS:
+        return None
+    if _is_positive(d) and d.value & (d.value - 1) == 0:
+        return ex.make("bitwise_and", dtype, (a, ex.const(d.value - 1, dtype)))
+    return rule(a, d) if dtype == "int64" else None
+
+
+def _reciprocal(a: Expr, d: Expr) -> Expr | None:
+    if _is_positive(d) and d.value < _LARGEST:
+        return ex.make("quick_mod", "int64", (a, d))
+    return ex.make("quick_mod", "int64", (a, d), "any") if d.op != "const" else None
+
+
+def _multiply(a: Expr, d: Expr) -> Expr | None:
+    if not _is_positive(d) or d.value >= _LARGEST:
+        return None
+    # floor(n / d) = n * magic >> (63 + bits) for 0 <= n < 2^63, because d <= 2^bits.
+    bits = (int(d.value) - 1).bit_length()
+    magic = -(-(1 << (63 + bits)) // int(d.value))
+    magic -= 2**64 if magic >= 2**63 else 0
+    constants = (d, ex.const(magic, "int64"), ex.const(bits - 1, "int64"))
+    return ex.make("quick_mod", "int64", (a, *constants), "plain" if _is_not_negative(a) else "signed")
+
+
+def _is_positive(expr: Expr) -> bool:
+    return expr.op == "const" and expr.dtype in ex.INTEGERS and expr.value > 0
+
+
+def _is_not_negative(expr: Expr) -> bool:
+    """Known without looking at data, wrap-around included."""
+    if expr.op == "const":
+        return expr.dtype in ex.INTEGERS and expr.value >= 0
+    if expr.op == "bitwise_and":
+        return any(_is_not_negative(argument) for argument in expr.args)
+    if expr.op in ("rshift", "bitwise_xor", "bitwise_or", "minimum", "maximum"):
+        return all(_is_not_negative(argument) for argument in expr.args)
+    if expr.op == "as_value":
+        low = ex.lower_bound(expr.args[0])
+        return low is not None and low >= 0
+    if expr.op == "cast":
+        return expr.args[0].dtype in ("bool", "uint8") or (
+            expr.dtype == "int64" and expr.args[0].dtype in ex.INTEGERS and _is_not_negative(expr.args[0])
+        )
+    if expr.op in ("add", "sub"):
+        low, high = ex.lower_bound(expr), ex.upper_bound(expr)
+        return low is not None and low >= 0 and isinstance(high, int) and high < 2**62
+    return expr.op in ("search", "bucketize", "quick_mod")

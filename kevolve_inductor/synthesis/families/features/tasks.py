@@ -1,0 +1,184 @@
+"""Tasks: what a kernel computes over one iteration space, in the form that both printers and the grouping work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.fx
+
+from ....exc import UnsupportedError
+from ....graph.dims import Dim, product
+from ....graph.meta import shape_of, spec_of, target_name, tensor_of
+from ....graph.region import TensorSpec
+from ...expression import ExpressionBuilder, is_pointwise
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from .access import accesses, flatten, linear, offset_of, replace_variables, variables_outside_offsets
+
+Axis = tuple[str, Dim]
+
+# A task with more results than this would hold too much in registers.
+MOST_STORES = 8
+
+
+@dataclass(frozen=True)
+class Store:
+    """``value`` goes to element ``offset`` of output ``output``."""
+
+    value: Expr
+    offset: Expr
+    output: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """``axes`` are variables with their extents, the outermost first; they are named ``x0, x1, …`` once normalised."""
+
+    axes: tuple[Axis, ...]
+    stores: tuple[Store, ...]
+
+    @property
+    def numel(self) -> Dim:
+        return product(tuple(extent for _, extent in self.axes))
+
+    @property
+    def values(self) -> tuple[Expr, ...]:
+        return tuple(store.value for store in self.stores)
+
+
+def sink_tasks(
+    builder: ExpressionBuilder, node: torch.fx.Node, output: int, inlined: set[torch.fx.Node]
+) -> Iterator[Task]:
+    """The tasks that compute ``node``: one, or one per part where it is made of concatenated parts.
+
+    Values still hold loads; ``flattened`` is applied when all inputs are known.
+    """
+    shape = shape_of(node)
+    strides = spec_of(tensor_of(node)).stride
+    dim, bounds = split_points(node, inlined)
+    for low, high in pairwise(bounds):
+        index: list[Expr] = []
+        axes: list[Axis] = []
+        for position, size in enumerate(shape):
+            start, extent = (low, high - low) if position == dim else (0, size)
+            at = ex.index(0) if extent == 1 else ex.var(f"x{position}", extent)
+            axes += [] if extent == 1 else [(f"x{position}", extent)]
+            index.append(ex.iadd(at, ex.index(start)))
+        offset = ex.isum([ex.imul(at, ex.size(step)) for at, step in zip(index, strides, strict=True)])
+        yield Task(tuple(axes), (Store(builder.build(node, tuple(index)), offset, output),))
+
+
+def split_points(node: torch.fx.Node, inlined: set[torch.fx.Node]) -> tuple[int, list[int]]:
+    """The axis along which ``node`` is concatenated and where its parts meet; ``(-1, [0, 1])`` where it is of one piece."""
+    shape = shape_of(node)
+    found: dict[int, set[int]] = {}
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop()
+        if target_name(current) == "aten.cat.default":
+            axis, points = _joints(current)
+            found.setdefault(axis, set()).update(points)
+            continue
+        if is_pointwise(current):
+            for source in current.all_input_nodes:
+                if source not in seen and source in inlined and shape_of(source) == shape:
+                    seen.add(source)
+                    stack.append(source)
+    if len(found) != 1:
+        return -1, [0, 1]
+    ((axis, joints),) = found.items()
+    return axis, sorted(joints)
+
+
+def _joints(node: torch.fx.Node) -> tuple[int, list[int]]:
+    rank = len(shape_of(node))
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    axis = int(given) % rank  # type: ignore[call-overload,arg-type]
+    points = [0]
+    for part in node.args[0]:  # type: ignore[union-attr]
+        shape = shape_of(part)  # type: ignore[arg-type]
+        size = shape[axis] if len(shape) == rank else 0
+        if not isinstance(size, int):
+            raise UnsupportedError("dynamic", "concatenation along a dynamic axis")
+        points.append(points[-1] + size)
+    return axis, sorted(set(points))
+
+
+def flattened(task: Task, inputs: Sequence[TensorSpec]) -> Task:
+    stores = tuple(Store(flatten(s.value, inputs), flatten(s.offset, inputs), s.output) for s in task.stores)
+    return Task(task.axes, stores)
+
+
+def fused(tasks: Iterable[Task]) -> list[Task]:
+    """Tasks over the same space that read the same elements become one, so that what they share is computed once."""
+    result: list[Task] = []
+    by_read: dict[tuple[tuple[Axis, ...], Expr], int] = {}
+    for task in tasks:
+        reads = {(task.axes, access) for access in accesses(task.values) if ex.variables(offset_of(access))}
+        written = {store.output for store in task.stores}
+        homes = sorted({by_read[read] for read in reads if read in by_read})
+        fits = [
+            home
+            for home in homes
+            if len(result[home].stores) < MOST_STORES and written.isdisjoint(s.output for s in result[home].stores)
+        ]
+        if fits:
+            home = fits[0]
+            result[home] = Task(task.axes, result[home].stores + task.stores)
+        else:
+            home = len(result)
+            result.append(task)
+        by_read.update({read: home for read in reads if read not in by_read})
+    return result
+
+
+def normalised(task: Task) -> Task:
+    """Axes in the order of the first result's memory, merged wherever every access allows, renamed ``x0, x1, …``."""
+    first = linear(task.stores[0].offset)
+    axes = sorted(task.axes, key=lambda axis: -_stride(first.of(axis[0])))
+    merged = _merged(Task(tuple(axes), task.stores))
+    if not merged.axes:
+        return Task((("x0", 1),), merged.stores)
+    names = {name: ex.var(f"x{k}", extent) for k, (name, extent) in enumerate(merged.axes)}
+    renamed = tuple((f"x{k}", extent) for k, (_, extent) in enumerate(merged.axes))
+    return Task(renamed, _replaced(merged.stores, names))
+
+
+def _stride(coefficient: int) -> float:
+    # A stride that is not a number belongs to an axis outside a dynamic one.
+    return float(coefficient) if coefficient else float("inf")
+
+
+def _replaced(stores: tuple[Store, ...], mapping: dict[str, Expr]) -> tuple[Store, ...]:
+    return tuple(
+        Store(replace_variables(s.value, mapping), replace_variables(s.offset, mapping, is_offset=True), s.output)
+        for s in stores
+    )
+
+
+def _merged(task: Task) -> Task:
+    while True:
+        pair = _mergeable(task)
+        if pair is None:
+            return task
+        (outer, outer_extent), (inner, inner_extent) = task.axes[pair], task.axes[pair + 1]
+        extent = product((outer_extent, inner_extent))
+        name = f"{outer}_{inner}"
+        stores = _replaced(task.stores, {outer: ex.index(0), inner: ex.var(name, extent)})
+        task = Task((*task.axes[:pair], (name, extent), *task.axes[pair + 2 :]), stores)
+
+
+def _mergeable(task: Task) -> int | None:
+    """Position of the first axis that continues the next one in every access."""
+    fixed = variables_outside_offsets(task.values)
+    offsets = [linear(offset_of(access)) for access in accesses(task.values)]
+    stored = [linear(store.offset) for store in task.stores]
+    fixed |= {name for offset in stored for name in ex.variables(offset.rest)}
+    for position, ((outer, _), (inner, extent)) in enumerate(pairwise(task.axes)):
+        if outer in fixed or inner in fixed or not isinstance(extent, int):
+            continue
+        if all(offset.of(outer) == offset.of(inner) * extent for offset in (*offsets, *stored)):
+            return position
+    return None
