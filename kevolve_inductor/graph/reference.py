@@ -62,7 +62,7 @@ def resolve_target(target: str) -> Callable[..., Any]:
         resolved: Callable[..., Any] = getattr(packet, overload)
     except AttributeError as error:
         raise ValueError(f"unknown operator {target!r}") from error
-    if not isinstance(resolved, torch._ops.OpOverload):
+    if not overload or not isinstance(resolved, torch._ops.OpOverload):
         raise ValueError(f"{target!r} is not one overload of an operator")
     return resolved
 

@@ -93,7 +93,7 @@ def generate_cpp(kernel: Kernel, region: Region) -> str:
     binding = _Binding(kernel, region)
     count = len(region.inputs) + len(region.outputs) + len(region.symbols)
     call = _CALL.format(body="\n".join(binding.body()), count=count)
-    return f'#line 1 "kernel"\n{kernel.source}\n{_PRELUDE}{call}'
+    return f'#include <cstdint>\n#line 1 "kernel"\n{kernel.source}\n{_PRELUDE}{call}'
 
 
 class _Binding:

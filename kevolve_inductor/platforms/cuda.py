@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -66,8 +67,9 @@ class CudaPlatform(Platform):
 
 
 def _driver_version() -> int:
-    binding: Any = torch._C
-    return int(binding._cuda_getDriverVersion())
+    version = ctypes.c_int(0)
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
 def architecture() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from ...graph.region import TensorSpec
@@ -81,6 +82,19 @@ def kv_bucketize(borders, step, count: tl.constexpr, halvings: tl.constexpr, val
     below = ~(last > value) if right else ~(last >= value)
     return (low + below.to(tl.int32)).to(tl.int64)
 '''
+
+
+def used_helpers(library: str, code: str) -> str:
+    """Those functions of ``library`` (texts of ``@triton.jit`` functions) that ``code`` needs, helpers' own included."""
+    texts = {re.search(r"def (\w+)", text)[1]: text.strip() for text in library.split("@triton.jit") if "def " in text}  # type: ignore[index]
+    needed: dict[str, None] = {}
+    wanted = [code]
+    while wanted:
+        words = set(re.findall(r"\w+", wanted.pop()))
+        fresh = [name for name in texts if name in words and name not in needed]
+        needed |= dict.fromkeys(fresh)
+        wanted += [texts[name] for name in fresh]
+    return "\n\n".join(f"@triton.jit\n{text}" for name, text in texts.items() if name in needed)
 
 
 class TritonPrinter(Printer):

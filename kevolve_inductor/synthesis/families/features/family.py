@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
-from ....graph.meta import hinted_numel, target_name, tensor_of
+from ....graph.meta import hinted_numel, target_name
 from ....graph.region import TensorSpec
 from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
@@ -65,8 +65,7 @@ class FeaturesFamily(Family):
             except UnsupportedError as error:
                 yield Rejection(error.code, error.message, self.name, tuple(chunk))  # type: ignore[arg-type]
                 continue
-            reason = _why_not(match, device)
-            yield Rejection(*reason, self.name, match.nodes) if reason else match
+            yield _why_not(match, device) or match
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         plan: FeaturesPlan = match.plan
@@ -142,16 +141,15 @@ def _chunks(
         yield chunk
 
 
-def _why_not(match: Match, device: str) -> tuple[str, str] | None:
-    """Why Inductor is left to it, where it does as well."""
+def _why_not(match: Match, device: str) -> Rejection | None:
+    """Where Inductor does as well, or there is too little to do."""
     total = sum(hinted_numel(node) for node in match.outputs)
     if total < LEAST_ELEMENTS:
-        return "size", f"{total} elements are too few for a kernel of their own"
-    if not any(tensor_of(node).numel() for node in match.outputs):
-        return "size", "nothing to compute"
+        return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
     searches = any(target_name(node) in SEARCHES for node in match.nodes)
     if device != "cpu" and not searches and len(match.plan.tasks) < 2:
-        return "structure", "one chain of integer arithmetic, which Inductor fuses as well"
+        reason = "one chain of integer arithmetic, which Inductor fuses as well"
+        return Rejection("structure", reason, match.family, match.nodes)
     return None
 
 

@@ -10,9 +10,9 @@ from ....kernel import Argument, Kernel, Launch
 from ...expression import TritonPrinter
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from ...expression.triton import TRITON_TYPES, used_helpers
+from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
-from .groups import Group
+from .groups import Group, Parameter
 from .modulo import TRITON_REMAINDER
 
 _SEARCHES = """
@@ -24,12 +24,15 @@ def kv_below(border, value, right: tl.constexpr):
         return ~(border >= value)
 
 @triton.jit
-def kv_search_binary(borders, step, count, halvings: tl.constexpr, value, right: tl.constexpr):
+def kv_search_binary(borders, step, count, halvings: tl.constexpr, uneven: tl.constexpr, value, right: tl.constexpr):
     low = tl.zeros(value.shape, tl.int32)
     length = count
     for _ in tl.static_range(halvings):
         half = length >> 1
-        border = tl.load(borders + tl.maximum(low + half - 1, 0) * step).to(value.dtype)
+        at = low + half - 1
+        if uneven:
+            at = tl.maximum(at, 0)
+        border = tl.load(borders + at * step).to(value.dtype)
         low += tl.where(kv_below(border, value, right), half, 0)
         length -= half
     last = tl.load(borders + low * step).to(value.dtype)
@@ -56,8 +59,178 @@ def kv_search_pivots(borders, step, count, halvings: tl.constexpr, value, right:
     for _ in tl.static_range(halvings):
         half = (length + 1) >> 1
         at = low + half - 1
-        border = tl.load(borders + tl.minimum(at, count - 1) * step).to(value.dtype)
-        low += tl.where(kv_below(border, value, right) & (at < count) & (length > 0), half, 0)
+        border = tl.load(borders + tl.minimum(tl.maximum(at, 0), count - 1) * step).to(value.dtype)
+        low += tl.where(kv_below(border, value, right) & (at < count) & (half > 0), half, 0)
         length -= half
     return low.to(tl.int64)
 """
+_LIBRARY = TRITON_PRELUDE + _SEARCHES + TRITON_REMAINDER
+
+_INT32 = 2**31
+
+
+class FlatTritonPrinter(TritonPrinter):
+    """Prints reads and searches by slot: slot ``k`` is the pointer ``a<k>``. ``search`` names the method."""
+
+    def __init__(self, group: Group, search: str) -> None:
+        super().__init__((), "mask")
+        self.group, self.search = group, search
+        self._uniform = {p.name for p in group.parameters}
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": self._remainder}
+
+    def _read(self, expr: Expr, arguments: list[str]) -> str:
+        slot, stored = expr.value
+        is_tile = not ex.variables(expr.args[0]) <= self._uniform
+        text = f"tl.load(a{slot} + {arguments[0]}{', mask=mask, other=0' if is_tile else ''})"
+        if stored == "bool":
+            return f"({text} != 0)"
+        return text if stored == expr.dtype else f"{text}.to({TRITON_TYPES[expr.dtype]})"
+
+    def _search(self, expr: Expr, arguments: list[str]) -> str:
+        slot, _, count, right, step = expr.value
+        value, first = arguments
+        largest = self.group.largest(count)
+        borders = f"a{slot} + {first}, {step}, {count}"
+        if self.search == "count":
+            return f"kv_search_count({borders}, {value}, {right})"
+        if self.search == "pivots" and largest > 16:
+            return f"kv_search_pivots({borders}, {(-(-largest // 16)).bit_length()}, {value}, {right})"
+        halvings, uneven = (largest - 1).bit_length(), isinstance(count, str)
+        return f"kv_search_binary({borders}, {halvings}, {uneven}, {value}, {right})"
+
+    def _remainder(self, expr: Expr, arguments: list[str]) -> str:
+        return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
+
+
+def launch_of(
+    groups: Sequence[Group],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    symbols: Sequence[str],
+    arguments: tuple[Argument, ...],
+    schedule: Schedule,
+) -> Kernel:
+    wide = _needs_64_bits((*inputs, *outputs))
+    functions = [_group_function(group, f"group{k}", wide, symbols, schedule) for k, group in enumerate(groups)]
+    elements = int(schedule["block"]) * int(schedule["steps"])
+    per_task = [_cdiv(group.body.numel, elements) for group in groups]
+    counts = [_scaled(group.size, programs) for group, programs in zip(groups, per_task, strict=True)]
+    names = [f"in{k}" for k in range(len(inputs))] + [f"out{k}" for k in range(len(outputs))] + list(symbols)
+    body = ["pid = tl.program_id(0)"]
+    body += [f"end{k} = {f'end{k - 1} + ' if k else ''}{_in_kernel(count)}" for k, count in enumerate(counts)]
+    for k, (group, programs) in enumerate(zip(groups, per_task, strict=True)):
+        body.append(f"{'elif' if k else 'if'} pid < end{k}:")
+        start = f"end{k - 1}" if k else "0"
+        body += _indented(_call(group, f"group{k}", f"pid - {start}", _in_kernel(programs), symbols, schedule))
+    head = f"def kevolve_kernel({', '.join([*names, 'BLOCK: tl.constexpr', 'STEPS: tl.constexpr'])}):"
+    code = "\n\n".join([*functions, "\n".join(["@triton.jit", head, *_indented(body)])])
+    source = f"{used_helpers(_LIBRARY, code)}\n\n{code}\n"
+    launch = Launch(
+        "kevolve_kernel",
+        arguments,
+        grid=(" + ".join(str(count) for count in counts),),
+        constants=(("BLOCK", int(schedule["block"])), ("STEPS", int(schedule["steps"]))),
+        num_warps=int(schedule["num_warps"]),
+    )
+    return Kernel("triton", source, (launch,))
+
+
+def _needs_64_bits(specs: Sequence[TensorSpec]) -> bool:
+    sizes = [spec.numel for spec in specs]
+    return any(not isinstance(size, int) or size >= _INT32 for size in sizes)
+
+
+def _cdiv(numel: Dim, elements: int) -> Dim:
+    return -(-numel // elements) if isinstance(numel, int) else f"cdiv({numel}, {elements})"
+
+
+def _scaled(size: int, programs: Dim) -> Dim:
+    return size * programs if isinstance(programs, int) else f"{size} * {programs}"
+
+
+def _in_kernel(dim: Dim) -> str:
+    return str(dim).replace("cdiv(", "tl.cdiv(")
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
+
+
+def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str], schedule: Schedule) -> str:
+    """The body of every task of a group, for one run of blocks."""
+    printer = FlatTritonPrinter(group, str(schedule.get("search", "binary")))
+    stores = []
+    for store in group.body.stores:
+        value, offset = printer.value(store.value), printer.value(store.offset)
+        stores.append(f"tl.store(o{store.output} + {offset}, {value}, mask=mask)")
+    body = [f"first = part{'.to(tl.int64)' if wide else ''} * STEPS * BLOCK"]
+    body += ["for step in range(STEPS):", "    at = first + step * BLOCK + tl.arange(0, BLOCK)"]
+    body += _indented([f"mask = at < {group.body.numel}", *_coordinates(group), *printer.lines, *stores])
+    parameters = [*_slots(group), "part", *symbols, "BLOCK: tl.constexpr", "STEPS: tl.constexpr"]
+    return "\n".join(["@triton.jit", f"def {name}({', '.join(parameters)}):", *_indented(body)])
+
+
+def _slots(group: Group) -> list[str]:
+    names = [f"a{slot}" for slot in range(len(group.pointers))] + [f"o{slot}" for slot in range(len(group.results))]
+    return names + [parameter.name for parameter in group.parameters]
+
+
+def _coordinates(group: Group) -> list[str]:
+    lines = []
+    rest = "at"
+    for name, extent in reversed(group.body.axes[1:]):
+        lines += [f"{name} = {rest} % {extent}", f"rest_{name} = {rest} // {extent}"]
+        rest = f"rest_{name}"
+    return [*lines, f"{group.body.axes[0][0]} = {rest}"]
+
+
+def _call(
+    group: Group, name: str, at: str, programs: str, symbols: Sequence[str], schedule: Schedule
+) -> list[str]:
+    """Find the task of program ``at`` of the group, and its pointers and numbers; then run its blocks."""
+    common = [*symbols, "BLOCK", "STEPS"]
+    values = [_values(group, task) for task in range(group.size)]
+    if group.size == 1:
+        return [f"{name}({', '.join([*values[0], at, *common])})"]
+    names = [f"{name}_{slot}" for slot in _slots(group)]
+    if schedule.get("order", "tasks") == "tasks":
+        lines = [f"{name}_task = ({at}) // ({programs})", f"{name}_part = ({at}) % ({programs})"]
+    else:
+        lines = [f"{name}_task = ({at}) % {group.size}", f"{name}_part = ({at}) // {group.size}"]
+    choose = _tree if schedule.get("dispatch", "tree") == "tree" else _selected
+    lines += choose(f"{name}_task", names, values)
+    return [*lines, f"{name}({', '.join([*names, f'{name}_part', *common])})"]
+
+
+def _values(group: Group, task: int) -> list[str]:
+    pointers = [f"in{numbers[task]}" for numbers in group.pointers] + [f"out{numbers[task]}" for numbers in group.results]
+    return pointers + [_number(parameter, task) for parameter in group.parameters]
+
+
+def _number(parameter: Parameter, task: int) -> str:
+    """A typed number. Indices that fit are 32 bits wide, since they are added to 32-bit positions."""
+    narrow = parameter.dtype == "int64" and all(-_INT32 <= value < _INT32 for value in parameter.values)
+    kind = "int32" if narrow else parameter.dtype
+    return f"tl.full([], {literal(parameter.values[task], kind)}, {TRITON_TYPES[kind]})"
+
+
+def _tree(task: str, names: Sequence[str], values: Sequence[Sequence[str]], low: int = 0) -> list[str]:
+    """Branches that halve the tasks, so that a program takes as many as their number has digits."""
+    if len(values) == 1:
+        return [f"{name} = {value}" for name, value in zip(names, values[0], strict=True)]
+    half = len(values) // 2
+    left, right = _tree(task, names, values[:half], low), _tree(task, names, values[half:], low + half)
+    return [f"if {task} < {low + half}:", *_indented(left), "else:", *_indented(right)]
+
+
+def _selected(task: str, names: Sequence[str], values: Sequence[Sequence[str]]) -> list[str]:
+    """No branches: every value is selected out of all tasks'."""
+    lines = []
+    for position, name in enumerate(names):
+        column = [row[position] for row in values]
+        lines.append(f"{name} = {column[0]}")
+        if len(set(column)) > 1:
+            lines += [f"{name} = tl.where({task} == {k}, {column[k]}, {name})" for k in range(1, len(column))]
+    return lines

@@ -1,0 +1,122 @@
+"""Which operators select and reduce along one axis, read off FX nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx
+
+from ....exc import UnsupportedError
+from ....graph.meta import shape_of, target_name
+from .program import Order
+
+_REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.amax.default": "amax", "aten.amin.default": "amin",
+               "aten.mean.dim": "mean", "aten.var_mean.correction": "var_mean",
+               "prims.prepare_softmax_online.default": "softmax"}  # fmt: skip
+_SELECTIONS = {"aten.topk.default", "aten.sort.default", "aten.sort.stable", "aten.argmax.default", "aten.argmin.default",
+               "aten.max.dim", "aten.min.dim", "aten.kthvalue.default"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selection node asks for. ``dim`` counts from the front; ``keeps`` whether the result has that axis.
+
+    ``element``: only the last of the ``count`` selected is given (k-th value).
+    """
+
+    source: torch.fx.Node
+    dim: int
+    count: int
+    order: Order
+    keeps: bool
+    element: bool = False
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a reduction node asks for; ``kind`` is a :data:`program.ReduceOp`, or mean, var_mean, softmax (max and sum)."""
+
+    source: torch.fx.Node
+    dim: int
+    kind: str
+    keeps: bool
+    correction: float = 1
+
+
+def is_selection(node: torch.fx.Node) -> bool:
+    return target_name(node) in _SELECTIONS
+
+
+def is_reduction(node: torch.fx.Node) -> bool:
+    return target_name(node) in _REDUCTIONS
+
+
+def selection_of(node: torch.fx.Node) -> Selection:
+    """Raises ``UnsupportedError`` for a form that is no selection along one static axis."""
+    name = target_name(node).split(".")[1]
+    source = _source(node)
+    rank = len(shape_of(source))
+    if name == "topk":
+        k, dim, largest = _argument(node, 1, "k"), _argument(node, 2, "dim", -1), _argument(node, 3, "largest", True)
+        return Selection(source, _axis(node, dim, rank), _count(node, k), "greatest" if largest else "smallest", True)
+    if name == "sort":
+        stable = target_name(node) == "aten.sort.stable"
+        dim = node.kwargs.get("dim", -1) if stable else _argument(node, 1, "dim", -1)
+        descending = node.kwargs.get("descending", False) if stable else _argument(node, 2, "descending", False)
+        at = _axis(node, dim, rank)
+        return Selection(source, at, extent(node, source, at), "greatest" if descending else "smallest", True)
+    if name == "kthvalue":
+        k, dim, keeps = _argument(node, 1, "k"), _argument(node, 2, "dim", -1), _argument(node, 3, "keepdim", False)
+        return Selection(source, _axis(node, dim, rank), _count(node, k), "smallest", bool(keeps), element=True)
+    dim, keeps = _argument(node, 1, "dim", None), _argument(node, 2, "keepdim", False)
+    return Selection(source, _axis(node, dim, rank), 1, "greatest" if "max" in name else "least", bool(keeps))
+
+
+def reduction_of(node: torch.fx.Node) -> Reduction:
+    """Raises ``UnsupportedError`` for a reduction over several axes."""
+    kind = _REDUCTIONS[target_name(node)]
+    source = _source(node)
+    rank = len(shape_of(source))
+    if kind == "softmax":
+        return Reduction(source, _axis(node, node.args[1], rank), kind, True)
+    if kind == "var_mean":
+        correction = node.kwargs.get("correction")
+        keeps = bool(node.kwargs.get("keepdim", False))
+        return Reduction(source, _axis(node, _argument(node, 1, "dim", None), rank), kind, keeps,
+                         1 if correction is None else correction)  # fmt: skip
+    return Reduction(source, _axis(node, _argument(node, 1, "dim", None), rank), kind, bool(_argument(node, 2, "keepdim", False)))
+
+
+def extent(node: torch.fx.Node, source: torch.fx.Node, dim: int) -> int:
+    """Size of an axis. Raises ``UnsupportedError`` where it is not known at compile time."""
+    size = shape_of(source)[dim]
+    if not isinstance(size, int):
+        raise UnsupportedError("dynamic", f"{node} runs along an axis of size {size}")
+    return size
+
+
+def _source(node: torch.fx.Node) -> torch.fx.Node:
+    source = node.args[0]
+    if not isinstance(source, torch.fx.Node):
+        raise UnsupportedError("structure", f"{node} has no tensor argument")
+    return source
+
+
+def _argument(node: torch.fx.Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _axis(node: torch.fx.Node, dim: Any, rank: int) -> int:
+    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+    if len(dims) != 1 or not isinstance(dims[0], int) or rank == 0:
+        raise UnsupportedError("structure", f"{node} is not along exactly one axis")
+    return dims[0] % rank
+
+
+def _count(node: torch.fx.Node, k: Any) -> int:
+    if not isinstance(k, int):
+        raise UnsupportedError("dynamic", f"{node} selects a number of elements that is not known at compile time")
+    if k < 1:
+        raise UnsupportedError("size", f"{node} selects nothing")
+    return k
