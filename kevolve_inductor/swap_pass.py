@@ -24,6 +24,7 @@ from .evaluate.evaluator import Evaluator
 from .exc import PlatformError, UnsupportedError, WorkerError
 from .graph.capture import capture_graph, graph_inputs
 from .graph.discovery import Discovery, Found, discover
+from .graph.meta import hint_of
 from .graph.ranges import Ranges, propagate
 from .graph.region import InputRange, Region, Workload
 from .graph.rewrite import Swap, apply_swaps
@@ -83,8 +84,8 @@ class SwapPass(CustomGraphPass):
         return digest_of(
             {
                 "version": __version__,
-                "settings": self.settings.fingerprint(),
-                "store": self.store.generation(),
+                "settings": self.settings.fingerprint() | {"searching": self.settings.searching},
+                "store": [self.store.identity(), self.store.generation()],
                 "target": self.platform.target().to_json(),
                 "before": [repr(one) for one in before],
             }
@@ -119,6 +120,9 @@ class GraphPlan:
             decisions = self._decide(discovery, tuner)
             wanted = self._wanted(decisions)
             verdict = self._check(evaluator, wanted) if wanted else None
+        if self.settings.searching and any(decision.entry is None for decision in decisions):
+            # Inductor will cache this graph under a key made before; the next compile must come here again and go on.
+            self.store.renew_generation()
         kept = wanted if verdict is None or _holds(verdict) else ()
         self._report(decisions, {swap.outputs for swap in kept}, verdict)
         return kept
@@ -199,9 +203,7 @@ class GraphPlan:
 
     def _workload(self, region: Region) -> Workload:
         inputs = graph_inputs(self.graph)
-        sizes = tuple(
-            (name, int(inputs[which].meta["val"].shape[dim].node.hint)) for name, which, dim in region.symbols
-        )
+        sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
         return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
 
     def _report_rejections(self, discovery: Discovery) -> None:

@@ -192,6 +192,29 @@ def test_training_swaps_forward_and_keeps_gradients(settings):
     torch.testing.assert_close(torch.autograd.grad(result, w)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_undecided_region_is_searched_by_the_next_compile_although_inductor_caches(settings):
+    x = torch.randn(100, 64)
+    compiled(gate, replace(settings, budget_s=0.0), Judge(), (x,))
+    assert report.last_run().regions[0].verdict == "left: budget spent"
+    compiled(gate, settings, Judge(), (x,))
+    assert report.last_run().searched == 1
+
+
+def test_emptied_store_is_searched_again_although_inductor_caches(settings, tmp_path):
+    x = torch.randn(100, 64)
+    for folder in ("one", "other"):
+        compiled(gate, replace(settings, store=tmp_path / folder), Judge(), (x,))
+        assert report.last_run().searched == 1
+
+
+def test_lookup_does_not_hide_a_later_search(settings):
+    x = torch.randn(100, 64)
+    compiled(gate, replace(settings, search="lookup"), Judge(), (x,))
+    assert report.last_run().regions[0].verdict == "left: not in the store"
+    compiled(gate, settings, Judge(), (x,))
+    assert report.last_run().searched == 1
+
+
 def test_uuid_changes_with_the_store_and_the_settings(settings):
     def uuid(chosen, store):
         return SwapPass(chosen, CpuPlatform(), store, None, ()).uuid()

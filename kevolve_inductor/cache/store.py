@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from ..exc import CorruptEntryError, StoreError
 from ..kernel import Kernel, digest_of
@@ -145,6 +146,18 @@ class Store:
     def generation(self) -> str:
         """Digest of every choice this store makes: equal in any process, different after any choice has changed."""
         return self.index().generation
+
+    def identity(self) -> str:
+        """A random name of this store, kept with it: a new or emptied store is not mistaken for an earlier one."""
+        known = self.recall("identity", "store")
+        if known is None:
+            self.remember("identity", "store", uuid4().hex)
+            known = self.recall("identity", "store")
+        return str(known)
+
+    def renew_generation(self) -> None:
+        """Make the generation differ from all before, although no choice changed: what was compiled is not final."""
+        self.remember("graph", "undecided", uuid4().hex)
 
     def verify(self) -> list[CorruptEntryError]:
         """Read everything, change nothing, and say what would not be used and why."""

@@ -95,11 +95,15 @@ def check_cpp(source: str, entries: Sequence[str]) -> None:
     for token in tokens:
         if token.kind == "directive":
             _check_directive(token)
-        elif token.kind == "word" and (token.text in _REFUSED_WORDS or token.text.startswith(_REFUSED_PREFIXES)):
+        elif token.kind == "word" and token.text not in entries and _is_refused(token.text):
             raise GateError(token.text, token.line)
     _check_linkage(code, entries)
     _check_names(code)
     _check_lifetime(code)
+
+
+def _is_refused(word: str) -> bool:
+    return word in _REFUSED_WORDS or word.startswith(_REFUSED_PREFIXES)
 
 
 def _tokens(source: str) -> Iterator[_Token]:

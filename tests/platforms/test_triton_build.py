@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from kevolve_inductor.platforms.hip import HipPlatform
 from kevolve_inductor.platforms.triton_build import compile_for, load_triton
 
 pytest.importorskip("triton")
+HERE = str(Path(__file__).parent)
 
 SOURCE = '''
 @triton.jit
@@ -99,7 +101,7 @@ def test_a_changed_source_file_is_written_again(tmp_path):
     text = path.read_text()
     path.write_text(text + "raise RuntimeError\n")
     code = (
-        "import sys, pathlib; sys.path.insert(0, 'tests/platforms')\n"
+        f"import sys, pathlib; sys.path.insert(0, {HERE!r})\n"
         "import test_triton_build as t\n"
         "t.load_triton(t.kernel(t.SOURCE + '\\n# once\\n'), pathlib.Path(sys.argv[1]))"
     )
@@ -110,7 +112,7 @@ def test_a_changed_source_file_is_written_again(tmp_path):
 
 INTERPRETED = """
 import sys
-sys.path.insert(0, 'tests/platforms')
+sys.path.insert(0, sys.argv[1])
 import torch
 import test_triton_build as t
 from kevolve_inductor.kernel import Argument, Kernel, Launch, Workspace
@@ -142,7 +144,7 @@ print("done")
 def test_launches_run_in_the_interpreter(store):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", INTERPRETED, HERE], capture_output=True, text=True, check=False, env=environment
     )
     assert done.stdout.strip() == "done", done.stderr
 

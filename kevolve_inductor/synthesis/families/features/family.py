@@ -170,8 +170,9 @@ def _cpp_space(plan: FeaturesPlan, target: Target) -> ScheduleSpace:
     choices: dict[str, tuple[int | str | bool, ...]] = {}
     if _has_search(plan):
         counts = [p.value[2] for t in plan.tasks for v in t.values for p in ex.walk(v) if p.op == "search"]
-        methods = ["table"] if wide and min(counts) < 2**TABLE_LEVELS else []
-        methods += ["count", "lanes", "split"] if max(counts) <= 32 else ["split", "lanes", "count"]
+        methods = ["split", "count", "lanes"]
+        if wide and min(counts) < 2**TABLE_LEVELS:
+            methods.insert(0 if max(counts) > 24 else 1, "table")
         choices["search"] = tuple(methods)
     if _has_division(plan):
         choices["remainder"] = ("reciprocal", "native") if wide else ("native", "reciprocal")

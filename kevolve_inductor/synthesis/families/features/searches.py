@@ -32,42 +32,48 @@ static inline void kv_search_count(const T* borders, int64_t count, const T* val
 }
 """
 
+# Steps are masked rather than selected: compilers turn a selected step into a branch that is mispredicted half the time.
 _LANES = r"""
-// Binary search of 16 values in step: the lengths of what is left to search are the same for all of them.
+// Binary search of 64 values in step: the lengths of what is left to search are the same for all of them.
 template <bool right, typename T>
 static inline void kv_search_lanes(const T* borders, int64_t count, const T* values, int32_t* found, int64_t n) {
   typedef typename kv_lane<T>::type lane;
-  for (int64_t i = 0; i < n; i += 16) {
-    lane low[16] = {};
+  for (int64_t i = 0; i < n; i += 64) {
+    lane low[64] = {};
     for (lane length = lane(count); length > 1;) {
       const lane half = length >> 1;
-      for (int j = 0; j < 16; j++) low[j] += kv_below<right>(borders[low[j] + half - 1], values[i + j]) ? half : 0;
+      const T* probe = borders + (half - 1);
+      for (int j = 0; j < 64; j++) low[j] += -lane(kv_below<right>(probe[low[j]], values[i + j])) & half;
       length -= half;
     }
-    for (int j = 0; j < 16; j++) found[i + j] = int32_t(low[j] + lane(kv_below<right>(borders[low[j]], values[i + j])));
+    for (int j = 0; j < 64; j++) found[i + j] = int32_t(low[j] + lane(kv_below<right>(borders[low[j]], values[i + j])));
   }
 }
 """
 
 _SPLIT = r"""
-// Every 16th border is compared with every value, then 16 values at a time search the 16 borders that are left.
+// Evenly spaced borders, 16 to 32 of them, are compared with every value; binary search finds the place between two.
 template <bool right, typename T>
 static inline void kv_search_split(const T* borders, int64_t count, const T* values, int32_t* found, int64_t n) {
   typedef typename kv_lane<T>::type lane;
   const lane last = lane(count) - 1;
+  lane stride = 1;
+  while (stride * 32 <= lane(count)) stride *= 2;
   for (int64_t i = 0; i < n; i += 64) {
     lane low[64] = {};
-    for (int64_t k = 15; k < count; k += 16) {
+    for (int64_t k = stride - 1; k < count; k += stride) {
       const T border = borders[k];
-      for (int j = 0; j < 64; j++) low[j] += kv_below<right>(border, values[i + j]) ? 16 : 0;
+      for (int j = 0; j < 64; j++) low[j] += -lane(kv_below<right>(border, values[i + j])) & stride;
     }
-    for (lane half = 8; half > 0; half >>= 1) {
+    for (lane half = stride >> 1; half > 0; half >>= 1) {
       for (int j = 0; j < 64; j++) {
-        const lane at = low[j] + half - 1;
-        low[j] += (at <= last && kv_below<right>(borders[at > last ? last : at], values[i + j])) ? half : 0;
+        lane at = low[j] + (half - 1);
+        at = at > last ? last : at;
+        low[j] += -lane(kv_below<right>(borders[at], values[i + j])) & half;
       }
     }
-    for (int j = 0; j < 64; j++) found[i + j] = int32_t(low[j]);
+    // A value beyond all borders also passes the steps that were held at the last one.
+    for (int j = 0; j < 64; j++) found[i + j] = int32_t(low[j] > last ? last + 1 : low[j]);
   }
 }
 """

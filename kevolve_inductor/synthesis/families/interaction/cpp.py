@@ -54,7 +54,6 @@ class _Writer:
         self.wanted = wanted_of(plan)
         self.in_place = bool(schedule["in_place"])
         self.grain = int(schedule["grain"])
-        self.ahead = int(schedule["prefetch"])
 
     def source(self, symbols: tuple[str, ...]) -> str:
         lines = [CPP_PRELUDE, self.vectors.prelude(), *self.tiling.functions(self.wanted)]
@@ -148,22 +147,12 @@ class _Writer:
                 at = printer.linear(_at_depth(piece.value, 0))
                 yield from _indented(printer.lines, 1)
                 yield f"  {rows}[({piece.start} + r) * {step}] = in{piece.value.value} + ({at});"
-                yield from self._prefetch(piece.value, at)
             else:
                 yield f"  {self.vectors.scalar}* x = {xs} + ({place} + r) * {self.tiling.depth};"
                 yield from _indented(self._loop("d", self.shape.width, piece.value, "x[d] = {0};", printer), 1)
                 yield f"  {rows}[({piece.start} + r) * {step}] = x;"
                 place += piece.count
             yield "}"
-
-    def _prefetch(self, value: Expr, at: str) -> Iterator[str]:
-        """Ask for the same feature of a later sample; an address beyond the input does no harm."""
-        spec = self.plan.inputs[value.value]
-        strides = [s for a, s in zip(value.args, spec.stride, strict=True) if a.op == "var" and a.value[0] == "b"]
-        if self.ahead and len(strides) == 1:
-            line = 64 // self.vectors.item_bytes
-            yield f"  for (int64_t d = 0; d < {self.shape.width}; d += {line})"
-            yield f"    __builtin_prefetch(in{value.value} + (({at}) + {self.ahead * self.block} * ({strides[0]}) + d));"
 
     def _reads_in_place(self, piece: Piece) -> bool:
         if not self.in_place or self.tiling.depth != self.shape.width:
@@ -172,7 +161,7 @@ class _Writer:
 
     def _loop(self, variable: str, count: int, value: Expr, store: str, printer: CppPrinter) -> Iterator[str]:
         """A vectorisable loop that stores ``value``; what does not depend on ``variable`` is computed before it."""
-        for part in _free_parts(value, variable):
+        for part in _free_parts(value, {variable, "z"}):
             printer.value(part)
         before = len(printer.lines)
         inner = printer.nested()
@@ -260,13 +249,13 @@ def _at_depth(value: Expr, depth: int) -> Expr:
     return ex.substitute(value, placed)
 
 
-def _free_parts(value: Expr, variable: str) -> list[Expr]:
-    """The largest subexpressions without ``variable`` that are worth a name."""
+def _free_parts(value: Expr, inner: set[str]) -> list[Expr]:
+    """The largest subexpressions without the variables ``inner`` that are worth a name."""
     found: list[Expr] = []
     stack = [value]
     while stack:
         part = stack.pop()
-        if variable not in ex.variables(part):
+        if not inner & ex.variables(part):
             if part.op not in ("const", "var", "size"):
                 found.append(part)
         else:

@@ -1,0 +1,1 @@
+"""Row selection: top-k, sort and arg-max with what surrounds them along a row, as programs over rows."""

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference, allowed_error
+from kevolve_inductor.evaluate.evaluation import Mismatch
+from kevolve_inductor.evaluate.inputs import generate
+from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
+from kevolve_inductor.testing.evaluators import row_sum_region
+
+CPU = torch.device("cpu")
+
+
+def spec(*shape, dtype="float32"):
+    return TensorSpec(shape, torch.empty(shape, device="meta").stride(), dtype, "cpu")
+
+
+def judge(region, *ranges):
+    workload = Workload((), ranges or (None,) * len(region.inputs))
+    judged = Judge(region, workload, 0, CPU)
+    return judged, lambda distribution: generate(region, workload, distribution, 0, CPU)
+
+
+def row_sums():
+    judged, inputs = judge(row_sum_region())
+    return judged, inputs("normal")[0].sum(1)
+
+
+def test_a_sum_in_another_order_agrees():
+    judged, _ = row_sums()
+    x = generate(row_sum_region(), Workload((), (None,)), "normal", 0, CPU)[0]
+    outcome = judged.judge("normal", [x.flip(1).cumsum(1)[:, -1]])
+    assert isinstance(outcome, Agreed)
+    assert 0 < outcome.max_error < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "pattern", "wrong"),
+    [
+        (slice(None), "everything", 500),
+        (slice(490, None), "tail", 10),
+        (slice(0, None, 7), "scattered", 72),
+    ],
+)
+def test_patterns_of_wrong_sums(spoil, pattern, wrong):
+    judged, out = row_sums()
+    out[spoil] += 1.0
+    outcome = judged.judge("normal", [out])
+    assert isinstance(outcome, Mismatch)
+    assert (outcome.check, outcome.pattern, outcome.wrong_elements) == ("fp64 reference", pattern, wrong)
+    assert outcome.worst_error == pytest.approx(1.0, abs=1e-3)
+    assert out[outcome.worst_index] is not None
+
+
+def product_region(dtype="float32"):
+    node = RegionNode("aten.mul.Tensor", ({"node": "i0"}, 3.1), {}, (spec(8, 40, dtype=dtype),))
+    return Region((spec(8, 40, dtype=dtype),), (node,), ("n0",))
+
+
+def test_one_wrong_row_and_row_ends_are_told_apart():
+    judged, inputs = judge(product_region())
+    right = inputs("normal")[0] * 3.1
+    row, ends = right.clone(), right.clone()
+    row[3] += 1
+    ends[:, 38:] += 1
+    assert judged.judge("normal", [row]).pattern == "one row"
+    assert judged.judge("normal", [ends]).pattern == "tail"
+
+
+def test_nan_and_infinity_stand_where_eager_has_them():
+    judged, inputs = judge(product_region())
+    right = inputs("special")[0] * 3.1
+    assert isinstance(judged.judge("special", [right.clone()]), Agreed)
+    lost, added, turned = right.clone(), right.clone(), right.clone()
+    lost[right.isnan()] = 0.0
+    added[0, 0] = float("nan")
+    turned[right.isinf()] *= -1
+    assert judged.judge("special", [lost]).pattern == "nan placement"
+    assert judged.judge("special", [added]).pattern == "nan placement"
+    assert isinstance(judged.judge("special", [turned]), Mismatch)
+
+
+def test_low_precision_may_round_but_not_drift():
+    judged, inputs = judge(product_region("bfloat16"))
+    right = inputs("normal")[0] * 3.1
+    assert isinstance(judged.judge("normal", [right]), Agreed)
+    assert isinstance(judged.judge("normal", [(right.float() * 1.05).bfloat16()]), Mismatch)
+
+
+def test_moved_values_must_keep_their_bits():
+    moved = RegionNode("aten.permute.default", ({"node": "i0"}, [1, 0]), {}, (spec(40, 8),))
+    judged, inputs = judge(Region((spec(8, 40),), (moved,), ("n0",)))
+    right = inputs("normal")[0].T.contiguous()
+    assert isinstance(judged.judge("normal", [right.clone()]), Agreed)
+    right[5, 5] = torch.nextafter(right[5, 5], torch.tensor(9.0))
+    outcome = judged.judge("normal", [right])
+    assert (outcome.check, outcome.wrong_elements, outcome.worst_index) == ("equal bits", 1, (5, 5))
+
+
+def test_small_outputs_are_not_hidden_under_an_absolute_tolerance():
+    exact = torch.full((4, 4), 1e-6, dtype=torch.float64)
+    assert float(allowed_error(exact, exact.float()).max()) < 1e-9
+
+
+def test_integers_are_exact_and_truth_values_are_zero_or_one():
+    total = RegionNode("aten.mul.Tensor", ({"node": "i0"}, 3), {}, (spec(9, dtype="int64"),))
+    judged, inputs = judge(Region((spec(9, dtype="int64"),), (total,), ("n0",)))
+    out = inputs("normal")[0] * 3
+    assert isinstance(judged.judge("normal", [out.clone()]), Agreed)
+    out[8] += 1
+    assert judged.judge("normal", [out]).wrong_elements == 1
+    positive = RegionNode("aten.gt.Scalar", ({"node": "i0"}, 0), {}, (spec(9, dtype="bool"),))
+    judged, inputs = judge(Region((spec(9, dtype="int64"),), (positive,), ("n0",)))
+    truth = inputs("normal")[0] > 0
+    assert isinstance(judged.judge("normal", [truth]), Agreed)
+    assert isinstance(judged.judge("normal", [(truth.to(torch.uint8) * 255).view(torch.bool)]), Mismatch)
+
+
+def gather_region():
+    taken = RegionNode("aten.index_select.default", ({"node": "i0"}, 0, {"node": "i1"}), {}, (spec(20, 4),))
+    return Region((spec(10, 4), spec(20, dtype="int64")), (taken,), ("n0",))
+
+
+def test_where_eager_raises_for_an_index_a_kernel_must():
+    judged, inputs = judge(gather_region(), None, InputRange(0, 9))
+    assert judged.judge("beyond", None) == Agreed(0.0)
+    clamped = inputs("normal")[0][:1].expand(20, 4)
+    outcome = judged.judge("beyond", [clamped])
+    assert isinstance(outcome, Mismatch) and outcome.check == "index out of range"
+    assert isinstance(judged.judge("normal", None), Mismatch)
+
+
+def test_without_valid_inputs_there_is_no_verdict():
+    judged, _ = judge(gather_region(), None, None)
+    assert isinstance(judged.judge("normal", [torch.zeros(20, 4)]), NoReference)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kevolve_inductor.evaluate.inputs import DISTRIBUTIONS, distributions_for, generate
+from kevolve_inductor.graph.region import InputRange, Region, TensorSpec, Workload
+
+CPU = torch.device("cpu")
+
+
+def region(*specs):
+    return Region(tuple(specs), (), ("i0",))
+
+
+def one(spec, distribution, allowed=None, sizes=(), seed=0):
+    return generate(region(spec), Workload(sizes, (allowed,)), distribution, seed, CPU)[0]
+
+
+FLOATS = TensorSpec((40, 50), (50, 1), "float32", "cpu")
+INTEGERS = TensorSpec((4000,), (1,), "int64", "cpu")
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64", "int32", "uint8", "bool"])
+def test_inputs_have_their_specs_layout_and_repeat(distribution, dtype):
+    spec = TensorSpec(("s0", 7, 5), (1, 0, "s0"), dtype, "cpu")
+    first, second = (one(spec, distribution, sizes=(("s0", 6),)) for _ in range(2))
+    assert first.shape == (6, 7, 5)
+    assert first.stride() == (1, 0, 6)
+    assert first.dtype == getattr(torch, dtype)
+    assert torch.equal(first.nan_to_num(7), second.nan_to_num(7))
+
+
+def test_seeds_and_positions_give_other_values_and_processes_do_not():
+    value = float(one(FLOATS, "normal")[0, 0])
+    assert value != float(one(FLOATS, "normal", seed=1)[0, 0])
+    pair = generate(region(FLOATS, FLOATS), Workload((), (None, None)), "normal", 0, CPU)
+    assert not torch.equal(*pair)
+    code = (
+        "import torch; from kevolve_inductor.evaluate.inputs import generate\n"
+        "from kevolve_inductor.graph.region import *\n"
+        "r = Region((TensorSpec((40, 50), (50, 1), 'float32', 'cpu'),), (), ('i0',))\n"
+        "print(float(generate(r, Workload((), (None,)), 'normal', 0, torch.device('cpu'))[0][0, 0]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert float(done.stdout) == value, done.stderr
+
+
+@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name not in ("beyond", "below")])
+@pytest.mark.parametrize("allowed", [InputRange(0, 9), InputRange(-5, 3), InputRange(7, 7), InputRange(-(2**63), 2**63 - 1)])
+def test_integers_stay_within_their_range(distribution, allowed):
+    values = one(INTEGERS, distribution, allowed)
+    assert allowed.low <= int(values.min()) and int(values.max()) <= allowed.high
+
+
+def test_integers_leave_their_range_where_that_is_asked_for():
+    assert int(one(INTEGERS, "beyond", InputRange(0, 9)).max()) == 10
+    assert int(one(INTEGERS, "below", InputRange(0, 9)).min()) == -1
+
+
+def test_integers_without_a_range_are_negative_too():
+    values = one(INTEGERS, "normal")
+    assert int(values.min()) < 0 < int(values.max())
+    assert int(one(INTEGERS, "large").abs().max()) > 2**60
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_offsets_rise_from_end_to_end(distribution):
+    values = one(INTEGERS, distribution, InputRange(0, 90_000, monotone=True))
+    assert int(values[0]) == 0 and int(values[-1]) == 90_000
+    assert bool((values[1:] >= values[:-1]).all())
+
+
+def test_distributions_are_what_they_are_called():
+    special = one(FLOATS, "special")
+    assert special.isnan().any() and special.isposinf().any() and special.isneginf().any()
+    assert one(FLOATS, "ties").unique().numel() <= 8
+    assert torch.equal(one(FLOATS, "sorted"), one(FLOATS, "sorted").sort(-1).values)
+    assert float(one(FLOATS, "large").abs().max()) > 1000
+    assert not one(FLOATS, "zeros").any()
+    assert one(FLOATS, "uniform").storage_offset() == 1
+
+
+def test_only_distributions_that_say_something_are_used():
+    ranged, free = Workload((), (InputRange(0, 9),)), Workload((), (None,))
+    assert {"beyond", "below"} <= set(distributions_for(region(INTEGERS), ranged))
+    assert "special" not in distributions_for(region(INTEGERS), ranged)
+    assert set(distributions_for(region(FLOATS), free)) == set(DISTRIBUTIONS) - {"beyond", "below"}
+    huge = TensorSpec((2**26,), (1,), "float32", "cpu")
+    assert len(distributions_for(region(huge), free)) < len(distributions_for(region(FLOATS), free))
+    on_gpu = TensorSpec((10,), (1,), "int64", "cuda")
+    assert "beyond" not in distributions_for(region(on_gpu), ranged)

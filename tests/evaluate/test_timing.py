@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from kevolve_inductor.evaluate.timing import Contest, duel, lower_bound
+from kevolve_inductor.platforms.executor import Executor
+from kevolve_inductor.platforms.platform import Ceilings
+
+
+class ScriptedExecutor(Executor):
+    """Calls return the time they are said to take; nothing is measured."""
+
+    def __init__(self):
+        self.device = torch.device("cpu")
+        self.rounds = 0
+
+    def load(self, kernel, region, folder: Path):
+        raise NotImplementedError
+
+    def timed(self, call):
+        return call
+
+    def measure(self, timed, rounds, cold):
+        self.rounds += rounds
+        return [[call() for _ in range(rounds)] for call in timed]
+
+    def synchronize(self):
+        pass
+
+    def last_level_bytes(self):
+        return 0
+
+    def free_bytes(self):
+        return 0
+
+    def ceilings_now(self):
+        return Ceilings(1.0, {}, 1.0)
+
+
+def noisy(mean, spread, seed):
+    generator = random.Random(seed)
+    return lambda: mean * (1 + spread * generator.random())
+
+
+def test_lower_bound_is_an_order_statistic():
+    assert lower_bound(range(1, 7)) == 1
+    assert lower_bound(range(1, 16)) == 4
+    assert lower_bound(range(1, 101)) == 40
+    assert lower_bound([3.0]) == 3.0
+
+
+def test_lower_bound_lies_below_the_median_nearly_always():
+    generator = random.Random(0)
+    above = sum(lower_bound([generator.gauss(0, 1) for _ in range(20)]) > 0 for _ in range(2000))
+    assert above / 2000 < 0.035
+
+
+def test_speedup_is_against_the_faster_baseline():
+    contest = Contest(ScriptedExecutor(), {"eager": lambda: 50.0, "inductor": lambda: 40.0})
+    timing = contest.time(lambda: 20.0)
+    assert timing.latency_us == 20.0
+    assert timing.baselines_us == {"eager": 50.0, "inductor": 40.0}
+    assert timing.speedup == timing.speedup_low == 2.0
+
+
+@pytest.mark.parametrize("faster", ["candidate", "baseline"])
+def test_noise_lowers_the_bound_and_not_the_speedup(faster):
+    mean = 50.0 if faster == "candidate" else 200.0
+    contest = Contest(ScriptedExecutor(), {"eager": noisy(100.0, 0.4, 1)})
+    timing = contest.time(noisy(mean, 0.4, 2))
+    assert timing.speedup == pytest.approx(100.0 / mean, rel=0.2)
+    assert timing.speedup_low <= timing.speedup
+
+
+def test_a_hopeless_candidate_is_given_up_soon():
+    hopeless, close = ScriptedExecutor(), ScriptedExecutor()
+    Contest(hopeless, {"eager": noisy(100.0, 0.5, 1)}).time(noisy(1000.0, 0.5, 2))
+    Contest(close, {"eager": noisy(100.0, 0.5, 1)}).time(noisy(100.0, 0.5, 2))
+    assert hopeless.rounds < close.rounds
+
+
+def test_a_baseline_that_seemed_slow_is_looked_at_again():
+    times = iter([900.0] * 7)
+    contest = Contest(ScriptedExecutor(), {"eager": lambda: 100.0, "inductor": lambda: next(times, 10.0)})
+    assert contest.known_us == {"eager": 100.0, "inductor": 900.0}
+    timing = contest.time(lambda: 20.0)
+    assert timing.baselines_us["inductor"] == 10.0
+    assert timing.speedup == 0.5
+
+
+def test_a_duel_stops_by_the_clock_and_shrugs_off_disturbances():
+    seconds = iter(range(100))
+    disturbed = iter([5000.0, 7000.0])
+    first, second = duel(
+        ScriptedExecutor(), lambda: next(disturbed, 10.0), lambda: 11.0, clock=lambda: float(next(seconds))
+    )
+    assert (first, second) == (10.0, 11.0)

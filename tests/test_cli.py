@@ -1,0 +1,105 @@
+"""The command line: what it prints, what it returns, and that bad input says what to do."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+from kevolve_inductor.cache.store import Store
+from kevolve_inductor.cli import main
+from kevolve_inductor.evaluate.evaluation import Diagnosis, Passed, to_json
+from kevolve_inductor.testing.stores import example_entry, example_kernel
+
+
+@pytest.fixture
+def filled(store):
+    kernel = example_kernel()
+    evidence = Passed(20.0, {"eager": 100.0, "inductor": 80.0}, 4.0, 3.9, 0.0, Diagnosis("memory", "a test", 1e9, 1e9, 0.5), 0.1)
+    entry = example_entry(kernel=kernel, evaluation=to_json(evidence))
+    Store.open(store).put(entry, kernel)
+    return entry
+
+
+def test_ls_lists_every_region(filled, capsys):
+    assert main(["cache", "ls"]) == 0
+    assert filled.key[:12] in capsys.readouterr().out
+    assert main(["cache", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["key"] == filled.key
+
+
+def test_show_prints_the_source_by_a_keys_beginning(filled, capsys):
+    assert main(["cache", "show", filled.key[:8]]) == 0
+    assert example_kernel().source.strip() in capsys.readouterr().out
+
+
+def test_why_explains_a_verdict_and_the_difference_of_two_keys(filled, capsys):
+    assert main(["cache", "why", filled.key]) == 0
+    assert "verdict  kernel" in capsys.readouterr().out
+    assert main(["cache", "why", filled.key, filled.key]) == 0
+    assert capsys.readouterr().out.strip() == "equal"
+
+
+def test_unknown_key_says_how_to_find_one(store, capsys):
+    assert main(["cache", "show", "abc"]) == 2
+    assert "kevolve cache ls" in capsys.readouterr().err
+
+
+def test_verify_finds_a_flipped_byte(filled, store, capsys):
+    assert main(["cache", "verify"]) == 0
+    (path,) = (store / "objects").glob("*/*.json")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert main(["cache", "verify"]) == 1
+    assert str(path) in capsys.readouterr().out
+
+
+def test_doctor_reports_platforms_and_why_not(capsys):
+    assert main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["platforms"]["cpu"]["available"]
+    assert findings["platforms"]["cpu"]["ceilings"]["bytes_per_s"] > 1e9
+    assert all("reason" in found for found in findings["platforms"].values() if not found["available"])
+
+
+FACTORY = """
+    import torch
+
+    def make():
+        return (lambda x: torch.topk(torch.softmax(x, -1), 2), (torch.randn(4000, 32),))
+
+    def wrong():
+        return 3
+"""
+
+
+def test_warm_searches_once_and_resumes(tmp_path, store, capsys):
+    path = tmp_path / "model_to_warm.py"
+    path.write_text(textwrap.dedent(FACTORY))
+    command = ["warm", f"{path}:make", "--search", "quick", "--budget-s", "15", "--json"]
+    assert main(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["searched"] == len(first["regions"]) == 1
+    from kevolve_inductor import report
+
+    report.reset()
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["searched"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_colon", "MODULE_OR_FILE:FACTORY"),
+        ("no_such_module_here:make", "no module"),
+        ("{path}:absent", "it has: make, wrong"),
+        ("{path}:wrong", "must return"),
+    ],
+)
+def test_bad_factories_get_a_clear_error(name, message, tmp_path, capsys):
+    path = tmp_path / "factories.py"
+    path.write_text(textwrap.dedent(FACTORY).replace("import torch", ""))
+    assert main(["warm", name.format(path=path)]) == 2
+    assert message in capsys.readouterr().err
