@@ -130,7 +130,7 @@ class Tuner:
             for candidate, kernel in zip(batch, kernels, strict=True):
                 if budget.stop() is not None:
                     return
-                trial = self._try(candidate, kernel)
+                trial = self._try(candidate, kernel, max(self.settings.min_speedup, budget.best))
                 search.trials.append(trial)
                 searcher.tell(candidate, trial.score)
                 budget.tell(trial.score)
@@ -144,10 +144,10 @@ class Tuner:
             return str(error)
         return canonical_kernel(kernel, found.match.inputs)
 
-    def _try(self, candidate: Candidate, kernel: Kernel | str) -> Trial:
+    def _try(self, candidate: Candidate, kernel: Kernel | str, beat: float) -> Trial:
         if isinstance(kernel, str):
             return Trial(candidate, None, BuildFailed("emission", kernel))
-        return Trial(candidate, kernel, self.evaluator.evaluate(kernel))
+        return Trial(candidate, kernel, self.evaluator.evaluate(kernel, beat))
 
     def _confirm(self, search: _Search) -> Trial | None:
         for trial in search.finalists():
@@ -158,7 +158,9 @@ class Tuner:
         return None
 
     def _accepts(self, evaluation: Evaluation) -> bool:
-        return isinstance(evaluation, Passed) and evaluation.speedup_low >= self.settings.min_speedup
+        if not isinstance(evaluation, Passed) or not evaluation.complete:
+            return False
+        return evaluation.speedup_low >= self.settings.min_speedup
 
     def _warm_starts(self, found: Found) -> tuple[dict[str, Any], ...]:
         """Schedules that won for regions of the same family, the most similar operators first."""

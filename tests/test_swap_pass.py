@@ -38,7 +38,7 @@ class Judge:
     def prepare(self, kernels):
         pass
 
-    def evaluate(self, kernel):
+    def evaluate(self, kernel, beat=0.0):
         self.evaluated += 1
         if self.evaluation is not None:
             return self.evaluation
@@ -159,10 +159,10 @@ def test_fuel_limits_the_swaps(settings):
 
 def test_interrupted_search_keeps_the_best_so_far(settings):
     class Interrupted(Judge):
-        def evaluate(self, kernel):
+        def evaluate(self, kernel, beat=0.0):
             if self.evaluated == 2:
                 raise KeyboardInterrupt
-            return super().evaluate(kernel)
+            return super().evaluate(kernel, beat)
 
     with pytest.raises(KeyboardInterrupt):
         compiled(gate, settings, Interrupted(), (torch.randn(100, 64),))

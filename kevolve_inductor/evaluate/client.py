@@ -14,8 +14,8 @@ from ..graph.rewrite import Swap
 from ..kernel import Kernel
 from ..platforms.platform import Platform
 from .build import gate
-from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Mismatch, Refused, TimedOut, from_json
-from .inputs import distributions_for
+from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Mismatch, Passed, Refused, TimedOut, from_json
+from .inputs import distributions_for, screened
 from .job import CrossJob, GraphJob, Job, JudgeJob, OpenJob, Role, RunJob, TimeJob, WorkerSetup
 from .prepare import Preparer
 from .process import Answer, Died, Hung, WorkerSlot
@@ -81,7 +81,7 @@ class WorkerEvaluator:
             self._preparer = Preparer(self._platform, self._setup, self._scratch_folder())
         self._preparer.start(tuple(kernel for kernel in kernels if gate(kernel) is None), region)
 
-    def evaluate(self, kernel: Kernel) -> Evaluation:
+    def evaluate(self, kernel: Kernel, beat: float = 0.0) -> Evaluation:
         """Raises ``WorkerError`` before ``open``, and where the workers fail by themselves twice."""
         region, workload = self._opened()
         refusal = gate(kernel)
@@ -91,18 +91,29 @@ class WorkerEvaluator:
             return self._cross_compiled(kernel, region)
         if self._preparer is not None:
             self._preparer.wait_for(kernel)
-        checked = self._check(kernel, distributions_for(region, workload))
+        first, rest = screened(distributions_for(region, workload))
+        checked = self._check(kernel, first, TimeJob(kernel, 0.0, 0.0))
         if not isinstance(checked, TimeJob):
             return checked
+        timed = self._time(checked)
+        if not isinstance(timed, Passed):
+            return timed
+        if timed.speedup < beat:
+            return replace(timed, complete=not rest)
+        checked = self._check(kernel, rest, checked)
+        return replace(timed, max_error=checked.max_error) if isinstance(checked, TimeJob) else checked
+
+    def _time(self, job: TimeJob) -> Evaluation:
         if self._preparer is not None:
             self._preparer.wait_until_quiet()
-        timed = self._on_bench(checked, kernel)
+        timed = self._on_bench(job, job.kernel)
         if isinstance(timed, dict):
             raise _unexpected(timed)
         return timed
 
-    def _check(self, kernel: Kernel, distributions: tuple[str, ...]) -> TimeJob | Evaluation:
-        max_error, build_s = 0.0, 0.0
+    def _check(self, kernel: Kernel, distributions: tuple[str, ...], known: TimeJob) -> TimeJob | Evaluation:
+        """What is ``known`` of a kernel, with the largest error over more ``distributions``; or what is wrong with it."""
+        max_error, build_s = known.max_error, known.build_s
         for distribution in distributions:
             path = self._scratch_folder() / "outputs"
             ran = self._on_bench(RunJob(kernel, distribution, str(path)), kernel)

@@ -30,7 +30,10 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Passed:
-    """Correct on every input and timed. ``speedup_low`` is the lower bound of its 95 % confidence interval."""
+    """Correct on every input tried and timed. ``speedup_low`` is the lower bound of its 95 % confidence interval.
+
+    ``complete`` is false where the kernel was so slow that it was only screened: on some inputs, not on all.
+    """
 
     status: ClassVar[str] = "passed"
     latency_us: float
@@ -40,6 +43,7 @@ class Passed:
     max_error: float
     diagnosis: Diagnosis
     build_s: float
+    complete: bool = True
 
     @property
     def best_baseline(self) -> str:

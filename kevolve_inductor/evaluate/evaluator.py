@@ -24,8 +24,12 @@ class Evaluator(Protocol):
         """Start building ``kernels`` beside whatever else runs. A hint; may do nothing."""
         ...
 
-    def evaluate(self, kernel: Kernel) -> Evaluation:
-        """Build, check against the fp64 reference, time against the baselines, explain."""
+    def evaluate(self, kernel: Kernel, beat: float = 0.0) -> Evaluation:
+        """Build, check against the fp64 reference, time against the baselines, explain.
+
+        A kernel that is right on the first inputs but whose speedup stays below ``beat`` is not checked further; its
+        evaluation is not ``complete``.
+        """
         ...
 
     def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:

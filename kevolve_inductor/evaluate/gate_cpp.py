@@ -57,7 +57,7 @@ _TYPES = frozenset(
 )
 _BEFORE_PARENTHESIS = frozenset(
     "if for while switch return sizeof alignof alignas decltype static_assert noexcept __attribute__ "
-    "constexpr consteval explicit requires and or not else do case operator".split()
+    "vector_size aligned constexpr consteval explicit requires and or not else do case operator".split()
 )
 _BUILTINS = re.compile(
     r"__builtin_(expect|prefetch|clz|ctz|popcount|bswap|assume_aligned|unreachable|memcpy|memset|nan|inf|huge|isnan|isinf|"
@@ -237,6 +237,8 @@ def _check_lifetime(code: Sequence[_Token]) -> None:
             statement = []
         else:
             statement.append(token)
+    if statement:
+        raise GateError("text that is no declaration", statement[0].line)
 
 
 def _check_statement(statement: Sequence[_Token], end: str, depth: int) -> None:

@@ -21,8 +21,14 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", "beyond", "below")
 _REDUCED = ("normal", "large", "ties", "special", "beyond", "below")
 _REDUCED_FROM_BYTES = 128 * 2**20
+_SCREEN = ("normal", "ties")
 # A graph as it is really run: weights of a size that keeps deep networks finite.
 GRAPH = "graph"
+
+# Which argument of a binary search holds the borders, and what may stand between them and an input.
+_BORDERS = {"aten.bucketize.Tensor": 1, "aten.searchsorted.Tensor": 0}
+_PASSES_ORDER = ("aten.select.int", "aten.slice.Tensor", "aten.view.default", "aten.reshape.default",
+                 "aten.clone.default", "aten.squeeze.dim", "prims.convert_element_type.default")  # fmt: skip
 
 _PLAIN_INTEGERS = InputRange(-100, 100)
 _SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
@@ -55,11 +61,18 @@ def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
     return names
 
 
+def screened(distributions: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that a kernel is checked on before it is timed, and the rest: what is wrong mostly fails on few inputs."""
+    first = tuple(name for name in distributions if name in _SCREEN)
+    return first, tuple(name for name in distributions if name not in first)
+
+
 def generate(
     region: Region, workload: Workload, distribution: str, seed: int, device: torch.device
 ) -> list[torch.Tensor]:
     """One tensor per input, with the region's strides, within the workload's ranges."""
     tensors = []
+    ascending = _ascending_inputs(region)
     for position, spec in enumerate(region.inputs):
         allowed = workload.ranges[position] if position < len(workload.ranges) else None
         shape, stride = sizes_of(spec, workload.symbols)
@@ -67,8 +80,26 @@ def generate(
         distinct = tuple(1 if step == 0 else size for size, step in zip(shape, stride, strict=True))
         recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
         shift = 1 if distribution == "uniform" and device.type == "cpu" else 0
-        tensors.append(_placed(_values(recipe), shape, stride, shift))
+        values = _values(recipe)
+        if position in ascending:
+            values = _sorted(values.nan_to_num(0.0) if values.is_floating_point() else values, False)
+        tensors.append(_placed(values, shape, stride, shift))
     return tensors
+
+
+def _ascending_inputs(region: Region) -> frozenset[int]:
+    """Inputs that reach a binary search as its borders, perhaps through a view: it needs them in ascending order."""
+    found: set[int] = set()
+    for node in region.nodes:
+        if node.target in _BORDERS:
+            name = node.args[_BORDERS[node.target]].get("node", "")
+            while name.startswith("n"):
+                source = region.nodes[int(name[1:])]
+                first = source.args[0] if source.args else None
+                name = first.get("node", "") if isinstance(first, dict) and source.target in _PASSES_ORDER else ""
+            if name:
+                found.add(int(name[1:]))
+    return frozenset(found)
 
 
 def extent_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

@@ -45,7 +45,7 @@ class NullEvaluator:
     def prepare(self, kernels: tuple[Kernel, ...]) -> None:
         pass
 
-    def evaluate(self, kernel: Kernel) -> Evaluation:
+    def evaluate(self, kernel: Kernel, beat: float = 0.0) -> Evaluation:
         """Raises ``WorkerError`` before ``open``."""
         if self._region is None:
             raise WorkerError("no region is open")

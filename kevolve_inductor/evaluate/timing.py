@@ -27,6 +27,7 @@ _HOPELESS = 0.8
 # Wide enough apart to rank two schedules: the interval's lower end within this share of the median.
 _PRECISE = 0.03
 _CLOSE_BASELINE = 1.3
+_DISTURBED = 1.5
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,12 @@ class Contest:
 
     def _summary(self, names: Sequence[str], samples: Sequence[Sequence[float]]) -> Timing:
         measured = {name: median(row) for name, row in zip(names, samples[1:], strict=True)}
-        best = min(measured, key=lambda name: measured[name])
-        ratios = [base / own for base, own in zip(samples[1 + names.index(best)], samples[0], strict=True)]
-        return Timing(median(samples[0]), self.known_us | measured, median(ratios), lower_bound(ratios), len(ratios))
+        best = min(measured, key=lambda name: min(measured[name], self.known_us[name]))
+        # A baseline far above what it once took was disturbed; that must not count in the candidate's favour.
+        most = _DISTURBED * self.known_us[best]
+        ratios = [min(base, most) / own for base, own in zip(samples[1 + names.index(best)], samples[0], strict=True)]
+        baselines_us = self.known_us | {name: min(time_us, most) for name, time_us in measured.items()}
+        return Timing(median(samples[0]), baselines_us, median(ratios), lower_bound(ratios), len(ratios))
 
 
 def _decided(timing: Timing) -> bool:

@@ -146,7 +146,8 @@ static inline int64_t kv_index(int64_t at, int64_t extent, bool wrap, int64_t& b
   int64_t i = at + ((wrap && at < 0) ? extent : 0);
   bool ok = uint64_t(i) < uint64_t(extent);
   bad |= int64_t(!ok);
-  return ok ? i : 0;
+  // Masked: a selection on the same condition would be split into a path of its own, which no longer vectorises.
+  return i & -int64_t(ok);
 }
 static inline int64_t kv_within(int64_t at, int64_t extent) {
   int64_t top = extent - 1;
@@ -155,8 +156,9 @@ static inline int64_t kv_within(int64_t at, int64_t extent) {
 }
 // Integer division by zero raises in eager; the kernel goes on with 1 and reports it.
 template <typename T> static inline T kv_divisor(T x, int64_t& bad) {
-  bad |= int64_t(x == 0);
-  return x == 0 ? T(1) : x;
+  T zero = T(x == 0);
+  bad |= int64_t(zero);
+  return T(x + zero);
 }
 // Branch-free binary search: the number of borders below the value (at or below it for `right`), eager's NaN last.
 template <typename T, typename Border> static inline int64_t kv_bucketize(int64_t count, T value, bool right, Border border_at) {

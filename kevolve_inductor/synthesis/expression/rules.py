@@ -164,10 +164,8 @@ def _cat(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
     Parts that the index cannot reach are left out.
     """
-    parts = [part for part in node.args[0] if shape_of(part) != (0,)]  # type: ignore[union-attr,arg-type]
     dim = int(_argument(node, 1, "dim", 0)) % len(index)
-    starts = _starts([shape_of(part)[dim] for part in parts])  # type: ignore[arg-type]
-    placed = _reachable(starts_with(parts, starts, dim), index[dim])
+    placed = _reachable(_placed(node.args[0], dim), index[dim])
     result: Expr | None = None
     for part, start, size in reversed(placed):
         if len(placed) == 1:
@@ -185,25 +183,29 @@ def _cat(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     return result
 
 
-def _reachable(placed: list[tuple[torch.fx.Node, int, int]], at: Expr) -> list[tuple[torch.fx.Node, int, int]]:
+_Placed = tuple[torch.fx.Node, int, int]
+
+
+def _placed(parts: Any, dim: int) -> list[_Placed]:
+    """Each part with its start and size along ``dim``; empty tensors of one dimension are no parts."""
+    placed, start = [], 0
+    for part in parts:
+        value = tensor_of(part)
+        if value.dim() == 1 and value.shape[0] == 0:
+            continue
+        size = dim_of(value.shape[dim])
+        if not isinstance(size, int):
+            raise UnsupportedError("dynamic", "concatenation along a dynamic axis")
+        placed.append((part, start, size))
+        start += size
+    return placed
+
+
+def _reachable(placed: list[_Placed], at: Expr) -> list[_Placed]:
     low, end = ex.lower_bound(at), ex.upper_bound(at)
     if low is None or not isinstance(end, int):
         return placed
     return [one for one in placed if one[1] < end and low < one[1] + one[2]] or placed
-
-
-def starts_with(parts: list[Any], starts: list[int], dim: int) -> list[tuple[torch.fx.Node, int, int]]:
-    return [(part, start, int(shape_of(part)[dim])) for part, start in zip(parts, starts, strict=True)]
-
-
-def _starts(sizes: list[Dim]) -> list[int]:
-    starts, total = [], 0
-    for size in sizes:
-        if not isinstance(size, int):
-            raise UnsupportedError("dynamic", "concatenation along a dynamic axis")
-        starts.append(total)
-        total += size
-    return starts
 
 
 def _pad(b: Builds, node: torch.fx.Node, index: Index) -> Expr:

@@ -46,25 +46,33 @@ class FeaturesFamily(Family):
     def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
         members = members_of(graph, device)
         for level in levels(graph, members):
-            taken: list[torch.fx.Node] = []
-            for piece in components(level):
-                try:
-                    _match(graph, device, piece, members)
-                except UnsupportedError as error:
-                    yield Rejection(error.code, error.message, self.name, tuple(piece))  # type: ignore[arg-type]
-                else:
-                    taken += piece
-            yield from self._merged(graph, device, taken, members)
+            for chunk in _chunks(level):
+                yield from self._region(graph, device, chunk, members)
 
-    def _merged(
+    def _region(
         self, graph: torch.fx.Graph, device: str, nodes: list[torch.fx.Node], members: set[torch.fx.Node]
     ) -> Iterator[Match | Rejection]:
-        for chunk in _chunks(graph, nodes, members):
+        """One region of all ``nodes``; where that cannot be expressed, one of the pieces that can."""
+        try:
+            match = _match(graph, device, nodes, members)
+        except UnsupportedError as error:
+            pieces = list(components(nodes))
+            if len(pieces) == 1:
+                yield Rejection(error.code, error.message, self.name, tuple(nodes))  # type: ignore[arg-type]
+                return
+        else:
+            yield _why_not(match, device) or match
+            return
+        usable: list[torch.fx.Node] = []
+        for piece in pieces:
             try:
-                match = _match(graph, device, chunk, members)
+                _match(graph, device, piece, members)
             except UnsupportedError as error:
-                yield Rejection(error.code, error.message, self.name, tuple(chunk))  # type: ignore[arg-type]
-                continue
+                yield Rejection(error.code, error.message, self.name, tuple(piece))  # type: ignore[arg-type]
+            else:
+                usable += piece
+        if usable:
+            match = _match(graph, device, usable, members)
             yield _why_not(match, device) or match
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
@@ -125,14 +133,14 @@ def _match(graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], m
     )
 
 
-def _chunks(
-    graph: torch.fx.Graph, nodes: list[torch.fx.Node], members: set[torch.fx.Node]
-) -> Iterator[list[torch.fx.Node]]:
+def _chunks(nodes: list[torch.fx.Node]) -> Iterator[list[torch.fx.Node]]:
     """Whole components of ``nodes``, as many together as one kernel can take pointers."""
     chunk: list[torch.fx.Node] = []
     pointers = 0
     for piece in components(nodes):
-        needed = len({source for node in piece for source in node.all_input_nodes}) + len(piece)
+        inside = set(piece)
+        read = {source for node in piece for source in node.all_input_nodes if source not in inside}
+        needed = len(read) + len(sinks(piece, inside))
         if chunk and pointers + needed > _MOST_POINTERS:
             yield chunk
             chunk, pointers = [], 0
@@ -190,10 +198,10 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         choices["remainder"] = ("multiply", "native")
     if _can_roll(plan, "multiply"):
         choices["columns"] = ("together", "apart")
-    groups = groups_of(plan, {"remainder": "multiply"})
+    groups = groups_of(plan, {"remainder": "multiply", "columns": "together"})
     if max(group.size for group in groups) > 1:
-        choices["dispatch"] = ("tree", "select")
-        choices["order"] = ("tasks", "rows") if _interleaved(groups) is False else ("rows", "tasks")
+        choices["dispatch"] = ("select", "tree")
+        choices["order"] = ("rows", "tasks") if _interleaved(groups) else ("tasks", "rows")
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": (4, 1, 2, 8), "num_warps": (4, 8, 2)}

@@ -43,11 +43,12 @@ static inline int64_t kv_mod_any(int64_t a, int64_t d) {
 TRITON_REMAINDER = """
 @triton.jit
 def kv_mod(a, d, magic, shift, signed: tl.constexpr):
+    factor = (tl.zeros([1], tl.int64) + magic).to(tl.uint64)
     if signed:
         sign = a >> 63
-        q = (tl.umulhi(a ^ sign, magic) >> shift) ^ sign
+        q = (tl.umulhi((a ^ sign).to(tl.uint64), factor).to(tl.int64) >> shift) ^ sign
     else:
-        q = tl.umulhi(a, magic) >> shift
+        q = tl.umulhi(a.to(tl.uint64), factor).to(tl.int64) >> shift
     return a - q * d
 """
 

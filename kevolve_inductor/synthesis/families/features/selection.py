@@ -140,6 +140,7 @@ def inlinable(
     Views and constants always; what only the region needs; and short pointwise chains that others need as well.
     """
     inside = set(members)
+    varying = varying_nodes(graph)
     steps = dict.fromkeys(members, 0)
     for node in reversed(graph.nodes):
         users = [user for user in node.users if user in inside]
@@ -150,7 +151,8 @@ def inlinable(
         own = int(not (is_view(node) or is_constant(node)))
         steps[node] = own + max(steps[user] for user in users)
         alone = len(users) == len(node.users)
-        if not own or (is_pointwise(node) and _is_not_wider(node) and (alone or steps[node] <= _LONGEST_RECOMPUTED)):
+        cheap = (is_pointwise(node) and _is_not_wider(node)) or _is_rearrangement(node, varying)
+        if not own or (cheap and (alone or steps[node] <= _LONGEST_RECOMPUTED)):
             inside.add(node)
     return inside
 
@@ -161,6 +163,15 @@ def _is_search_row(node: torch.fx.Node, users: list[torch.fx.Node]) -> bool:
         return False
     borders = [user.args[0 if "searchsorted" in target_name(user) else 1] for user in users if target_name(user) in SEARCHES]
     return node in borders
+
+
+def _is_rearrangement(node: torch.fx.Node, varying: set[torch.fx.Node]) -> bool:
+    """An indexed read at places known without data, such as a roll: no more elements than there were."""
+    source = node.args[0]
+    if target_name(node) not in _INDEXED_READS or not isinstance(source, torch.fx.Node):
+        return False
+    fixed = all(other not in varying for other in node.all_input_nodes if other is not source)
+    return fixed and hinted_numel(node) <= hinted_numel(source)
 
 
 def _is_not_wider(node: torch.fx.Node) -> bool:

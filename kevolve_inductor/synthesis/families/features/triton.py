@@ -199,7 +199,7 @@ def _call(
         lines = [f"{name}_task = ({at}) // ({programs})", f"{name}_part = ({at}) % ({programs})"]
     else:
         lines = [f"{name}_task = ({at}) % {group.size}", f"{name}_part = ({at}) // {group.size}"]
-    choose = _tree if schedule.get("dispatch", "tree") == "tree" else _selected
+    choose = _tree if schedule.get("dispatch") == "tree" else _selected
     lines += choose(f"{name}_task", names, values)
     return [*lines, f"{name}({', '.join([*names, f'{name}_part', *common])})"]
 

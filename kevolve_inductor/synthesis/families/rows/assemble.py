@@ -129,7 +129,8 @@ class _Assembler:
                 raise
             except UnsupportedError as error:
                 raise BlockedError(node, error) from error
-        stores, outputs = [], []
+        stores: list[Store] = []
+        outputs: list[torch.fx.Node] = []
         for node in self.chosen:
             # Which nodes leave is known only when all that is inlined is; storing one inlines at most views.
             if self._leaves(node):

@@ -34,13 +34,13 @@ class Grower:
         banned: set[torch.fx.Node] = set()
         for _ in range(_ATTEMPTS):
             chosen = self._grown(anchor, domain, banned)
-            blocked = self._cyclic(chosen) or _crowded(chosen, anchor)
+            blocked = self._cyclic(chosen) or self._crowded(chosen, anchor)
             if blocked is None:
                 try:
                     return assemble(domain, self._sorted(chosen), self.device)
                 except BlockedError as error:
                     blocked = error.node
-                    if blocked is anchor or blocked in _siblings(anchor):
+                    if blocked is anchor:
                         raise
             banned.add(blocked)
         raise UnsupportedError("structure", f"what surrounds {anchor} has no order that one kernel can follow")
@@ -119,6 +119,16 @@ class Grower:
         read = {source for member in chosen for source in _producers(member)}
         return all(source in read or source in chosen or not _is_row_shaped(source, domain) for source in _producers(node))
 
+    def _crowded(self, chosen: set[torch.fx.Node], anchor: torch.fx.Node) -> torch.fx.Node | None:
+        """A member to leave out where a program would read or write too many tensors."""
+        sources = {source for node in chosen for source in _producers(node)} - chosen
+        leaving = {node for node in chosen if any(user not in chosen for user in _effective_users(node))}
+        if len(sources) <= _MOST_INPUTS and len(leaving) <= _MOST_OUTPUTS:
+            return None
+        spare = [node for node in self._sorted(chosen) if node is not anchor and not _parent(node)]
+        written = [node for node in spare if node in leaving]
+        return (written or spare or [None])[-1]
+
     # --- convexity ---
 
     def _cyclic(self, chosen: set[torch.fx.Node]) -> torch.fx.Node | None:
@@ -150,17 +160,6 @@ class Grower:
             else:
                 known[node] = any(source in chosen or known[source] for source in sources)
         return known[start]
-
-
-def _crowded(chosen: set[torch.fx.Node], anchor: torch.fx.Node) -> torch.fx.Node | None:
-    """A member to leave out where a program would read or write too many tensors."""
-    sources = {source for node in chosen for source in _producers(node)} - chosen
-    leaving = [node for node in chosen if any(user not in chosen for user in _effective_users(node))]
-    candidates = [node for node in (*leaving, *chosen) if node is not anchor and node not in _siblings(anchor)
-                  and target_name(node) != "getitem"]  # fmt: skip
-    if (len(sources) > _MOST_INPUTS or len(leaving) > _MOST_OUTPUTS) and candidates:
-        return max(candidates, key=lambda node: node.name)
-    return None
 
 
 def _siblings(anchor: torch.fx.Node) -> list[torch.fx.Node]:

@@ -81,11 +81,11 @@ def reduction_of(node: torch.fx.Node) -> Reduction:
     if kind == "softmax":
         return Reduction(source, _axis(node, node.args[1], rank), kind, True)
     if kind == "var_mean":
-        correction = node.kwargs.get("correction")
-        keeps = bool(node.kwargs.get("keepdim", False))
-        return Reduction(source, _axis(node, _argument(node, 1, "dim", None), rank), kind, keeps,
-                         1 if correction is None else correction)  # fmt: skip
-    return Reduction(source, _axis(node, _argument(node, 1, "dim", None), rank), kind, bool(_argument(node, 2, "keepdim", False)))
+        given: Any = node.kwargs.get("correction")
+        keeps, correction = node.kwargs.get("keepdim", False), 1.0 if given is None else float(given)
+    else:
+        keeps, correction = _argument(node, 2, "keepdim", False), 1.0
+    return Reduction(source, _axis(node, _argument(node, 1, "dim", None), rank), kind, bool(keeps), correction)
 
 
 def extent(node: torch.fx.Node, source: torch.fx.Node, dim: int) -> int:

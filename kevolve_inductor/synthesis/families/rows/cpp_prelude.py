@@ -1,0 +1,537 @@
+"""C++ helpers of row programs, in pieces; a kernel's text holds those it uses.
+
+Terms: a *tile* is ``n`` positions of ``L`` lanes, ``tile[position * L + lane]``. With rows in lanes a lane is a row; with
+one row at a time a lane is a column modulo ``L`` and lanes are brought together at the end of the row (``…_across``).
+
+A *packed* value orders as the selection asks, smallest first: its key above its position, so that equal keys keep their
+order and every packed value is unique. The lowest bit remembers the sign of a zero, which the key does not.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Name → text. A piece is needed if its name occurs in the kernel or in another needed piece.
+_PIECES: dict[str, str] = {}
+
+_PIECES["kv_simd"] = r"""
+template <typename T, int L> struct kv_simd { typedef T type __attribute__((vector_size(sizeof(T) * L))); };
+template <typename V, typename T> static inline V kv_get(const T* p) { V v; std::memcpy(&v, p, sizeof(V)); return v; }
+template <typename V, typename T> static inline void kv_put(T* p, V v) { std::memcpy(p, &v, sizeof(V)); }
+"""
+
+# Memory elements as computed with: `get` and `put` convert.
+_PIECES["kv_plain"] = r"""
+template <typename T> struct kv_plain {
+  static inline T get(T x) { return x; }
+  static inline T put(T x) { return x; }
+};
+"""
+_PIECES["kv_bf16"] = r"""
+struct kv_bf16 {
+  static inline float get(uint16_t x) { return kv_from_bf16(x); }
+  static inline uint16_t put(float x) { return kv_to_bf16(x); }
+};
+"""
+_PIECES["kv_fp16"] = r"""
+struct kv_fp16 {
+  static inline float get(uint16_t x) { return kv_from_fp16(x); }
+  static inline uint16_t put(float x) { return kv_to_fp16(x); }
+};
+"""
+_PIECES["kv_flag"] = r"""
+struct kv_flag {
+  static inline bool get(uint8_t x) { return x != 0; }
+  static inline uint8_t put(bool x) { return x; }
+};
+"""
+
+# Transposition by perfect shuffles: log2(N) rounds, each interleaving row i with row i + N/2.
+_PIECES["kv_transpose"] = r"""
+template <int N, int H, typename V, int... I>
+static inline V kv_interleave(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, ((I % 2 ? N : 0) + I / 2 + H * (N / 2))...);
+}
+template <int N, typename V> static inline void kv_transpose(V (&r)[N]) {
+  V t[N];
+#pragma GCC unroll 4
+  for (int s = 1; s < N; s *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N / 2; ++i) {
+      t[2 * i] = kv_interleave<N, 0>(r[i], r[i + N / 2], std::make_integer_sequence<int, N>());
+      t[2 * i + 1] = kv_interleave<N, 1>(r[i], r[i + N / 2], std::make_integer_sequence<int, N>());
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) r[i] = t[i];
+  }
+}
+"""
+
+_PIECES["kv_load_tile"] = r"""
+template <int L, typename As, typename T, typename S>
+static inline void kv_load_tile(T* tile, const S* source, int64_t row_step, int64_t n) {
+  constexpr int most = int(64 / sizeof(T)), N = L < most ? L : most;
+  int64_t c = 0;
+  if constexpr (N > 1 && sizeof(T) >= 4) {
+    typedef typename kv_simd<T, N>::type vec;
+    for (; c + N <= n; c += N) {
+      for (int h = 0; h < L; h += N) {
+        vec r[N];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) {
+          alignas(64) T row[N];
+          const S* from = source + (h + i) * row_step + c;
+          for (int j = 0; j < N; ++j) row[j] = As::get(from[j]);
+          r[i] = kv_get<vec>(row);
+        }
+        kv_transpose<N>(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) kv_put(tile + (c + i) * L + h, r[i]);
+      }
+    }
+  }
+  for (; c < n; ++c)
+    for (int l = 0; l < L; ++l) tile[c * L + l] = As::get(source[l * row_step + c]);
+}
+"""
+
+_PIECES["kv_store_tile"] = r"""
+template <int L, typename As, typename T, typename D>
+static inline void kv_store_tile(D* target, const T* tile, int64_t row_step, int64_t n) {
+  constexpr int most = int(64 / sizeof(T)), N = L < most ? L : most;
+  int64_t c = 0;
+  if constexpr (N > 1 && sizeof(T) >= 4) {
+    typedef typename kv_simd<T, N>::type vec;
+    for (; c + N <= n; c += N) {
+      for (int h = 0; h < L; h += N) {
+        vec r[N];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) r[i] = kv_get<vec>(tile + (c + i) * L + h);
+        kv_transpose<N>(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) {
+          alignas(64) T row[N];
+          kv_put(row, r[i]);
+          D* to = target + (h + i) * row_step + c;
+          for (int j = 0; j < N; ++j) to[j] = As::put(row[j]);
+        }
+      }
+    }
+  }
+  for (int l = 0; l < L; ++l)
+    for (int64_t k = c; k < n; ++k) target[l * row_step + k] = As::put(tile[k * L + l]);
+}
+"""
+
+# Reductions of a tile into one accumulator per lane. Sums of floats go block by block into doubles.
+_PIECES["kv_fold_sum"] = r"""
+template <int L, typename A, typename T> static inline void kv_fold_sum(A* total, const T* tile, int64_t n) {
+  typedef typename kv_simd<T, L>::type vec;
+  vec a = {}, b = {};
+  int64_t i = 0;
+  for (; i + 1 < n; i += 2) {
+    a += kv_get<vec>(tile + i * L);
+    b += kv_get<vec>(tile + i * L + L);
+  }
+  if (i < n) a += kv_get<vec>(tile + i * L);
+  alignas(64) T sums[L];
+  kv_put(sums, a + b);
+  for (int l = 0; l < L; ++l) total[l] += sums[l];
+}
+template <int L, typename A> static inline A kv_across_sum(const A* total) {
+  A sum = 0;
+  for (int l = 0; l < L; ++l) sum += total[l];
+  return sum;
+}
+"""
+_EXTREME = r"""
+template <int L, typename T> static inline void kv_fold_NAME(T* best, const T* tile, int64_t n) {
+  typedef typename kv_simd<T, L>::type vec;
+  vec a = kv_get<vec>(best), b = a;
+  int64_t i = 0;
+  for (; i + 1 < n; i += 2) {
+    vec x = kv_get<vec>(tile + i * L), y = kv_get<vec>(tile + i * L + L);
+    a = (a SIGN x) | (a != a) ? a : x;
+    b = (b SIGN y) | (b != b) ? b : y;
+  }
+  a = (a SIGN b) | (a != a) ? a : b;
+  if (i < n) {
+    vec x = kv_get<vec>(tile + i * L);
+    a = (a SIGN x) | (a != a) ? a : x;
+  }
+  kv_put(best, a);
+}
+template <int L, typename T> static inline T kv_across_NAME(const T* best) {
+  T a = best[0];
+  for (int l = 1; l < L; ++l) a = (a SIGN best[l]) | (a != a) ? a : best[l];
+  return a;
+}
+"""
+_PIECES["kv_fold_amax"] = _EXTREME.replace("NAME", "amax").replace("SIGN", ">")
+_PIECES["kv_fold_amin"] = _EXTREME.replace("NAME", "amin").replace("SIGN", "<")
+
+# One lane vector is always whole: what is missing at the end of a row is filled with `x`.
+_PIECES["kv_pad"] = r"""
+template <int L, typename T> static inline int64_t kv_pad(T* tile, int64_t n, T x) {
+  int64_t rows = (n + L - 1) / L;
+  for (int64_t i = n; i < rows * L; ++i) tile[i] = x;
+  return rows;
+}
+"""
+
+# The first element in an order, per lane. Orders: 0 greatest, 1 smallest (NaN is the greatest number), 2 least (NaN first).
+_PIECES["kv_first"] = r"""
+template <typename T> struct kv_place { typedef typename std::conditional_t<sizeof(T) == 8, int64_t, int32_t> type; };
+template <int O, typename V> static inline auto kv_before(V x, V v) {
+  if constexpr (O == 0) return ~(x <= v) & (v == v);
+  else if constexpr (O == 1) return (x < v) | ((v != v) & (x == x));
+  else return ~(x >= v) & (v == v);
+}
+template <int O, int L, typename T, typename I>
+static inline void kv_first(T* value, I* place, const T* tile, int64_t n, int64_t at) {
+  typedef typename kv_simd<T, L>::type vec;
+  typedef typename kv_simd<I, L>::type ints;
+  int64_t i = at == 0 ? 1 : 0;
+  vec v = kv_get<vec>(at == 0 ? tile : value);
+  ints p = at == 0 ? ints{} : kv_get<ints>(place);
+  ints q = ints{} + I(at + i);
+  for (; i < n; ++i) {
+    vec x = kv_get<vec>(tile + i * L);
+    auto better = kv_before<O>(x, v);
+    v = better ? x : v;
+    p = better ? q : p;
+    q += I(1);
+  }
+  kv_put(value, v);
+  kv_put(place, p);
+}
+template <int O, int L, typename T, typename I> static inline int kv_first_across(const T* value, const I* place) {
+  int best = 0;
+  for (int l = 1; l < L; ++l) {
+    typename kv_simd<T, 1>::type x = {value[l]}, v = {value[best]};
+    bool better = kv_before<O>(x, v)[0] != 0, worse = kv_before<O>(v, x)[0] != 0;
+    bool sooner = int64_t(place[l]) * L + l < int64_t(place[best]) * L + best;
+    best = better || (!worse && sooner) ? l : best;
+  }
+  return best;
+}
+"""
+
+_PIECES["kv_key"] = r"""
+template <int O> static inline int32_t kv_key(float x) {
+  int32_t b = std::bit_cast<int32_t>(x + 0.0f), k = b ^ ((b >> 31) & 0x7fffffff);
+  k = O == 0 ? ~k : k;
+  return x != x ? (O == 1 ? INT32_MAX : INT32_MIN) : k;
+}
+template <int O> static inline int64_t kv_key(double x) {
+  int64_t b = std::bit_cast<int64_t>(x + 0.0), k = b ^ ((b >> 63) & INT64_MAX);
+  k = O == 0 ? ~k : k;
+  return x != x ? (O == 1 ? INT64_MAX : INT64_MIN) : k;
+}
+template <int O> static inline int32_t kv_key(int32_t x) { return O == 0 ? ~x : x; }
+template <int O> static inline int64_t kv_key(int64_t x) { return O == 0 ? ~x : x; }
+static inline bool kv_negative_zero(float x) { return std::bit_cast<int32_t>(x) == INT32_MIN; }
+static inline bool kv_negative_zero(double x) { return std::bit_cast<int64_t>(x) == INT64_MIN; }
+static inline bool kv_negative_zero(int32_t) { return false; }
+static inline bool kv_negative_zero(int64_t) { return false; }
+template <int O> static inline void kv_unkey(int32_t k, bool z, float& x) {
+  k = O == 0 ? ~k : k;
+  x = std::bit_cast<float>(k ^ ((k >> 31) & 0x7fffffff));
+  x = z ? -x : x;
+}
+template <int O> static inline void kv_unkey(int64_t k, bool z, double& x) {
+  k = O == 0 ? ~k : k;
+  x = std::bit_cast<double>(k ^ ((k >> 63) & INT64_MAX));
+  x = z ? -x : x;
+}
+template <int O> static inline void kv_unkey(int32_t k, bool, int32_t& x) { x = O == 0 ? ~k : k; }
+template <int O> static inline void kv_unkey(int64_t k, bool, int64_t& x) { x = O == 0 ? ~k : k; }
+"""
+
+# Values of up to 32 bits (T: float or int32_t) packed into 64.
+_PIECES["kv_code32"] = r"""
+template <int O, typename T> struct kv_code32 {
+  typedef int64_t packed;
+  static constexpr packed last = INT64_MAX;
+  static constexpr int low_bits = 32, bits = 64;
+  static inline packed pack(T x, int64_t at) {
+    return (int64_t(kv_key<O>(x)) << 32) | (at << 1) | int64_t(kv_negative_zero(x));
+  }
+  static inline T value(packed p) {
+    T x;
+    kv_unkey<O>(int32_t(p >> 32), p & 1, x);
+    return x;
+  }
+  static inline int64_t position(packed p) { return (p & 0xffffffff) >> 1; }
+};
+"""
+# Values of up to 16 bits packed into 32: half-precision floats (held as float) by their bits, small integers by value.
+_PIECES["kv_code16"] = r"""
+struct kv_bits_bf16 {
+  typedef float held;
+  static inline int32_t of(float x) { return std::bit_cast<int32_t>(x) >> 16; }
+  static inline float to(int32_t b) { return kv_from_bf16(uint16_t(b)); }
+};
+struct kv_bits_fp16 {
+  typedef float held;
+  static inline int32_t of(float x) { return int16_t(kv_to_fp16(x)); }
+  static inline float to(int32_t b) { return kv_from_fp16(uint16_t(b)); }
+};
+template <int O, typename Bits> struct kv_code16 {
+  typedef int32_t packed;
+  static constexpr packed last = INT32_MAX;
+  static constexpr int low_bits = 16, bits = 32;
+  static inline packed pack(float x, int64_t at) {
+    int32_t b = x == 0 ? 0 : Bits::of(x), k = b ^ ((b >> 31) & 0x7fff);
+    k = O == 0 ? ~k : k;
+    k = x != x ? (O == 1 ? 32767 : -32768) : k;
+    return (k << 16) | int32_t(at << 1) | int32_t(kv_negative_zero(x));
+  }
+  static inline float value(packed p) {
+    int32_t k = O == 0 ? ~(p >> 16) : p >> 16;
+    float x = Bits::to(k ^ ((k >> 31) & 0x7fff));
+    return p & 1 ? -x : x;
+  }
+  static inline int64_t position(packed p) { return (p & 0xffff) >> 1; }
+};
+"""
+_PIECES["kv_code_small"] = r"""
+template <int O> struct kv_code_small {
+  typedef int32_t packed;
+  static constexpr packed last = INT32_MAX;
+  static constexpr int low_bits = 16, bits = 32;
+  static inline packed pack(int32_t x, int64_t at) { return (kv_key<O>(x) << 16) | int32_t(at << 1); }
+  static inline int32_t value(packed p) { return kv_key<O>(p >> 16); }
+  static inline int64_t position(packed p) { return (p & 0xffff) >> 1; }
+};
+"""
+# Values of 64 bits do not fit beside their position: a pair.
+_PIECES["kv_code64"] = r"""
+struct kv_pair {
+  int64_t key, low;
+  bool operator<(const kv_pair& other) const { return key < other.key || (key == other.key && low < other.low); }
+};
+template <int O, typename T> struct kv_code64 {
+  typedef kv_pair packed;
+  static constexpr packed last = {INT64_MAX, INT64_MAX};
+  static inline packed pack(T x, int64_t at) { return {kv_key<O>(x), (at << 1) | int64_t(kv_negative_zero(x))}; }
+  static inline T value(packed p) {
+    T x;
+    kv_unkey<O>(p.key, p.low & 1, x);
+    return x;
+  }
+  static inline int64_t position(packed p) { return p.low >> 1; }
+};
+"""
+
+# The K first of every lane, kept in order in registers; each element passes through K compare-exchanges.
+_PIECES["kv_insert"] = r"""
+template <int K, int L, typename P> static inline void kv_insert(P* best, const P* tile, int64_t n) {
+  constexpr int most = int(64 / sizeof(P)), V = L < most ? L : most;
+  typedef typename kv_simd<P, V>::type vec;
+  for (int h = 0; h < L; h += V) {
+    vec b[K];
+#pragma GCC unroll 64
+    for (int j = 0; j < K; ++j) b[j] = kv_get<vec>(best + j * L + h);
+    for (int64_t c = 0; c < n; ++c) {
+      vec x = kv_get<vec>(tile + c * L + h);
+#pragma GCC unroll 64
+      for (int j = 0; j < K; ++j) {
+        vec low = x < b[j] ? x : b[j];
+        x = x < b[j] ? b[j] : x;
+        b[j] = low;
+      }
+    }
+#pragma GCC unroll 64
+    for (int j = 0; j < K; ++j) kv_put(best + j * L + h, b[j]);
+  }
+}
+"""
+
+# The first `count` of one row: blocks without anything before the last kept are skipped after one vector comparison.
+_PIECES["kv_filter"] = r"""
+template <typename Code, int O, typename T>
+static inline void kv_filter(typename Code::packed* best, int64_t count, const T* tile, int64_t n, int64_t at) {
+  auto limit = kv_key<O>(T());
+  auto worst = best[count - 1];
+  bool full = worst < Code::last;
+  if (full) limit = kv_key<O>(T(Code::value(worst)));
+  for (int64_t i = 0; i < n; i += 64) {
+    int64_t m = n - i < 64 ? n - i : 64;
+    auto lowest = kv_key<O>(tile[i]);
+    for (int64_t j = 0; j < m; ++j) {
+      auto k = kv_key<O>(tile[i + j]);
+      lowest = k < lowest ? k : lowest;
+    }
+    if (full && !(lowest < limit)) continue;
+    for (int64_t j = 0; j < m; ++j) {
+      if (full && !(kv_key<O>(tile[i + j]) < limit)) continue;
+      auto x = Code::pack(tile[i + j], at + i + j);
+      int64_t k = count - 1;
+      for (; k > 0 && x < best[k - 1]; --k) best[k] = best[k - 1];
+      best[k] = x;
+      full = best[count - 1] < Code::last;
+      if (full) limit = kv_key<O>(T(Code::value(best[count - 1])));
+    }
+  }
+}
+"""
+
+# Sorting of lanes: 16 positions at a time by a fixed network, then bitonic merges, up to 16 positions in registers.
+_PIECES["kv_sort_tile"] = r"""
+template <typename V> static inline void kv_exchange(V& a, V& b) {
+  V low = b < a ? b : a;
+  b = b < a ? a : b;
+  a = low;
+}
+template <int N, typename V> static inline void kv_merge_registers(V (&r)[16]) {
+#pragma GCC unroll 4
+  for (int d = N / 2; d > 0; d /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      if (!(i & d)) kv_exchange(r[i], r[i + d]);
+}
+template <int M, int L, typename V, typename P> static inline void kv_merge_block(P* tile, int64_t first) {
+  if constexpr (M <= 16) {
+    V r[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = kv_get<V>(tile + (first + i) * L);
+    kv_merge_registers<M>(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) kv_put(tile + (first + i) * L, r[i]);
+  } else {
+    constexpr int step = M / 8;
+    for (int a = 0; a < step; ++a) {
+      V r[8];
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) r[i] = kv_get<V>(tile + (first + a + i * step) * L);
+#pragma GCC unroll 3
+      for (int d = 4; d > 0; d /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i)
+          if (!(i & d)) kv_exchange(r[i], r[i + d]);
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) kv_put(tile + (first + a + i * step) * L, r[i]);
+    }
+    constexpr int rest = step < 16 ? 16 : step;
+    for (int64_t at = first; at < first + M; at += rest) kv_merge_block<step, L, V>(tile, at);
+  }
+}
+// Two sorted runs of S / 2 into one of S: first against one another's mirror image, three rounds per visit to memory.
+template <int S, int L, typename V, typename P> static inline void kv_merge_runs(P* tile, int64_t first) {
+  constexpr int step = S / 8;
+  for (int a = 0; a < step / 2; ++a) {
+    V r[8], m[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      r[i] = kv_get<V>(tile + (first + a + i * step) * L);
+      m[i] = kv_get<V>(tile + (first + step - 1 - a + i * step) * L);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      kv_exchange(r[i], m[7 - i]);
+      kv_exchange(m[i], r[7 - i]);
+    }
+#pragma GCC unroll 2
+    for (int d = 2; d > 0; d /= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i)
+        if (!(i & d)) {
+          kv_exchange(r[i], r[i + d]);
+          kv_exchange(m[i], m[i + d]);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      kv_put(tile + (first + a + i * step) * L, r[i]);
+      kv_put(tile + (first + step - 1 - a + i * step) * L, m[i]);
+    }
+  }
+  constexpr int rest = step < 16 ? 16 : step;
+  for (int64_t at = first; at < first + S; at += rest) kv_merge_block<step, L, V>(tile, at);
+}
+template <int S, int N, int L, typename V, typename P> static inline void kv_merge_all(P* tile, int64_t n) {
+  if constexpr (S <= N) {
+    for (int64_t first = 0; first < n; first += S) kv_merge_runs<S, L, V>(tile, first);
+    kv_merge_all<2 * S, N, L, V>(tile, n);
+  }
+}
+template <int N, int L, typename P> static inline void kv_sort_tile(P* tile, int64_t n) {
+  constexpr int most = int(64 / sizeof(P)), W = L < most ? L : most;
+  typedef typename kv_simd<P, W>::type vec;
+  for (int h = 0; h < L; h += W) {
+    for (int64_t first = 0; first < n; first += 16) {
+      vec r[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) r[i] = kv_get<vec>(tile + h + (first + i) * L);
+      NETWORK16
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) kv_put(tile + h + (first + i) * L, r[i]);
+    }
+    kv_merge_all<32, N, L, vec>(tile + h, n);
+  }
+}
+"""
+
+# Least significant digit first over the key's bytes; positions rise from the start, so equal keys stay in order.
+_PIECES["kv_radix"] = r"""
+static inline uint32_t kv_digit(int64_t p, int shift) { return uint32_t(uint64_t(p) >> shift) & 255u; }
+static inline uint32_t kv_digit(int32_t p, int shift) { return (uint32_t(p) >> shift) & 255u; }
+template <typename P> static inline void kv_radix(P* data, P* scratch, int64_t n, int low_bits, int bits) {
+  P *from = data, *to = scratch;
+  for (int shift = low_bits; shift < bits; shift += 8) {
+    const uint32_t flip = shift + 8 == bits ? 128u : 0u;
+    int64_t starts[256] = {};
+    for (int64_t i = 0; i < n; ++i) ++starts[kv_digit(from[i], shift) ^ flip];
+    if (starts[kv_digit(from[0], shift) ^ flip] == n) continue;
+    int64_t sum = 0;
+    for (int d = 0; d < 256; ++d) {
+      int64_t next = sum + starts[d];
+      starts[d] = sum;
+      sum = next;
+    }
+    for (int64_t i = 0; i < n; ++i) to[starts[kv_digit(from[i], shift) ^ flip]++] = from[i];
+    P* swapped = from;
+    from = to;
+    to = swapped;
+  }
+  if (from != data) std::memcpy(data, from, size_t(n) * sizeof(P));
+}
+"""
+
+
+def exchanges(n: int) -> list[tuple[int, int]]:
+    """Comparators of Batcher's odd-even merge sort (Knuth, TAOCP 3, 5.2.2, algorithm M), in order."""
+    found = []
+    top = 1 << max(0, (n - 1).bit_length() - 1)
+    p = top
+    while p > 0:
+        q, r, d = top, 0, p
+        while True:
+            found += [(i, i + d) for i in range(n - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q // 2, p
+        p //= 2
+    return found
+
+
+def pieces_for(text: str) -> str:
+    """The helpers that ``text`` uses, in order of definition."""
+    needed: set[str] = set()
+    open_texts = [text]
+    while open_texts:
+        current = open_texts.pop()
+        for name, piece in _PIECES.items():
+            if name not in needed and re.search(rf"\b{_word(name)}\w*\b", current):
+                needed.add(name)
+                open_texts.append(piece)
+    network = "\n      ".join(f"kv_exchange(r[{a}], r[{b}]);" for a, b in exchanges(16))
+    return "".join(piece.replace("NETWORK16", network) for name, piece in _PIECES.items() if name in needed)
+
+
+def _word(name: str) -> str:
+    """Pieces that define several functions are named by their first; these are the others."""
+    more = {"kv_simd": "kv_simd|kv_get|kv_put", "kv_key": "kv_key|kv_unkey|kv_negative_zero", "kv_fold_sum": "kv_fold_sum|kv_across_sum",
+            "kv_fold_amax": "kv_fold_amax|kv_across_amax", "kv_fold_amin": "kv_fold_amin|kv_across_amin",
+            "kv_first": "kv_first|kv_place|kv_first_across", "kv_code16": "kv_code16|kv_bits"}  # fmt: skip
+    return f"(?:{more.get(name, name)})"
