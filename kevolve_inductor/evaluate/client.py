@@ -6,11 +6,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..exc import WorkerError
 from ..graph.region import Region, Workload
-from ..graph.rewrite import Swap
 from ..kernel import Kernel
 from ..platforms.platform import Platform
 from .build import gate
@@ -19,6 +18,9 @@ from .inputs import distributions_for, screened
 from .job import CrossJob, GraphJob, Job, JudgeJob, OpenJob, Role, RunJob, TimeJob, WorkerSetup
 from .prepare import Preparer
 from .process import Answer, Died, Hung, WorkerSlot
+
+if TYPE_CHECKING:
+    from ..graph.rewrite import Swap
 
 # Inductor's C++ takes long to compile on a busy machine, and a whole graph is compiled twice.
 _OPEN_LIMIT_S = 300.0
@@ -36,9 +38,12 @@ class WorkerEvaluator:
     keeps what was built, so that a later session finds it.
     """
 
-    def __init__(self, platform: Platform, folder: Path, limit_s: float = 30.0, seed: int = 0) -> None:
+    def __init__(
+        self, platform: Platform, folder: Path, limit_s: float = 30.0, seed: int = 0, tf32: bool = False
+    ) -> None:
+        """``tf32``: eager, which sets the accuracy to reach, may use TF32 for matrix products in float32."""
         self._platform, self._folder, self._limit_s = platform, folder, limit_s
-        self._setup = WorkerSetup(platform.name, str(folder), 0, seed)
+        self._setup = WorkerSetup(platform.name, str(folder), 0, seed, tf32)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._slots: dict[Role, WorkerSlot] = {}
         self._session: tuple[Region, Workload] | None = None
@@ -144,6 +149,8 @@ class WorkerEvaluator:
             slot.start()
             alone = not slot.tenants - {kernel.digest}
             slot.tenants.add(kernel.digest)
+            if isinstance(job, TimeJob):
+                slot.settle_baselines()
             answer = slot.ask(job, self._limit_s)
             if isinstance(answer, Hung):
                 return TimedOut(answer.limit_s)

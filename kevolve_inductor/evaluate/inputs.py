@@ -31,6 +31,8 @@ _PASSES_ORDER = ("aten.select.int", "aten.slice.Tensor", "aten.view.default", "a
                  "aten.clone.default", "aten.squeeze.dim", "prims.convert_element_type.default")  # fmt: skip
 
 _PLAIN_INTEGERS = InputRange(-100, 100)
+# Of a whole graph's integers it is not known which are indices: these are in range nearly everywhere.
+_ANY_INDEX = InputRange(0, 1)
 _SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
 _RAGGED_SHARE = 64
 
@@ -197,7 +199,7 @@ def _sprinkled(recipe: _Recipe, values: torch.Tensor) -> torch.Tensor:
 
 def _integers(recipe: _Recipe) -> torch.Tensor:
     limits = torch.iinfo(recipe.dtype)
-    allowed = recipe.allowed or _PLAIN_INTEGERS
+    allowed = recipe.allowed or (_ANY_INDEX if recipe.distribution == GRAPH else _PLAIN_INTEGERS)
     if recipe.allowed is None and recipe.distribution == "large":
         allowed = InputRange(limits.min, limits.max)
     low, high = max(allowed.low, limits.min), min(allowed.high, limits.max)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..graph.region import Region, Workload
-from ..graph.rewrite import Swap
 from ..kernel import Kernel
+
+if TYPE_CHECKING:
+    from ..graph.rewrite import Swap
 
 Role = Literal["bench", "referee"]
 
@@ -25,6 +27,7 @@ class WorkerSetup:
     folder: str
     threads: int
     seed: int
+    tf32: bool = False
     quiet: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -37,21 +40,45 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class OpenJob:
-    """Start a session. The bench builds and times the baselines not in ``skip``; the referee only remembers the region."""
+    """Start a session. The bench builds and times the baselines not in ``skip``; the referee only remembers the region.
+
+    ``later`` puts the baselines off until a ``BaselinesJob``, as when a lost process is replaced.
+    """
 
     name: ClassVar[str] = "open"
     role: Role
     region: Region
     workload: Workload
     skip: tuple[str, ...] = ()
+    later: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"role": self.role, "region": self.region.to_json(), "workload": self.workload.to_json(), "skip": self.skip}
+        return {
+            "role": self.role,
+            "region": self.region.to_json(),
+            "workload": self.workload.to_json(),
+            "skip": self.skip,
+            "later": self.later,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OpenJob:
         region, workload = Region.from_json(data["region"]), Workload.from_json(data["workload"])
-        return cls(data["role"], region, workload, tuple(data["skip"]))
+        return cls(data["role"], region, workload, tuple(data["skip"]), data["later"])
+
+
+@dataclass(frozen=True)
+class BaselinesJob:
+    """Build and time the session's baselines, if that has not been done in this process."""
+
+    name: ClassVar[str] = "baselines"
+
+    def to_json(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BaselinesJob:
+        return cls()
 
 
 @dataclass(frozen=True)
@@ -119,6 +146,9 @@ class GraphJob:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphJob:
+        # Loads Inductor, which only the few workers that meet a graph need.
+        from ..graph.rewrite import Swap
+
         swaps = tuple(Swap.from_json(swap) for swap in data["swaps"])
         return cls(Region.from_json(data["graph"]), Workload.from_json(data["workload"]), swaps)
 
@@ -140,10 +170,10 @@ class CrossJob:
         return cls(Kernel.from_json(data["kernel"]), Region.from_json(data["region"]), data["target"])
 
 
-Job = OpenJob | RunJob | JudgeJob | TimeJob | GraphJob | CrossJob
+Job = OpenJob | BaselinesJob | RunJob | JudgeJob | TimeJob | GraphJob | CrossJob
 
 _JOBS: Mapping[str, type[Any]] = {
-    job.name: job for job in (OpenJob, RunJob, JudgeJob, TimeJob, GraphJob, CrossJob)
+    job.name: job for job in (OpenJob, BaselinesJob, RunJob, JudgeJob, TimeJob, GraphJob, CrossJob)
 }
 
 

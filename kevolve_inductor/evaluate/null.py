@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ..exc import WorkerError
 from ..graph.region import Region, Workload
-from ..graph.rewrite import Swap
 from ..kernel import Kernel, digest_of
 from .build import gate
 from .evaluation import Baselines, Diagnosis, Evaluation, GraphVerdict, Passed
+
+if TYPE_CHECKING:
+    from ..graph.rewrite import Swap
 
 Distortion = Callable[[Kernel, float], float]
 

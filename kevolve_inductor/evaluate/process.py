@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import kevolve_inductor
 
 from .. import settings
 from ..exc import WorkerError
-from .job import Job, OpenJob, WorkerSetup, job_to_json
+from .job import BaselinesJob, Job, OpenJob, WorkerSetup, job_to_json
 
 _START_LIMIT_S = 120.0
 _LOG_TAIL_BYTES = 2000
@@ -137,7 +137,8 @@ def _environment(setup: WorkerSetup) -> dict[str, str]:
 class WorkerSlot:
     """Keeps one worker for as long as it is needed: starts it on first use and opens the session again after a loss.
 
-    ``tenants`` are the kernels that have run in the current process and may have damaged it.
+    ``tenants`` are the kernels that have run in the current process and may have damaged it; ``owes_baselines`` says that
+    the session was opened again without them.
     """
 
     def __init__(self, setup: WorkerSetup, log: Path) -> None:
@@ -147,6 +148,7 @@ class WorkerSlot:
         self._is_open = False
         self._open_limit_s = 0.0
         self.tenants: set[str] = set()
+        self.owes_baselines = False
 
     def start(self) -> None:
         """Begin starting the process, so that it gets ready while something else is done."""
@@ -160,8 +162,17 @@ class WorkerSlot:
         self._session = None
         answer = self.ask(job, limit_s)
         if isinstance(answer, dict) and "error" not in answer:
-            self._session, self._open_limit_s, self._is_open = job, limit_s, True
+            self._session, self._open_limit_s, self._is_open = replace(job, later=True), limit_s, True
+            self.owes_baselines = False
         return answer
+
+    def settle_baselines(self) -> None:
+        """Have them measured in the current process. Raises ``WorkerError`` where that fails."""
+        if self.owes_baselines:
+            answer = self.ask(BaselinesJob(), self._open_limit_s)
+            if not isinstance(answer, dict) or "error" in answer:
+                raise WorkerError(f"the replaced evaluation worker did not measure the baselines: {answer}")
+            self.owes_baselines = False
 
     def ask(self, job: Job, limit_s: float, in_session: bool = True) -> Answer:
         """One answer. A job outside the session ends it; the next one inside opens it again.
@@ -173,7 +184,7 @@ class WorkerSlot:
             opened = self._ask(self._session, self._open_limit_s + _START_LIMIT_S)
             if not isinstance(opened, dict) or "error" in opened:
                 raise WorkerError(f"the evaluation worker was replaced but its session did not open: {opened}")
-            self._is_open = True
+            self._is_open = self.owes_baselines = True
         if not in_session:
             self._is_open = False
         return self._ask(job, limit_s)

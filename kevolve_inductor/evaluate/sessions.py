@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from ..graph.reference import to_graph_module
 from ..kernel import Kernel
 from ..platforms.executor import Call, CompiledKernel, Executor
 from ..platforms.platform import Ceilings
-from .baselines import compile_inductor, decomposed
 from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
@@ -41,7 +41,11 @@ class BenchSession:
         self._built: dict[str, Built] = {}
         self._failures: dict[str, str] = {}
         self._inputs = generate(self._region, self._workload, "normal", seed + 1, executor.device)
-        self._contest = Contest(executor, self._baseline_calls(job.skip))
+        self._skip = job.skip
+
+    @cached_property
+    def _contest(self) -> Contest:
+        return Contest(self._executor, self._baseline_calls(self._skip))
 
     def baselines(self) -> dict[str, Any]:
         return {"times_us": self._contest.known_us, "failures": self._failures}
@@ -69,6 +73,9 @@ class BenchSession:
         return call
 
     def _inductor(self) -> Call:
+        # Loads Inductor, which takes longer than most candidates' whole judgement.
+        from .baselines import compile_inductor, decomposed
+
         inputs = self._inputs
         module = decomposed(to_graph_module(self._region, self._executor.device, self._symbols), inputs)
         compiled = compile_inductor(module, inputs)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..platforms import executor_for
-from .job import CrossJob, GraphJob, Job, JudgeJob, OpenJob, RunJob, TimeJob, WorkerSetup, job_from_json
+from .job import BaselinesJob, CrossJob, GraphJob, Job, JudgeJob, OpenJob, RunJob, TimeJob, WorkerSetup, job_from_json
 from .sessions import BenchSession, RefereeSession
 
 _GRACE_S = 4.0
@@ -31,6 +31,7 @@ class Worker:
         self.folder = Path(setup.folder)
         if setup.threads:
             torch.set_num_threads(setup.threads)
+        torch.backends.cuda.matmul.allow_tf32 = setup.tf32
         self._bench: BenchSession | None = None
         self._referee: RefereeSession | None = None
 
@@ -43,6 +44,8 @@ class Worker:
                 # The last session's tensors go before the next one's are made.
                 self._bench = None
                 self._bench = BenchSession(job, self.setup.seed, executor_for(self.setup.platform), self.folder)
+                return {} if job.later else self._bench.baselines()
+            case BaselinesJob() if self._bench is not None:
                 return self._bench.baselines()
             case RunJob() if self._bench is not None:
                 return self._bench.run(job)

@@ -12,8 +12,8 @@ from ..settings import Settings
 _chosen: Path | None = None
 
 
-def use_build_folder(folder: Path) -> None:
-    """From now on build in ``folder``, which is created on first use."""
+def use_build_folder(folder: Path | None) -> None:
+    """From now on build in ``folder``, which is created on first use; ``None`` goes back to the environment's store."""
     global _chosen
     _chosen = folder
 

@@ -13,7 +13,7 @@ from kevolve_inductor import settings
 from kevolve_inductor.exc import BuildError, CompilerMissingError, GateError, KernelIndexError
 from kevolve_inductor.graph.region import Region, RegionNode, TensorSpec
 from kevolve_inductor.kernel import Argument, Kernel, Launch, Workspace
-from kevolve_inductor.platforms import platform_for
+from kevolve_inductor.platforms import platform_for, use_build_folder
 from kevolve_inductor.platforms.cpp_compiler import find_compiler
 from kevolve_inductor.platforms.cpu import CpuPlatform, compile_cpp, generate_cpp, load_cpp
 from kevolve_inductor.testing.evaluators import ROW_SUM_SOURCE, row_sum_kernel, row_sum_region
@@ -171,8 +171,9 @@ def test_no_compiler_is_said_so(monkeypatch, tmp_path):
 
 
 def test_another_process_loads_the_same_text_from_the_store(store, tmp_path):
+    use_build_folder(None)
     text = tmp_path / "kernel.cpp"
-    text.write_text(generate_cpp(row_sum_kernel(), row_sum_region()))
+    text.write_text(generate_cpp(row_sum_kernel(), row_sum_region()) + "// built by this test alone")
     load_cpp(text.read_text())
     built = sorted((store / "build" / "cpp").rglob("*.so"))
     assert len(built) == 1

@@ -25,11 +25,11 @@ class Expr:
 
     Leaves: ``const`` (value: number), ``var`` (value: name, extent: exclusive upper bound or ``None``), ``size`` (value:
     a symbolic dimension), ``load`` (value: input index; args: one int64 index per dimension of that input).
-    ``check_index`` (value: (extent, wrap)) yields its argument as a valid index, or flags the kernel as failed.
-    ``bucketize`` (args: value, offset of the first border; value: (input of borders, count, right, step in elements)) yields
-    a position; ``check_divisor`` yields its argument, or 1 and flags the kernel as failed where it is zero; ``within`` (value: (extent,)) clamps an index
-    into an axis, for reads whose result is discarded; ``as_value`` turns an index into a full int64 number. Everything else is pointwise, see
-    ``operators``.
+    ``check_index`` (value: (extent, wrap)) yields its argument as a valid index, or flags the kernel as failed;
+    ``check_divisor`` yields its argument, or 1 and flags the kernel where it is zero; ``within`` (value: (extent,)) clamps
+    an index into an axis, for reads whose result is discarded; ``as_value`` turns an index into a full int64 number.
+    ``bucketize`` (args: value, offset of the first border; value: (input of borders, count, right, step in elements))
+    yields a position. Everything else is pointwise, see ``operators``.
     """
 
     __slots__ = ("op", "args", "dtype", "value", "__weakref__")

@@ -3,5 +3,8 @@
 from __future__ import annotations
 
 from ..family import Family
+from .interaction import InteractionFamily
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (
+    InteractionFamily(),
+)

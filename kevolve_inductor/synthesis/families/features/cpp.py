@@ -10,12 +10,12 @@ from ....graph.dims import product
 from ....graph.region import TensorSpec
 from ...expression import CPP_PRELUDE, CppPrinter
 from ...expression import expression as ex
+from ...expression.access import offset_of
 from ...expression.cpp import CPP_STORAGE, CPP_TYPES, from_storage, literal, signature, to_storage
 from ...expression.expression import Expr
+from ...expression.remainder import CPP_REMAINDER
 from ...family import Schedule
-from .access import offset_of
 from .groups import Group
-from .modulo import CPP_REMAINDER
 from .searches import LANES, possible, search_helpers
 from .tasks import Axis
 

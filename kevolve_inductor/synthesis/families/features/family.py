@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch.fx
@@ -16,11 +18,11 @@ from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
 from ...expression.printer import operator_flops
+from ...expression.remainder import is_integer_division, rewritten
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
 from .groups import Group, grouped, rolled
-from .modulo import is_integer_division, rewritten
 from .searches import TABLE_LEVELS
 from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
 from .tasks import Store, Task, flattened, fused, normalised, sink_tasks
@@ -28,16 +30,25 @@ from .triton import launch_of
 
 # Pointers are kernel arguments, of which CUDA takes 4096 bytes at least.
 _MOST_POINTERS = 400
+_STEPS = (1, 2, 4, 8, 16)
+# As many programs as a large GPU runs at once; with fewer, parts of it would idle.
+_RESIDENT_PROGRAMS = 1024
 
 
 @dataclass(frozen=True)
 class FeaturesPlan:
-    """``tasks`` are normalised; their accesses name region inputs, their stores region outputs."""
+    """``built`` are the tasks as they were read off the graph. ``tasks`` are fused and normalised when a kernel is first
+    written, which a graph whose kernels are known never needs; their accesses name region inputs, their stores outputs.
+    """
 
-    tasks: tuple[Task, ...]
+    built: tuple[Task, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     symbols: tuple[str, ...]
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(normalised(task) for task in fused(flattened(task, self.inputs) for task in self.built))
 
 
 class FeaturesFamily(Family):
@@ -118,19 +129,23 @@ def _match(graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], m
     tasks = [task for k, node in enumerate(outputs) for task in sink_tasks(builder, node, k, inside)]
     common.check_acyclic(builder.inputs, outputs)
     inputs, results = common.specs_of(builder.inputs), common.specs_of(outputs)
-    ready = tuple(normalised(task) for task in fused(flattened(task, inputs) for task in tasks))
     symbols = common.symbols_of((*inputs, *results))
-    plan = FeaturesPlan(ready, inputs, results, symbols)
+    plan = FeaturesPlan(tuple(tasks), inputs, results, symbols)
     searches = any(target_name(node) in SEARCHES for node in builder.inlined)
     return Match(
         family=FeaturesFamily.name,
         nodes=common.in_graph_order(graph, builder.inlined),
         inputs=tuple(builder.inputs),
         outputs=tuple(outputs),
-        region_class="long tail" if searches or len(ready) > 1 else "hot",
+        region_class="long tail" if searches or len(tasks) > 1 else "hot",
         plan=plan,
-        flops=sum(hinted_numel(node) * operator_flops(s.value) for t in ready for s in t.stores for node in (outputs[s.output],)),
+        flops=sum(_hinted(task) * operator_flops(store.value) for task in tasks for store in task.stores),
     )
+
+
+def _hinted(task: Task) -> int:
+    """Elements of a task, a dynamic size counting as one: a floor must not be too high."""
+    return math.prod(extent for _, extent in task.axes if isinstance(extent, int))
 
 
 def _chunks(nodes: list[torch.fx.Node]) -> Iterator[list[torch.fx.Node]]:
@@ -155,7 +170,7 @@ def _why_not(match: Match, device: str) -> Rejection | None:
     if total < LEAST_ELEMENTS:
         return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
     searches = any(target_name(node) in SEARCHES for node in match.nodes)
-    if device != "cpu" and not searches and len(match.plan.tasks) < 2:
+    if device != "cpu" and not searches and len(match.plan.built) < 2:
         reason = "one chain of integer arithmetic, which Inductor fuses as well"
         return Rejection("structure", reason, match.family, match.nodes)
     return None
@@ -204,8 +219,15 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         choices["order"] = ("rows", "tasks") if _interleaved(groups) else ("tasks", "rows")
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
-    choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": (4, 1, 2, 8), "num_warps": (4, 8, 2)}
+    choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2)}
     return ScheduleSpace(choices)
+
+
+def _steps(plan: FeaturesPlan) -> tuple[int, ...]:
+    """Blocks per program, the best guess first: finding its task costs a program some hundred instructions."""
+    blocks = sum(_hinted(task) for task in plan.built) // 1024
+    guess = max((s for s in _STEPS if s * _RESIDENT_PROGRAMS <= blocks), default=1)
+    return (guess, *(s for s in _STEPS if s != guess))
 
 
 def _interleaved(groups: Sequence[Group]) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import count
 
 from ...expression import expression as ex
+from ...expression.access import ACCESSES, replace
 from ...expression.expression import Expr
-from .access import ACCESSES, replace
 from .tasks import Store, Task, normalised
 
 # Numbers that may differ between the tasks of a group; others are part of the structure.

@@ -14,8 +14,8 @@ from ....graph.meta import shape_of, spec_of, target_name, tensor_of
 from ....graph.region import TensorSpec
 from ...expression import ExpressionBuilder, is_pointwise
 from ...expression import expression as ex
+from ...expression.access import accesses, flatten, linear, offset_of, replace_variables, variables_outside_offsets
 from ...expression.expression import Expr
-from .access import accesses, flatten, linear, offset_of, replace_variables, variables_outside_offsets
 
 Axis = tuple[str, Dim]
 

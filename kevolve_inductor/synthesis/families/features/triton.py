@@ -10,10 +10,10 @@ from ....kernel import Argument, Kernel, Launch
 from ...expression import TritonPrinter
 from ...expression import expression as ex
 from ...expression.expression import Expr
+from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from .groups import Group, Parameter
-from .modulo import TRITON_REMAINDER
 
 _SEARCHES = """
 @triton.jit

@@ -13,7 +13,7 @@ from ...expression.expression import Expr
 from ...family import Schedule
 from ..common import symbols_of
 from .pairs import KnownPairs, LoadedPairs
-from .pieces import Piece
+from .pieces import Piece, free_parts, terms_of
 from .structure import Plan, Segment
 from .tiles import TILINGS, Lanes, Tiling, Wanted
 from .vectors import Vectors
@@ -161,7 +161,7 @@ class _Writer:
 
     def _loop(self, variable: str, count: int, value: Expr, store: str, printer: CppPrinter) -> Iterator[str]:
         """A vectorisable loop that stores ``value``; what does not depend on ``variable`` is computed before it."""
-        for part in _free_parts(value, {variable, "z"}):
+        for part in free_parts(value, {variable, "z"}):
             printer.value(part)
         before = len(printer.lines)
         inner = printer.nested()
@@ -234,12 +234,8 @@ def is_plain_row(value: Expr, inputs: tuple[TensorSpec, ...], held: str) -> bool
     if len(deep) != 1 or deep[0][1] != 1:
         return False
     (at, _) = deep[0]
-    terms = _terms(at)
+    terms = terms_of(at)
     return [term.op for term in terms if "d" in ex.variables(term)] == ["var"]
-
-
-def _terms(at: Expr) -> list[Expr]:
-    return [term for argument in at.args for term in _terms(argument)] if at.op == "add" else [at]
 
 
 def _at_depth(value: Expr, depth: int) -> Expr:
@@ -247,20 +243,6 @@ def _at_depth(value: Expr, depth: int) -> Expr:
         return ex.index(depth) if part.op == "var" and part.value[0] == "d" else None
 
     return ex.substitute(value, placed)
-
-
-def _free_parts(value: Expr, inner: set[str]) -> list[Expr]:
-    """The largest subexpressions without the variables ``inner`` that are worth a name."""
-    found: list[Expr] = []
-    stack = [value]
-    while stack:
-        part = stack.pop()
-        if not inner & ex.variables(part):
-            if part.op not in ("const", "var", "size"):
-                found.append(part)
-        else:
-            stack.extend(part.args)
-    return found
 
 
 def _indented(lines: Iterator[str] | list[str], depth: int) -> Iterator[str]:

@@ -7,12 +7,15 @@ from typing import ClassVar
 
 import torch.fx
 
-from ....exc import UnsupportedError
+from ....exc import EmissionError, UnsupportedError
 from ....kernel import Kernel, Language
 from ....platforms.platform import Target
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
+from .cpp import emit_cpp
 from .pairs import Constants
+from .schedules import cpp_space, triton_space
 from .structure import Products, Reader, Reading, chain_of, find_products, is_interaction
+from .triton import LARGEST_TILE, emit_triton
 
 
 class InteractionFamily(Family):
@@ -27,22 +30,28 @@ class InteractionFamily(Family):
                 continue
             constants = constants or Constants(graph)
             try:
-                yield self._match(_read(graph, products, device, constants))
+                yield self._match(_read(graph, products, device, constants), device)
             except UnsupportedError as error:
                 yield Rejection(error.code, error.message, self.name, (products.node,))  # type: ignore[arg-type]
 
-    def _match(self, reading: Reading) -> Match:
+    def _match(self, reading: Reading, device: str) -> Match:
         plan = reading.plan
+        if device != "cpu" and plan.shape.features > LARGEST_TILE:
+            raise UnsupportedError("size", f"{plan.shape.features} features do not fit into one tile")
         batch = reading.root.meta["val"].shape[0]
         samples = batch.node.hint if isinstance(batch, torch.SymInt) else batch
         flops = 2 * (samples or 1) * plan.pair_count * plan.shape.width
         return Match(self.name, reading.nodes, reading.inputs, (reading.root,), "long tail", plan, int(flops))
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
-        raise NotImplementedError
+        return triton_space(match.plan) if target.platform in ("cuda", "hip") else cpp_space(match.plan, target)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
-        raise NotImplementedError
+        if language == "cpp":
+            return emit_cpp(match.plan, schedule)
+        if language == "triton":
+            return emit_triton(match.plan, schedule)
+        raise EmissionError(f"no {language} kernel for this family")
 
 
 def _read(graph: torch.fx.Graph, products: Products, device: str, constants: Constants) -> Reading:

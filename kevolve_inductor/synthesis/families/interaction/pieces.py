@@ -22,7 +22,7 @@ class Piece:
 
 
 def cut(name: str, extent: int, build: Callable[[Expr], Expr]) -> Iterator[Piece]:
-    """Pieces of an axis of ``extent`` positions; ``build(position)`` is the value at a position, in terms of variable ``name``."""
+    """Pieces of an axis of ``extent`` positions; ``build(position)`` is the value there, in terms of variable ``name``."""
     pending = [(0, extent)] if extent else []
     while pending:
         start, count = pending.pop()
@@ -75,7 +75,7 @@ def _linear(at: Expr, name: str) -> tuple[int, int, int] | None:
     """``(a, low, high)`` where ``at`` is ``a * name + rest`` with ``low <= rest <= high``."""
     factor = 0
     rest: list[Expr] = []
-    for term in _terms(at):
+    for term in terms_of(at):
         scaled = term.op == "mul" and term.args[1].op == "const"
         core, scale = (term.args[0], int(term.args[1].value)) if scaled else (term, 1)
         if core.op == "var" and core.value[0] == name:
@@ -91,5 +91,19 @@ def _linear(at: Expr, name: str) -> tuple[int, int, int] | None:
     return factor, low, end - 1
 
 
-def _terms(expr: Expr) -> list[Expr]:
-    return [term for argument in expr.args for term in _terms(argument)] if expr.op == "add" else [expr]
+def terms_of(expr: Expr) -> list[Expr]:
+    """The terms of a sum of indices."""
+    return [term for argument in expr.args for term in terms_of(argument)] if expr.op == "add" else [expr]
+
+
+def free_parts(value: Expr, inner: set[str]) -> list[Expr]:
+    """The largest subexpressions without the variables ``inner`` that are worth a name."""
+    found: list[Expr] = []
+    stack = [value]
+    while stack:
+        part = stack.pop()
+        if inner & ex.variables(part):
+            stack.extend(part.args)
+        elif part.op not in ("const", "var", "size"):
+            found.append(part)
+    return found

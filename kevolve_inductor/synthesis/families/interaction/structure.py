@@ -27,7 +27,8 @@ from ..common import absorbable, check_acyclic, in_graph_order, specs_of
 from .pairs import Constants, KnownPairs, LoadedPairs, Pairs, evaluated, is_known, runs_of, table
 from .pieces import Piece, cut, moved
 
-LARGEST_FEATURES, LARGEST_SAMPLE = 256, 1 << 18
+# What one thread of a CPU keeps of one sample: features, their transpose and their products.
+LARGEST_FEATURES, LARGEST_SAMPLE = 256, 1 << 16
 _LARGEST_ROW = 1 << 16
 _MOST_RUNS = 4 * LARGEST_FEATURES
 _GATHERS = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_select.default"}
@@ -123,6 +124,8 @@ def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
     """Every value that may be the products of one value's rows; cheap, no expression is built."""
     for node in graph.nodes:
         name = target_name(node)
+        operands: tuple[Any, ...]
+        inner: tuple[torch.fx.Node, ...]
         if name == "aten.bmm.default":
             operands, inner = node.args[:2], (node,)
         elif name == "aten.sum.dim_IntList" and _is_product(node.args[0]):

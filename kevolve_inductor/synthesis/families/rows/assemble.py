@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch.fx
@@ -17,8 +17,8 @@ from ...expression.expression import Expr
 from ...expression.views import reshape_index
 from ..common import specs_of, symbols_of
 from .address import flattened, joined_rows, offset_of, rejoined, same
-from .operators import extent, is_reduction, is_selection, reduction_of, selection_of
-from .program import COLUMNS, Element, Reduce, RowProgram, Select, Statement, Store
+from .operators import Selection, extent, is_reduction, is_selection, reduction_of, selection_of
+from .program import COLUMNS, Element, Reduce, ReduceOp, RowProgram, Select, Statement, Store, without_unused
 
 
 class BlockedError(UnsupportedError):
@@ -171,24 +171,33 @@ class _Assembler:
         asked = selection_of(node)
         source = asked.source
         value, axis = self._operand(node, source, asked.dim)
-        held = value.dtype
+        chosen = self._selected(asked, dtype_name(tensor_of(source).dtype), value, axis)
         single = asked.count == 1 or asked.element
+        shape = list(shape_of(source))
+        shape[asked.dim : asked.dim + 1] = [1 if single else asked.count] if asked.keeps else []
+        at = asked.dim if asked.keeps and not single else None
+        for item, result in enumerate((chosen.values, chosen.indices)):
+            assert result is not None
+            one = self._element(result, asked.count - 1) if asked.element and chosen.out is not None else result
+            self.results[node, item] = self._bound(one, tuple(shape), at, chosen.out)
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            self.builder.bind(node, self.results[node, 1])
+
+    def _selected(self, asked: Selection, dtype: str, value: Expr, axis: str) -> Select:
+        """The statement for a selection: one made before if it was the same."""
+        for step in self.statements:
+            same_choice = isinstance(step, Select) and (step.axis, step.order, step.count) == (axis, asked.order, asked.count)
+            if isinstance(step, Select) and same_choice and step.value is value:
+                return step
         out = None
         if asked.count > 1:
             out = f"k{len(self.axes) - 1}"
             self.axes[out] = asked.count
         number = self._next()
-        values, indices = ex.var(f"v{number}", None, held), ex.var(f"i{number}", self.axes[axis])
-        dtype = dtype_name(tensor_of(source).dtype)
-        self.statements.append(Select(axis, value, dtype, asked.order, asked.count, out, values, indices))
-        shape = list(shape_of(source))
-        shape[asked.dim : asked.dim + 1] = [1 if single else asked.count] if asked.keeps else []
-        at = asked.dim if asked.keeps and not single else None
-        for item, result in enumerate((values, indices)):
-            chosen = self._element(result, asked.count - 1) if asked.element and out is not None else result
-            self.results[node, item] = self._bound(chosen, tuple(shape), at, out)
-        if isinstance(node.meta.get("val"), torch.Tensor):
-            self.builder.bind(node, self.results[node, 1])
+        values, indices = ex.var(f"v{number}", None, value.dtype), ex.var(f"i{number}", self.axes[axis])
+        made = Select(axis, value, dtype, asked.order, asked.count, out, values, indices, asked.any_of_equals)
+        self.statements.append(made)
+        return made
 
     def _reduce(self, node: torch.fx.Node) -> None:
         asked = reduction_of(node)
@@ -221,12 +230,15 @@ class _Assembler:
         else:
             if held == "bool":
                 raise UnsupportedError("dtype", f"{node} reduces booleans")
-            results = [self._reduced(kind, axis, ex.cast(value, held))]
+            results = [self._reduced(kind, axis, ex.cast(value, held))]  # type: ignore[arg-type]
         return [ex.cast(result, name) for result, name in zip(results, names, strict=True)]
 
-    def _reduced(self, op: str, axis: str, value: Expr) -> Expr:
+    def _reduced(self, op: ReduceOp, axis: str, value: Expr) -> Expr:
+        for step in self.statements:
+            if isinstance(step, Reduce) and (step.op, step.axis) == (op, axis) and step.value is value:
+                return step.result
         result = ex.var(f"s{self._next()}", None, value.dtype)
-        self.statements.append(Reduce(result, op, axis, value))  # type: ignore[arg-type]
+        self.statements.append(Reduce(result, op, axis, value))
         return result
 
     def _next(self) -> int:
@@ -336,33 +348,17 @@ class _Assembler:
             replace(store, value=value, offset=offset)
             for store, value, offset in zip(stores, values[len(statements) :], offsets, strict=True)
         ]
-        return RowProgram(
+        program = RowProgram(
             rows=tuple(rows),
             axes=dict(self.axes),
-            statements=_needed(statements, done),
+            statements=tuple(statements),
             stores=tuple(done),
             inputs=specs,
             outputs=results,
             symbols=symbols_of((*specs, *results)),
         )
+        return without_unused(program)
 
 
 def _divided(total: Expr, number: float) -> Expr:
     return ex.make("truediv", total.dtype, (total, ex.const(number, total.dtype)))
-
-
-def _needed(statements: Sequence[Statement], stores: Sequence[Store]) -> tuple[Statement, ...]:
-    """Statements whose results are used, with unused results left out."""
-    used = {name for store in stores for name in ex.variables(store.value)}
-    kept: list[Statement] = []
-    keep: Callable[[Expr | None], Expr | None] = lambda v: v if v is not None and v.value[0] in used else None  # noqa: E731
-    for step in reversed(statements):
-        if isinstance(step, Select):
-            step = replace(step, values=keep(step.values), indices=keep(step.indices))
-            if step.values is None and step.indices is None:
-                continue
-        elif keep(step.result) is None:
-            continue
-        used |= {step.source.value[0]} if isinstance(step, Element) else ex.variables(step.value)
-        kept.append(step)
-    return tuple(reversed(kept))

@@ -48,9 +48,9 @@ struct kv_flag {
 
 # Transposition by perfect shuffles: log2(N) rounds, each interleaving row i with row i + N/2.
 _PIECES["kv_transpose"] = r"""
-template <int N, int H, typename V, int... I>
-static inline V kv_interleave(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, ((I % 2 ? N : 0) + I / 2 + H * (N / 2))...);
+template <int N, int H, typename V, std::size_t... I>
+static inline V kv_interleave(V a, V b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, int((I % 2 ? N : 0) + I / 2 + H * (N / 2))...);
 }
 template <int N, typename V> static inline void kv_transpose(V (&r)[N]) {
   V t[N];
@@ -58,8 +58,8 @@ template <int N, typename V> static inline void kv_transpose(V (&r)[N]) {
   for (int s = 1; s < N; s *= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < N / 2; ++i) {
-      t[2 * i] = kv_interleave<N, 0>(r[i], r[i + N / 2], std::make_integer_sequence<int, N>());
-      t[2 * i + 1] = kv_interleave<N, 1>(r[i], r[i + N / 2], std::make_integer_sequence<int, N>());
+      t[2 * i] = kv_interleave<N, 0>(r[i], r[i + N / 2], std::make_index_sequence<N>());
+      t[2 * i + 1] = kv_interleave<N, 1>(r[i], r[i + N / 2], std::make_index_sequence<N>());
     }
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) r[i] = t[i];
@@ -348,6 +348,47 @@ template <int K, int L, typename P> static inline void kv_insert(P* best, const 
 }
 """
 
+# The same by values and places apart: no packing, any type; of equal values the earlier stays in front.
+_PIECES["kv_rank"] = r"""
+template <int O, int K, bool Filling, typename V, typename P>
+static inline void kv_rank_one(V (&v)[K], P (&p)[K], V x, P i) {
+#pragma GCC unroll 64
+  for (int j = 0; j < K; ++j) {
+    auto better = kv_before<O>(x, v[j]);
+    if constexpr (Filling) better |= p[j] < 0;
+    V w = better ? x : v[j];
+    x = better ? v[j] : x;
+    v[j] = w;
+    P o = better ? i : p[j];
+    i = better ? p[j] : i;
+    p[j] = o;
+  }
+}
+template <int O, int K, int L, typename T, typename I>
+static inline void kv_rank(T* value, I* place, const T* tile, int64_t n, int64_t at) {
+  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  typedef typename kv_simd<T, V>::type vec;
+  typedef typename kv_simd<I, V>::type ints;
+  for (int h = 0; h < L; h += V) {
+    vec v[K];
+    ints p[K];
+#pragma GCC unroll 64
+    for (int j = 0; j < K; ++j) {
+      v[j] = at == 0 ? vec{} : kv_get<vec>(value + j * L + h);
+      p[j] = at == 0 ? ints{} - I(1) : kv_get<ints>(place + j * L + h);
+    }
+    int64_t c = 0;
+    for (; at == 0 && c < K; ++c) kv_rank_one<O, K, true>(v, p, kv_get<vec>(tile + c * L + h), ints{} + I(c));
+    for (; c < n; ++c) kv_rank_one<O, K, false>(v, p, kv_get<vec>(tile + c * L + h), ints{} + I(at + c));
+#pragma GCC unroll 64
+    for (int j = 0; j < K; ++j) {
+      kv_put(value + j * L + h, v[j]);
+      kv_put(place + j * L + h, p[j]);
+    }
+  }
+}
+"""
+
 # The first `count` of one row: blocks without anything before the last kept are skipped after one vector comparison.
 _PIECES["kv_filter"] = r"""
 template <typename Code, int O, typename T>
@@ -529,9 +570,17 @@ def pieces_for(text: str) -> str:
     return "".join(piece.replace("NETWORK16", network) for name, piece in _PIECES.items() if name in needed)
 
 
+_OTHER_NAMES = {
+    "kv_simd": "kv_simd|kv_get|kv_put",
+    "kv_key": "kv_key|kv_unkey|kv_negative_zero",
+    "kv_fold_sum": "kv_fold_sum|kv_across_sum",
+    "kv_fold_amax": "kv_fold_amax|kv_across_amax",
+    "kv_fold_amin": "kv_fold_amin|kv_across_amin",
+    "kv_first": "kv_first|kv_place|kv_before",
+    "kv_code16": "kv_code16|kv_bits",
+}
+
+
 def _word(name: str) -> str:
-    """Pieces that define several functions are named by their first; these are the others."""
-    more = {"kv_simd": "kv_simd|kv_get|kv_put", "kv_key": "kv_key|kv_unkey|kv_negative_zero", "kv_fold_sum": "kv_fold_sum|kv_across_sum",
-            "kv_fold_amax": "kv_fold_amax|kv_across_amax", "kv_fold_amin": "kv_fold_amin|kv_across_amin",
-            "kv_first": "kv_first|kv_place|kv_first_across", "kv_code16": "kv_code16|kv_bits"}  # fmt: skip
-    return f"(?:{more.get(name, name)})"
+    """A pattern of the names that a piece defines."""
+    return f"(?:{_OTHER_NAMES.get(name, name)})"

@@ -127,7 +127,8 @@ class Grower:
             return None
         spare = [node for node in self._sorted(chosen) if node is not anchor and not _parent(node)]
         written = [node for node in spare if node in leaving]
-        return (written or spare or [None])[-1]
+        candidates = written or spare
+        return candidates[-1] if candidates else None
 
     # --- convexity ---
 

@@ -22,7 +22,8 @@ _SELECTIONS = {"aten.topk.default", "aten.sort.default", "aten.sort.stable", "at
 class Selection:
     """What a selection node asks for. ``dim`` counts from the front; ``keeps`` whether the result has that axis.
 
-    ``element``: only the last of the ``count`` selected is given (k-th value).
+    ``element``: only the last of the ``count`` selected is given (k-th value). ``any_of_equals``: eager promises no order
+    among equal elements.
     """
 
     source: torch.fx.Node
@@ -31,6 +32,7 @@ class Selection:
     order: Order
     keeps: bool
     element: bool = False
+    any_of_equals: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,18 @@ def selection_of(node: torch.fx.Node) -> Selection:
     rank = len(shape_of(source))
     if name == "topk":
         k, dim, largest = _argument(node, 1, "k"), _argument(node, 2, "dim", -1), _argument(node, 3, "largest", True)
-        return Selection(source, _axis(node, dim, rank), _count(node, k), "greatest" if largest else "smallest", True)
+        return Selection(source, _axis(node, dim, rank), _count(node, k), "greatest" if largest else "smallest", True,
+                         any_of_equals=True)  # fmt: skip
     if name == "sort":
         stable = target_name(node) == "aten.sort.stable"
         dim = node.kwargs.get("dim", -1) if stable else _argument(node, 1, "dim", -1)
         descending = node.kwargs.get("descending", False) if stable else _argument(node, 2, "descending", False)
         at = _axis(node, dim, rank)
-        return Selection(source, at, extent(node, source, at), "greatest" if descending else "smallest", True)
+        return Selection(source, at, extent(node, source, at), "greatest" if descending else "smallest", True,
+                         any_of_equals=not (stable and node.kwargs.get("stable")))  # fmt: skip
     if name == "kthvalue":
         k, dim, keeps = _argument(node, 1, "k"), _argument(node, 2, "dim", -1), _argument(node, 3, "keepdim", False)
-        return Selection(source, _axis(node, dim, rank), _count(node, k), "smallest", bool(keeps), element=True)
+        return Selection(source, _axis(node, dim, rank), _count(node, k), "smallest", bool(keeps), element=True, any_of_equals=True)
     dim, keeps = _argument(node, 1, "dim", None), _argument(node, 2, "keepdim", False)
     return Selection(source, _axis(node, dim, rank), 1, "greatest" if "max" in name else "least", bool(keeps))
 

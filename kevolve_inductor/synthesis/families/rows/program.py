@@ -14,7 +14,7 @@ Nothing here knows a language; ``cpp`` and ``triton`` print programs, in passes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -49,7 +49,7 @@ class Select:
 
     Zeros of either sign are equal. ``values`` are bit-exact copies, ``indices`` positions on ``axis`` (``None`` where not
     needed). With ``out`` they are elements of that axis, else (``count`` is 1) scalars. ``dtype`` is that of the values
-    as tensors, which may be narrower than they are held.
+    as tensors, which may be narrower than they are held. ``any_of_equals``: eager promises no order among equal elements.
     """
 
     axis: str
@@ -60,6 +60,7 @@ class Select:
     out: str | None
     values: Expr | None
     indices: Expr | None
+    any_of_equals: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,23 @@ def online_pairs(program: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:
         if shifted.op == "sub" and shifted.args[1] in maxima and maxima[shifted.args[1]].value is shifted.args[0]:
             pairs.append((maxima[shifted.args[1]], step))
     return tuple(pairs)
+
+
+def without_unused(program: RowProgram) -> RowProgram:
+    """``program`` without statements and results that nothing uses."""
+    used = {name for store in program.stores for name in ex.variables(store.value)}
+    kept: list[Statement] = []
+    for step in reversed(program.statements):
+        if isinstance(step, Select):
+            values, indices = (v if v is not None and v.value[0] in used else None for v in (step.values, step.indices))
+            step = replace(step, values=values, indices=indices)
+            if values is None and indices is None:
+                continue
+        elif step.result.value[0] not in used:
+            continue
+        used |= _used(step)
+        kept.append(step)
+    return replace(program, statements=tuple(reversed(kept)))
 
 
 def _axis(step: Statement | Store) -> str | None:

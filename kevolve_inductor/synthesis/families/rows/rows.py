@@ -8,11 +8,13 @@ from typing import ClassVar, cast, get_args
 import torch.fx
 
 from ....exc import UnsupportedError
-from ....kernel import Kernel, Language
+from ....exc import EmissionError
+from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .grow import Grower
 from .operators import is_selection
+from .cpp import cpp_source
 from .program import RowProgram
 
 
@@ -42,3 +44,12 @@ class RowFamily(Family):
                 plan=assembled.program,
                 flops=0,
             )
+
+    def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
+        program: RowProgram = match.plan
+        if language == "cpp":
+            arguments = [Argument("input", k) for k in range(len(program.inputs))]
+            arguments += [Argument("output", k) for k in range(len(program.outputs))]
+            arguments += [Argument("size", k) for k in range(len(program.symbols))]
+            return Kernel("cpp", cpp_source(program, schedule), (Launch("kevolve_kernel", tuple(arguments)),))
+        raise EmissionError("x")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ....graph.region import TensorSpec
-from ...expression import expression as ex
-from ...expression.expression import Expr
+from ...graph.region import TensorSpec
+from . import expression as ex
+from .expression import Expr
 
 ACCESSES = ("read", "search")
 
@@ -101,20 +101,23 @@ def variables_outside_offsets(exprs: Iterable[Expr]) -> set[str]:
     return found
 
 
-def replace(expr: Expr, leaf: Callable[[Expr, bool], Expr | None], is_offset: bool = False) -> Expr:
-    """``expr`` with the leaves that ``leaf`` maps replaced, offsets folded again.
+def replace(expr: Expr, new: Callable[[Expr, bool], Expr | None], is_offset: bool = False) -> Expr:
+    """``expr`` with the parts that ``new`` maps replaced, from the top down, and the sums of offsets folded again.
 
-    ``leaf(part, is_offset)`` is asked for every part without arguments, once for each role it plays; ``None`` keeps it.
+    ``new(part, is_offset)`` is asked once for each role a part plays; ``None`` keeps it.
     """
     done: dict[tuple[Expr, bool], Expr] = {}
 
     def visit(part: Expr, folds: bool) -> Expr:
         key = (part, folds)
         if key not in done:
-            done[key] = _rebuilt(part, folds) if part.args else (leaf(part, folds) or part)
+            found = new(part, folds)
+            done[key] = _rebuilt(part, folds) if found is None else found
         return done[key]
 
     def _rebuilt(part: Expr, folds: bool) -> Expr:
+        if not part.args:
+            return part
         sums = folds and part.dtype == "int64" and part.op in ("add", "mul")
         last = len(part.args) - 1
         args = tuple(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from ...expression import expression as ex
-from ...expression.expression import Expr
+from . import expression as ex
+from .expression import Expr
 
 Method = Literal["native", "reciprocal", "multiply"]
 

@@ -1,0 +1,105 @@
+"""The schedule spaces: which algorithms and sizes make sense for a plan on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ....graph.region import ITEM_SIZES
+from ....platforms.platform import Target
+from ...family import Schedule, ScheduleSpace
+from .pairs import KnownPairs
+from .places import are_few
+from .structure import Plan
+
+# Scratch of one thread beyond this leaves the second-level cache of common processors, and may leave the stack.
+_SCRATCH_BYTES = 1 << 19
+_SERIAL = 1 << 40
+
+_TILES = ("dots 4x4", "dots 2x8", "dots 2x4", "dots 3x5", "dots 5x5", "panel 8x2", "panel 8x1", "panel 16x1", "panel 12x2",
+          "panel 4x4", "lanes 5x5", "lanes 4x6", "lanes 4x4", "lanes 3x3")  # fmt: skip
+
+
+def cpp_space(plan: Plan, target: Target) -> ScheduleSpace:
+    item = ITEM_SIZES[plan.shape.held]
+    sizes = [size for size in (64, 32, 16) if size <= max(4 * target.warp_size, 16)][:2]
+    # Registers longer than a feature are mostly padding.
+    sizes.sort(key=lambda size: (size // item > max(plan.shape.width, 16 // item), -size))
+    tiles = [tile for tile in _TILES if not tile.startswith("lanes") or _lanes_fit(plan, sizes[0])]
+    batch = plan.shape.batch
+    large = isinstance(batch, int) and batch * plan.shape.features * plan.shape.width >= 1 << 20
+    choices: dict[str, tuple[int | str | bool, ...]] = {
+        "tile": tuple(tiles),
+        "vector_bytes": tuple(sizes),
+        "in_place": (True, False),
+        "grain": (1 << 16,) if large else (1 << 16, 1 << 12, _SERIAL),
+    }
+    return ScheduleSpace(choices, tuple(_seeds(choices, _cpp_seeds(sizes))))
+
+
+def _cpp_seeds(sizes: list[int]) -> list[Schedule]:
+    wide, narrow = sizes[0], sizes[-1]
+    return [
+        {"tile": "dots 2x8", "vector_bytes": narrow},
+        {"tile": "lanes 5x5", "vector_bytes": wide},
+        {"tile": "panel 8x2", "vector_bytes": narrow},
+        {"tile": "dots 4x4", "vector_bytes": narrow, "in_place": False},
+        {"tile": "panel 16x1", "vector_bytes": wide, "in_place": False},
+    ]
+
+
+def _lanes_fit(plan: Plan, vector_bytes: int) -> bool:
+    """Do a block's samples, their copies and their products fit into the scratch of a thread?"""
+    features = plan.shape.features
+    return vector_bytes * features * (2 * (plan.shape.width + vector_bytes) + features) <= 2 * _SCRATCH_BYTES
+
+
+def triton_space(plan: Plan) -> ScheduleSpace:
+    tile, depth = max(16, _power(plan.shape.features)), max(16, _power(plan.shape.width))
+    known = all(isinstance(s.pairs, KnownPairs) and are_few(s.pairs) for s in plan.segments if s.pairs is not None)
+    single = plan.shape.stored == "float32"
+    # A tile of 4096 16-bit values keeps enough loads in flight with room for many programs; fp32 products need registers.
+    whole = 32 if single else min(depth, 256)
+    chunks = sorted({min(depth, size) for size in (whole, 128, 64, 32, 16)}, key=lambda size: (size != min(depth, whole), -size))
+    group = max(1, min(16, 4096 // (tile * min(depth, chunks[0])))) if known else 1
+    groups = sorted({size for size in (1, 2, 4, 8, 16) if known and tile * tile * size <= 1 << 14} | {group})
+    warps = 8 if tile >= 128 else 4 if tile >= 64 or group >= 4 else 2
+    choices: dict[str, tuple[int | str | bool, ...]] = {
+        "store": ("scatter", "gather") if known else ("gather",),
+        "group": _first(group, groups),
+        "loop": (1, 2, 4, 8),
+        "warps": _first(warps, [1, 2, 4, 8] if tile < 64 else [4, 8] if tile < 128 else [8, 4]),
+        "stages": (2, 3, 4),
+        "chunk": tuple(chunks),
+        "precision": ("ieee", "tf32x3") if single else ("ieee",),
+    }
+    return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single))))
+
+
+def _triton_seeds(single: bool) -> list[Schedule]:
+    seeds: list[Schedule] = [
+        {"group": 1, "loop": 4, "warps": 1, "stages": 3},
+        {"group": 1, "loop": 4, "warps": 2, "stages": 3},
+        {"group": 1, "loop": 1, "warps": 1},
+        {"group": 1, "loop": 4, "warps": 4, "stages": 3, "store": "gather"},
+        {"group": 4, "loop": 1, "warps": 4},
+        {"group": 1, "loop": 1, "warps": 4, "store": "gather"},
+    ]
+    if single:
+        seeds = [{"precision": "tf32x3", "warps": 1, "stages": 3}, {"precision": "tf32x3", "warps": 2, "chunk": 16}, *seeds]
+    return seeds
+
+
+def _seeds(choices: dict[str, tuple[int | str | bool, ...]], changes: list[Schedule]) -> Iterator[Schedule]:
+    """The default with each of ``changes``, where those are choices at all."""
+    default = {name: values[0] for name, values in choices.items()}
+    for change in changes:
+        if all(value in choices[name] for name, value in change.items()):
+            yield {**default, **change}
+
+
+def _first(value: int, values: list[int]) -> tuple[int, ...]:
+    return (value, *(other for other in values if other != value))
+
+
+def _power(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()

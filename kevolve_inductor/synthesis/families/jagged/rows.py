@@ -1,0 +1,173 @@
+"""Which row an event belongs to, where a graph computes that by searching offsets: read backwards, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.fx
+
+from ....graph.dims import Dim
+from ....graph.meta import dim_of, shape_of, target_name
+from ...expression import ExpressionBuilder, is_constant
+from ...expression import expression as ex
+from ...expression.expression import Expr
+
+_RESHAPES = ("aten.unsqueeze.default", "aten.expand.default", "aten.view.default", "aten.reshape.default",
+             "aten.clone.default", "aten.alias.default")  # fmt: skip
+_CONVERSIONS = ("prims.convert_element_type.default", "aten._to_copy.default")
+_SEARCHES = ("aten.searchsorted.Tensor", "aten.bucketize.Tensor")
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """Event ``e`` is in row ``min(number of borders at or below e + shift, last)``; ``last`` may be absent.
+
+    ``border(k)`` is the k-th of ``count`` borders, also for ``k = -1`` where ``has_previous``. With ``right`` unset borders
+    equal to ``e`` do not count.
+    """
+
+    border: Callable[[Expr], Expr]
+    count: Dim
+    right: bool
+    shift: int
+    clamped: bool
+    has_previous: bool
+    events: Dim
+
+    def start(self, row: Expr) -> Expr:
+        """The first event of ``row``, within ``[0, events]``."""
+        at = ex.iadd(row, ex.index(-1 - self.shift))
+        if self.shift == -1 or self.has_previous:
+            return self._clipped(self.border(at))
+        first = ex.make("eq", "bool", (row, ex.index(0)))
+        before = self._clipped(self.border(ex.make("within", "int64", (at,), (self.count,))))
+        return ex.make("where", "int64", (first, ex.index(0), before))
+
+    def end(self, row: Expr, rows: Dim) -> Expr:
+        """The event after the last one of ``row``."""
+        after = self._clipped(self.border(ex.iadd(row, ex.index(-self.shift))))
+        if not self.clamped:
+            return after
+        last = ex.make("eq", "bool", (row, ex.iadd(ex.size(rows), ex.index(-1))))
+        return ex.make("where", "int64", (last, ex.size(self.events), after))
+
+    def leading(self) -> Expr | None:
+        """The number of events before the first row: their row is -1, which wraps to the last one."""
+        return self._clipped(self.border(ex.index(0))) if self.shift == -1 else None
+
+    def is_complete(self, rows: Dim) -> bool:
+        """Is there a border, or a clamp, behind every row?"""
+        return self.clamped or self.count == (rows if self.shift == 0 else _one_more(rows))
+
+    def has_trailing(self, rows: Dim) -> Expr | None:
+        """Whether events follow the last row, which eager refuses."""
+        if self.clamped:
+            return None
+        last = ex.iadd(ex.size(rows), ex.index(-1 - self.shift))
+        return ex.make("lt", "bool", (self._clipped(self.border(last)), ex.size(self.events)))
+
+    def _clipped(self, border: Expr) -> Expr:
+        value = ex.cast(border, "int64")
+        if not self.right:
+            value = ex.iadd(value, ex.index(1))
+        bounded = ex.make("minimum", "int64", (value, ex.size(self.events)))
+        return ex.make("maximum", "int64", (bounded, ex.index(0)))
+
+
+def _one_more(rows: Dim) -> Dim:
+    return rows + 1 if isinstance(rows, int) else f"{rows} + 1"
+
+
+def read_row_map(builder: ExpressionBuilder, node: torch.fx.Node, rows: Dim) -> tuple[RowMap, list[torch.fx.Node]] | None:
+    """The row map that ``node`` computes for events ``0, 1, …``, and the nodes it is made of; ``None`` for another value."""
+    used: list[torch.fx.Node] = []
+    shift, clamped = 0, False
+    current: Any = node
+    while isinstance(current, torch.fx.Node) and target_name(current) not in _SEARCHES:
+        name = target_name(current)
+        used.append(current)
+        if name in _CONVERSIONS or (name in _RESHAPES and _keeps_events(current)):
+            current = current.args[0]
+        elif name == "aten.index.Tensor" and _is_count(current.args[0]) and len(current.args[1]) == 1:  # type: ignore[arg-type]
+            used.append(current.args[0])  # type: ignore[arg-type]
+            current = current.args[1][0]  # type: ignore[index]
+        elif name == "aten.clamp_max.default" and _is_last(current.args[1], rows) and shift == 0:
+            clamped, current = True, current.args[0]
+        elif name in ("aten.sub.Tensor", "aten.add.Tensor") and current.args[1] == (1 if "sub" in name else -1):
+            shift, current = shift - 1, current.args[0]
+        else:
+            return None
+    if not isinstance(current, torch.fx.Node) or shift < -1 or (clamped and shift):
+        return None
+    found = _search(builder, current, shift, clamped)
+    return None if found is None else (found[0], [*used, *found[1]])
+
+
+def _keeps_events(node: torch.fx.Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, torch.fx.Node) and shape_of(source)[:1] == shape_of(node)[:1]
+
+
+def _is_count(node: Any) -> bool:
+    """0, 1, 2, … as a vector."""
+    if not isinstance(node, torch.fx.Node) or not is_constant(node):
+        return False
+    name = target_name(node)
+    if name == "prims.iota.default":
+        return node.kwargs.get("start", 0) == 0 and node.kwargs.get("step", 1) == 1
+    if name == "aten.arange.start_step":
+        return node.args[0] == 0 and (len(node.args) < 3 or node.args[2] == 1)
+    return name == "aten.arange.default"
+
+
+def _is_last(value: Any, rows: Dim) -> bool:
+    if isinstance(value, (int, torch.fx.Node)) and not isinstance(value, bool):
+        last = dim_of(value)
+        return last == rows - 1 if isinstance(rows, int) else last in (f"{rows} - 1", f"{rows}-1")
+    return False
+
+
+def _search(
+    builder: ExpressionBuilder, node: torch.fx.Node, shift: int, clamped: bool
+) -> tuple[RowMap, list[torch.fx.Node]] | None:
+    borders, values = node.args[:2] if "searchsorted" in target_name(node) else reversed(node.args[:2])
+    if not _is_count(values) or not isinstance(borders, torch.fx.Node) or len(shape_of(borders)) != 1:
+        return None
+    assert isinstance(values, torch.fx.Node)
+    right = bool(node.kwargs.get("right", False)) or node.kwargs.get("side") == "right"
+    events, count = shape_of(values)[0], shape_of(borders)[0]
+    offsets = _telescoped(builder, borders)
+    if offsets is None:
+        source = borders
+        return RowMap(lambda k: builder.build(source, (k,)), count, right, shift, clamped, False, events), [node, values]
+    border, used = offsets
+    return RowMap(border, count, right, shift, clamped, True, events), [node, values, borders, *used]
+
+
+def _telescoped(
+    builder: ExpressionBuilder, node: torch.fx.Node
+) -> tuple[Callable[[Expr], Expr], list[torch.fx.Node]] | None:
+    """A running sum of differences of neighbouring offsets: ``offsets[k + 1] - offsets[0]``."""
+    if target_name(node) != "aten.cumsum.default" or not isinstance(node.args[0], torch.fx.Node):
+        return None
+    difference = node.args[0]
+    if target_name(difference) != "aten.sub.Tensor" or len(difference.args) > 2 or difference.kwargs:
+        return None
+    high, low = difference.args[:2]
+    if not isinstance(high, torch.fx.Node) or not isinstance(low, torch.fx.Node):
+        return None
+    at = ex.var("border", shape_of(node)[0])
+    above, below = builder.build(high, (at,)), builder.build(low, (at,))
+    if above.op != "load" or below.op != "load" or above.value != below.value or len(above.args) != 1:
+        return None
+    if ex.distance(below.args[0], above.args[0]) != 1 or ex.distance(at, below.args[0]) is None:
+        return None
+    source, offset = builder.inputs[above.value], ex.distance(at, below.args[0]) or 0
+
+    def border(k: Expr) -> Expr:
+        here = ex.cast(builder.load(source, (ex.iadd(k, ex.index(1 + offset)),)), "int64")
+        return ex.make("sub", "int64", (here, ex.cast(builder.load(source, (ex.index(offset),)), "int64")))
+
+    return border, [difference]

@@ -1,0 +1,391 @@
+"""Row programs as C++.
+
+Two ways to lay rows over vectors. *Lanes*: ``L`` rows at once, one in each lane; rows whose columns are contiguous are
+transposed on the way in and out. *Scan*: one row at a time, its columns in the lanes. Either way a sweep over the
+columns goes block by block: all values of the block into tiles, then each tile folded into what it is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ....exc import EmissionError
+from ....graph.dims import Dim, product
+from ...expression import CPP_PRELUDE, CppPrinter
+from ...expression import expression as ex
+from ...expression.cpp import CPP_STORAGE, CPP_TYPES, signature, to_storage
+from ...expression.expression import Expr
+from ...family import Schedule
+from .address import slope, without
+from .cpp_prelude import pieces_for
+from .cpp_steps import Step, step_for
+from .cpp_types import converter
+from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, passes
+from .reuse import reused
+from .simplify import simplified
+
+# Elements of one input kept transposed for the whole row; beyond that every sweep transposes it block by block.
+_WHOLE_TILE = 16384
+_STACK_BYTES = 1 << 20
+# From here on reductions of a short axis go through tiles as well.
+_LONG_AXIS = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedule's choices as the printer needs them. ``lanes`` rows at once; 0: one at a time."""
+
+    lanes: int
+    block: int
+    keep: bool
+    lane_select: str
+    row_select: str
+    row_sort: str
+    parallel_from: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, program: RowProgram) -> Plan:
+        lanes = int(schedule["lanes"]) if schedule["algorithm"] == "lanes" else 0
+        return cls(
+            lanes=lanes,
+            block=min(int(schedule["block"]), -(-program.columns // 64) * 64),
+            keep=bool(schedule.get("keep", True)),
+            lane_select=str(schedule.get("lane_select", "insert")),
+            row_select=str(schedule.get("row_select", "filter")),
+            row_sort=str(schedule.get("row_sort", "radix")),
+            parallel_from=int(schedule.get("parallel_from", 1)),
+        )
+
+    @property
+    def width(self) -> str:
+        """Lanes of a vector, as C++."""
+        return "L" if self.lanes else "16"
+
+
+def cpp_source(program: RowProgram, schedule: Schedule) -> str:
+    """The kernel's text; its entry is ``kevolve_kernel``. Raises ``EmissionError``."""
+    if schedule.get("simplify", True):
+        program = simplified(program)
+    body = RowBody(program, Plan.of(schedule, program))
+    function = body.function()
+    entry = body.entry()
+    text = "\n".join([*function, *entry, ""])
+    return f"{CPP_PRELUDE}{pieces_for(text)}\n{text}"
+
+
+@dataclass(frozen=True)
+class _BlockTile:
+    load: Expr
+    declared: str
+    loaded: list[str]
+
+
+class RowBody:
+    """Prints the function that computes one tile of rows (or one row), then the loop over tiles."""
+
+    def __init__(self, program: RowProgram, plan: Plan) -> None:
+        self.program, self.plan = program, plan
+        self.rows: tuple[tuple[str, Dim], ...] = program.rows or (("r0", 1),)
+        self.inner = self.rows[-1][0]
+        self.texts: dict[str, str] = {}
+        self.cells: dict[Expr, Expr] = {}
+        self.kept: dict[Expr, str] = {}
+        self.keeps: dict[Expr, Expr] = {}
+        self.tiles: dict[str, tuple[str, str]] = {}
+        self.stack_bytes = 0
+        self.count = 0
+
+    # --- names ---
+
+    def fresh(self, prefix: str) -> str:
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    def array(self, kind: str, name: str, extent: int, fill: str = "") -> str:
+        """The declaration of a tile of ``extent`` positions."""
+        size = {"double": 8, "int64_t": 8, "bool": 1}.get(kind, 8 if "packed" in kind else 4)
+        self.stack_bytes += size * extent * max(1, self.plan.lanes)
+        if self.stack_bytes > _STACK_BYTES:
+            raise EmissionError(f"a row's tiles need {self.stack_bytes} bytes of stack")
+        lanes = f" * {self.plan.width}" if self.plan.lanes else ""
+        return f"alignas(64) {kind} {name}[{extent}{lanes}]{fill};"
+
+    def at(self, name: str, position: str) -> str:
+        return f"{name}[({position}) * L + l]" if self.plan.lanes else f"{name}[{position}]"
+
+    def scalar(self, kind: str, name: str) -> str:
+        """The declaration of a scalar of the row."""
+        return f"alignas(64) {kind} {name}[L];" if self.plan.lanes else f"{kind} {name};"
+
+    def scalar_at(self, name: str) -> str:
+        return f"{name}[l]" if self.plan.lanes else name
+
+    def define_scalar(self, name: str, text: str | None = None) -> None:
+        """From now on the variable ``name`` prints as ``text``."""
+        self.texts[name] = text or self.scalar_at(name)
+
+    def define_element(self, name: str, axis: str, pattern: str) -> None:
+        """Elements of a selection: ``pattern`` holds ``{at}`` where the tile's index goes."""
+        index = f"{axis} * L + l" if self.plan.lanes else axis
+        self.texts[name] = pattern.format(at=index)
+
+    def printer(self) -> CppPrinter:
+        printer = CppPrinter(self.program.flat_inputs)
+        for name, extent in self.rows:
+            lane = self.plan.lanes and name == self.inner
+            printer.name(ex.var(name, extent), "(first + l)" if lane else name)
+        return printer
+
+    def value(self, printer: CppPrinter, expr: Expr) -> str:
+        """``expr`` printed with everything known so far under its name."""
+        expr = self.known(expr)
+        for part in ex.walk(expr):
+            if part.op == "var" and part.value[0] in self.texts:
+                printer.name(part, self.texts[part.value[0]])
+        return printer.value(expr)
+
+    def known(self, expr: Expr) -> Expr:
+        """``expr`` with what stands in tiles replaced."""
+        loaded = ex.substitute(expr, lambda part: self.cells.get(part))
+        return ex.substitute(loaded, lambda part: self.keeps.get(part))
+
+    def tile_of(self, expr: Expr, kind: str) -> str | None:
+        """The current block of a tile that holds exactly ``expr`` as C++ type ``kind``, if there is one."""
+        known = self.known(expr)
+        held, tile = self.tiles.get(str(known.value[0]), ("", "")) if known.op == "var" else ("", "")
+        return tile if held == kind else None
+
+    # --- loops ---
+
+    def over_lanes(self, lines: Sequence[str]) -> list[str]:
+        if not self.plan.lanes:
+            return ["{", *lines, "}"]
+        return ["#pragma GCC ivdep", "for (int l = 0; l < L; ++l) {", *lines, "}"]
+
+    def over(self, name: str, begin: str, end: str, lines: Sequence[str]) -> list[str]:
+        """Positions on an axis, then lanes; what runs innermost is what vectors hold."""
+        head = f"for (int64_t {name} = {begin}; {name} < {end}; ++{name}) {{"
+        if self.plan.lanes:
+            return [head, *self.over_lanes(lines), "}"]
+        return ["#pragma GCC ivdep", head, *lines, "}"]
+
+    # --- the function ---
+
+    def function(self) -> list[str]:
+        lines = ["int64_t bad = 0;"]
+        steps = passes(self.program)
+        lines += self._load_tiles(steps)
+        if self.plan.keep and self.program.columns * max(1, self.plan.lanes) <= _WHOLE_TILE:
+            self.kept = reused(steps, self.cells)
+        for step in steps:
+            if step.sweep:
+                lines += self._sweep(step.sweep, COLUMNS)
+            for after in step.after:
+                lines += self._after(after)
+        head = "template <int L>\n" if self.plan.lanes else ""
+        where = [f"const int64_t {name}" for name, _ in self.rows if not (self.plan.lanes and name == self.inner)]
+        where += ["const int64_t first"] if self.plan.lanes else []
+        return [f"{head}static inline int64_t kv_rows({', '.join([*self._parameters(), *where])}) {{", *lines, "return bad;", "}"]
+
+    def _parameters(self) -> list[str]:
+        program = self.program
+        parameters = [f"const {CPP_STORAGE[s.dtype]}* __restrict in{k}" for k, s in enumerate(program.inputs)]
+        parameters += [f"{CPP_STORAGE[s.dtype]}* __restrict out{k}" for k, s in enumerate(program.outputs)]
+        return parameters + [f"const int64_t {name}" for name in program.symbols]
+
+    def _load_tiles(self, steps: Sequence[Pass]) -> list[str]:
+        """Whole rows transposed once, for inputs whose columns are contiguous and whose rows are not."""
+        if self.plan.lanes < 2 or self.program.columns * self.plan.lanes > _WHOLE_TILE:
+            return []
+        lines = []
+        for load in _loads(steps):
+            if self._is_transposed(load):
+                name = self.fresh("x")
+                self.cells[load] = ex.var(name, None, load.dtype)
+                self.texts[name] = self.at(name, COLUMNS)
+                self.tiles[name] = CPP_TYPES[load.dtype], f"({name} + c0 * L)"
+                lines += [self.array(CPP_TYPES[load.dtype], name, self.program.columns)]
+                lines += self._load_tile(load, name, "0", str(self.program.columns))
+        return lines
+
+    def _is_transposed(self, load: Expr) -> bool:
+        along, across = slope(load.args[0], COLUMNS), slope(load.args[0], self.inner)
+        return along == 1 and across not in (None, 0, 1)
+
+    def _load_tile(self, load: Expr, name: str, begin: str, count: str) -> list[str]:
+        offset = load.args[0]
+        base, step = self._base(offset, COLUMNS)
+        spec = self.program.inputs[load.value]
+        source = f"in{load.value} + ({base}) + {begin}"
+        return [f"kv_load_tile<L, {converter(spec.dtype, load.dtype)}>({name}, {source}, {step}, {count});"]
+
+    def _base(self, offset: Expr, axis: str) -> tuple[str, str]:
+        """Offset of the tile's first row at position 0 of ``axis``, and from one row to the next."""
+        step = slope(offset, self.inner)
+        printer = CppPrinter(self.program.flat_inputs)
+        rest = without(offset, (axis, self.inner))
+        texts = [_inline(rest, printer), f"first * int64_t({step})"]
+        return " + ".join(texts), f"int64_t({step})"
+
+    # --- sweeps ---
+
+    def _sweep(self, steps: Sequence[Statement | Store], axis: str) -> list[str]:
+        """One pass over an axis, block by block."""
+        extent = self.program.axes[axis]
+        block = min(self.plan.block, -(-extent // 64) * 64)
+        tiles = self._block_tiles(steps, axis, block)
+        keeps = self._keeps(steps, axis)
+        printer = self.printer()
+        printer.name(ex.var(axis, extent), axis)
+        writes = [f"{self.at(name, axis)} = {self.value(printer, expr)};" for expr, name in keeps.items()]
+        for expr, name in keeps.items():
+            self.keeps[expr] = ex.var(name, None, expr.dtype)
+            self.tiles[name] = CPP_TYPES[expr.dtype], f"({name} + c0{' * L' if self.plan.lanes else ''})"
+        made = [step_for(self, step, axis, block) for step in steps]
+        for expr in keeps:
+            del self.keeps[expr]
+        puts = [line for step in made for line in step.put(self, printer)]
+        lines = [line for step in made for line in step.declares] + [tile.declared for tile in tiles]
+        lines += [self.array(CPP_TYPES[expr.dtype], name, -(-extent // 64) * 64) for expr, name in keeps.items()]
+        lines += [f"for (int64_t c0 = 0; c0 < {extent}; c0 += {block}) {{"]
+        lines += [f"const int64_t n = std::min<int64_t>({block}, {extent} - c0);"]
+        lines += [line for tile in tiles for line in tile.loaded]
+        evaluated = [*printer.lines, *writes, *puts]
+        lines += self.over(axis, "c0", "c0 + n", evaluated) if writes or puts else []
+        lines += [line for step in made for line in step.folds]
+        lines += ["}", *(line for step in made for line in step.finish)]
+        for tile in tiles:
+            del self.cells[tile.load]
+        for expr, name in keeps.items():
+            self.keeps[expr] = ex.var(name, None, expr.dtype)
+            self.texts[name] = self.at(name, axis)
+        return lines
+
+    def _block_tiles(self, steps: Sequence[Statement | Store], axis: str, block: int) -> list[_BlockTile]:
+        """Inputs too large to be kept transposed: their blocks, transposed anew in every sweep."""
+        if axis != COLUMNS or self.plan.lanes < 2:
+            return []
+        tiles = []
+        for load in {part: None for step in steps for part in ex.loads(_value(step))}:
+            if load not in self.cells and self._is_transposed(load):
+                name = self.fresh("x")
+                self.cells[load] = ex.var(name, None, load.dtype)
+                self.texts[name] = self.at(name, f"{COLUMNS} - c0")
+                self.tiles[name] = CPP_TYPES[load.dtype], name
+                declared = self.array(CPP_TYPES[load.dtype], name, block)
+                tiles.append(_BlockTile(load, declared, self._load_tile(load, name, "c0", "n")))
+        return tiles
+
+    def _keeps(self, steps: Sequence[Statement | Store], axis: str) -> dict[Expr, str]:
+        """Values of this sweep that a later one needs again, with the names they are kept under."""
+        if axis != COLUMNS:
+            return {}
+        present = {part for step in steps for part in ex.walk(self.known(_value(step)))}
+        return {expr: name for expr, name in self.kept.items() if expr in present and expr not in self.keeps}
+
+    # --- short axes and scalars ---
+
+    def _after(self, step: Statement | Store) -> list[str]:
+        if isinstance(step, Element):
+            held = self.texts[step.source.value[0]]
+            axis = self.program.axis_of(step.source)
+            index = f"{axis} * L + l" if self.plan.lanes else f"[{axis}]"
+            fixed = f"{step.position} * L + l" if self.plan.lanes else f"[{step.position}]"
+            self.texts[step.result.value[0]] = held.replace(index, fixed)
+            return []
+        if isinstance(step, Select) or (isinstance(step, Reduce) and self.program.axes[step.axis] >= _LONG_AXIS):
+            return self._sweep([step], step.axis)
+        return self._reduce_short(step) if isinstance(step, Reduce) else self._store_short(step)
+
+    def _reduce_short(self, step: Reduce) -> list[str]:
+        name, kind = step.result.value[0], CPP_TYPES[step.result.dtype]
+        extent = self.program.axes[step.axis]
+        printer = self.printer()
+        printer.name(ex.var(step.axis, extent), step.axis)
+        value = self.value(printer, step.value)
+        self.define_scalar(name)
+        target = self.texts[name]
+        combine = {"sum": f"{target} += {value};", "amax": f"{target} = kv_max({target}, {value});",
+                   "amin": f"{target} = kv_min({target}, {value});"}[step.op]  # fmt: skip
+        first = f"{step.axis} == 0 ? {value} : "
+        if step.op != "sum":
+            combine = combine.replace("= ", f"= {first}", 1)
+        start = self.over_lanes([f"{target} = 0;"])
+        return [self.scalar(kind, name), *start, *self.over(step.axis, "0", str(extent), [*printer.lines, combine])]
+
+    def _store_short(self, step: Store) -> list[str]:
+        """Results per row; positions innermost where they are neighbours in memory, else rows."""
+        printer = self.printer()
+        spec = self.program.outputs[step.output]
+        if step.axis is None:
+            value = self.value(printer, step.value)
+            put = f"out{step.output}[{self.value(printer, step.offset)}] = {to_storage(value, spec.dtype)};"
+            return self.over_lanes([*printer.lines, put])
+        extent = self.program.axes[step.axis]
+        printer.name(ex.var(step.axis, extent), step.axis)
+        if self.plan.lanes > 1 and extent >= 8 and self.is_transposed_store(step):
+            return self._sweep([step], step.axis)
+        value = self.value(printer, step.value)
+        put = f"out{step.output}[{self.value(printer, step.offset)}] = {to_storage(value, spec.dtype)};"
+        if self.plan.lanes and slope(step.offset, step.axis) == 1:
+            loop = f"for (int64_t {step.axis} = 0; {step.axis} < {extent}; ++{step.axis}) {{"
+            return ["for (int l = 0; l < L; ++l) {", loop, *printer.lines, put, "}", "}"]
+        return self.over(step.axis, "0", str(extent), [*printer.lines, put])
+
+    def is_transposed_store(self, step: Store) -> bool:
+        assert step.axis is not None
+        return slope(step.offset, step.axis) == 1 and slope(step.offset, self.inner) not in (None, 0, 1)
+
+    def store_tile(self, step: Store, tile: str, begin: str, count: str) -> list[str]:
+        assert step.axis is not None
+        base, row_step = self._base(step.offset, step.axis)
+        spec = self.program.outputs[step.output]
+        target = f"out{step.output} + ({base}) + {begin}"
+        return [f"kv_store_tile<L, {converter(spec.dtype, step.value.dtype)}>({target}, {tile}, {row_step}, {count});"]
+
+    # --- the entry ---
+
+    def entry(self) -> list[str]:
+        program = self.program
+        names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
+        names += list(program.symbols)
+        outer = self.rows[:-1] if self.plan.lanes else self.rows
+        step = self.plan.lanes or 1
+        inner = self.rows[-1][1] if self.plan.lanes else 1
+        total = product(tuple(extent for _, extent in outer))
+        head = signature("kevolve_kernel", program.inputs, program.outputs, program.symbols)
+        lines = [f"{head} {{", f"const int64_t inner = {inner}, tiles = (inner + {step - 1}) / {step};"]
+        lines += [f"const int64_t count = int64_t({total}) * tiles;", "int64_t failed = 0;"]
+        lines += [f"#pragma omp parallel for schedule(static) reduction(|:failed) if(count >= {self.plan.parallel_from})"]
+        lines += ["for (int64_t item = 0; item < count; ++item) {"]
+        rest = "(item / tiles)" if self.plan.lanes else "item"
+        for name, extent in reversed(outer):
+            lines += [f"const int64_t {name} = {rest} % ({extent}), rest_{name} = {rest} / ({extent});"]
+            rest = f"rest_{name}"
+        arguments = ", ".join([*names, *(name for name, _ in outer)])
+        if not self.plan.lanes:
+            return [*lines, f"failed |= kv_rows({arguments});", "}", "return failed != 0;", "}"]
+        lines += [f"const int64_t first = (item % tiles) * {step};"]
+        lines += [f"if (first + {step} <= inner) failed |= kv_rows<{step}>({arguments}, first);"]
+        lines += [f"else for (int64_t one = first; one < inner; ++one) failed |= kv_rows<1>({arguments}, one);"]
+        return [*lines, "}", "return failed != 0;", "}"]
+
+
+def _loads(steps: Sequence[Pass]) -> list[Expr]:
+    """Loads of the sweeps over the columns, in order."""
+    return list({part: None for one in steps for step in one.sweep for part in ex.loads(_value(step))})
+
+
+def _value(step: Statement | Store) -> Expr:
+    return step.source if isinstance(step, Element) else step.value
+
+
+def _inline(offset: Expr, printer: CppPrinter) -> str:
+    """An address as one C++ expression: sums and products of row variables and sizes."""
+    if offset.op in ("add", "mul"):
+        sign = " + " if offset.op == "add" else " * "
+        return "(" + sign.join(_inline(argument, printer) for argument in offset.args) + ")"
+    if offset.op not in ("var", "const", "size"):
+        raise EmissionError("a tile whose address depends on the data")
+    return printer.value(offset)

@@ -1,0 +1,243 @@
+"""What a C++ sweep does with each tile of values: reduce it, select from it, or write it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ....exc import EmissionError
+from ...expression import CppPrinter
+from ...expression.cpp import CPP_TYPES, to_storage
+from ...expression.expression import Expr
+from .cpp_types import ORDERS, code_of, highest, is_wide, lowest, work_type
+from .program import Element, Reduce, Select, Statement, Store
+
+if TYPE_CHECKING:
+    from .cpp import RowBody
+
+_MOST_RANKED = 16
+_MOST_INSERTED = 64
+_MOST_SORTED = 4096
+
+
+@dataclass
+class Step:
+    """``declares`` stand before the sweep, ``put`` gives the statements for one position, ``folds`` follow each block,
+    ``finish`` the sweep."""
+
+    value: Expr
+    put: Callable[[RowBody, CppPrinter], list[str]]
+    declares: list[str] = field(default_factory=list)
+    folds: list[str] = field(default_factory=list)
+    finish: list[str] = field(default_factory=list)
+
+
+def step_for(body: RowBody, step: Statement | Store, axis: str, block: int) -> Step:
+    """Raises ``EmissionError`` where the schedule does not fit."""
+    if isinstance(step, Store):
+        return _store(body, step, axis, block)
+    if isinstance(step, Reduce):
+        return _reduce(body, step, axis, block)
+    if isinstance(step, Element):
+        raise EmissionError("an element is no sweep")
+    if step.count == 1:
+        return _first(body, step, axis, block)
+    if body.plan.lanes:
+        return _in_lanes(body, step, axis, block)
+    if body.plan.row_select == "filter" and step.count < body.program.axes[axis]:
+        return _filter(body, step, axis, block)
+    return _whole_row(body, step, axis)
+
+
+def _tile(body: RowBody, step: Step, kind: str, axis: str, block: int, convert: str = "") -> str:
+    """The block's values as a tile: one that is there anyway, or a new one to which they are written."""
+    there = body.tile_of(step.value, kind) if not convert else None
+    if there is not None:
+        return there
+    tile = body.fresh("b")
+    step.declares.append(body.array(kind, tile, block))
+
+    def put(body: RowBody, printer: CppPrinter) -> list[str]:
+        value = body.value(printer, step.value)
+        return [f"{body.at(tile, f'{axis} - c0')} = {convert.format(value) if convert else value};"]
+
+    step.put = put
+    return tile
+
+
+def _nothing(body: RowBody, printer: CppPrinter) -> list[str]:
+    return []
+
+
+def _reduce(body: RowBody, reduce: Reduce, axis: str, block: int) -> Step:
+    step = Step(reduce.value, _nothing)
+    dtype, kind = reduce.value.dtype, work_type(reduce.value.dtype)
+    tile = _tile(body, step, kind, axis, block)
+    name, width = reduce.result.value[0], body.plan.width
+    total = body.fresh("a")
+    held = "double" if reduce.op == "sum" and dtype == "float32" else kind
+    identity = {"sum": "0", "amax": lowest(dtype, kind), "amin": highest(dtype, kind)}[reduce.op]
+    step.declares += [f"alignas(64) {held} {total}[{width}];"]
+    step.declares += [f"for (int l = 0; l < {width}; ++l) {total}[l] = {identity};"]
+    rows = "n" if body.plan.lanes else f"kv_pad<{width}>({tile}, n, {kind}({identity}))"
+    step.folds.append(f"kv_fold_{reduce.op}<{width}>({total}, {tile}, {rows});")
+    final = CPP_TYPES[reduce.result.dtype]
+    body.define_scalar(name)
+    step.finish.append(body.scalar(final, name))
+    if body.plan.lanes:
+        step.finish.append(f"for (int l = 0; l < L; ++l) {name}[l] = {final}({total}[l]);")
+    else:
+        step.finish.append(f"{name} = {final}(kv_across_{reduce.op}<{width}>({total}));")
+    return step
+
+
+def _first(body: RowBody, select: Select, axis: str, block: int) -> Step:
+    step = Step(select.value, _nothing)
+    kind = work_type(select.value.dtype)
+    tile = _tile(body, step, kind, axis, block)
+    order, width = ORDERS[select.order], body.plan.width
+    value, place = body.fresh("w"), body.fresh("p")
+    step.declares.append(f"alignas(64) {kind} {value}[{width}];")
+    step.declares.append(f"alignas(64) kv_place<{kind}>::type {place}[{width}];")
+    rows = "n" if body.plan.lanes else f"kv_pad<{width}>({tile}, n, {tile}[n - 1])"
+    at = "c0" if body.plan.lanes else f"c0 / {width}"
+    step.folds.append(f"kv_first<{order}, {width}>({value}, {place}, {tile}, {rows}, {at});")
+    best = body.fresh("w")
+    if not body.plan.lanes:
+        step.finish.append(f"const int {best} = kv_first_across<{order}, {width}>({value}, {place});")
+    which = "l" if body.plan.lanes else best
+    position = f"int64_t({place}[{which}])" + ("" if body.plan.lanes else f" * {width} + {best}")
+    if select.values is not None:
+        body.define_scalar(select.values.value[0], f"{CPP_TYPES[select.values.dtype]}({value}[{which}])")
+    if select.indices is not None:
+        body.define_scalar(select.indices.value[0], f"({position})")
+    return step
+
+
+def _define(body: RowBody, select: Select, code: str, packed: str) -> None:
+    """The selection's elements, decoded from a tile of packed values wherever they are used."""
+    assert select.out is not None
+    if select.values is not None:
+        kind = CPP_TYPES[select.values.dtype]
+        body.define_element(select.values.value[0], select.out, f"{kind}({code}::value({packed}[{{at}}]))")
+    if select.indices is not None:
+        body.define_element(select.indices.value[0], select.out, f"{code}::position({packed}[{{at}}])")
+
+
+def _code(body: RowBody, select: Select, axis: str, step: Step) -> str:
+    name = body.fresh("code")
+    step.declares.append(f"typedef {code_of(select, body.program.axes[axis])} {name};")
+    return name
+
+
+def _in_lanes(body: RowBody, select: Select, axis: str, block: int) -> Step:
+    if body.plan.lane_select == "rank" and select.count <= _MOST_RANKED:
+        return _rank(body, select, axis, block)
+    if is_wide(select):
+        raise EmissionError("64-bit values with their positions do not fit in lanes")
+    if body.plan.lane_select == "insert" and select.count <= _MOST_INSERTED:
+        return _insert(body, select, axis, block)
+    return _network(body, select, axis)
+
+
+def _rank(body: RowBody, select: Select, axis: str, block: int) -> Step:
+    assert select.out is not None
+    step = Step(select.value, _nothing)
+    kind = work_type(select.value.dtype)
+    tile = _tile(body, step, kind, axis, block)
+    value, place = body.fresh("w"), body.fresh("p")
+    step.declares.append(body.array(kind, value, select.count))
+    step.declares.append(body.array(f"kv_place<{kind}>::type", place, select.count))
+    step.folds.append(f"kv_rank<{ORDERS[select.order]}, {select.count}, L>({value}, {place}, {tile}, n, c0);")
+    if select.values is not None:
+        body.define_element(select.values.value[0], select.out, f"{CPP_TYPES[select.values.dtype]}({value}[{{at}}])")
+    if select.indices is not None:
+        body.define_element(select.indices.value[0], select.out, f"int64_t({place}[{{at}}])")
+    return step
+
+
+def _insert(body: RowBody, select: Select, axis: str, block: int) -> Step:
+    step = Step(select.value, _nothing)
+    code = _code(body, select, axis, step)
+    tile = _tile(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
+    best = body.fresh("q")
+    step.declares.append(body.array(f"{code}::packed", best, select.count))
+    step.declares.append(f"for (int j = 0; j < {select.count} * L; ++j) {best}[j] = {code}::last;")
+    step.folds.append(f"kv_insert<{select.count}, L>({best}, {tile}, n);")
+    _define(body, select, code, best)
+    return step
+
+
+def _network(body: RowBody, select: Select, axis: str) -> Step:
+    step = Step(select.value, _nothing)
+    extent = body.program.axes[axis]
+    whole = max(16, 1 << (extent - 1).bit_length())
+    if whole > _MOST_SORTED:
+        raise EmissionError(f"{extent} columns are too many to be sorted in lanes")
+    code = _code(body, select, axis, step)
+    tile = body.fresh("q")
+    step.declares.append(body.array(f"{code}::packed", tile, whole))
+
+    def put(body: RowBody, printer: CppPrinter) -> list[str]:
+        return [f"{body.at(tile, axis)} = {code}::pack({body.value(printer, step.value)}, {axis});"]
+
+    step.put = put
+    step.finish.append(f"for (int j = {extent} * L; j < {whole} * L; ++j) {tile}[j] = {code}::last;")
+    step.finish.append(f"kv_sort_tile<{whole}, L>({tile}, {extent});")
+    _define(body, select, code, tile)
+    return step
+
+
+def _filter(body: RowBody, select: Select, axis: str, block: int) -> Step:
+    step = Step(select.value, _nothing)
+    kind = work_type(select.value.dtype)
+    code = _code(body, select, axis, step)
+    tile = _tile(body, step, kind, axis, block)
+    best = body.fresh("q")
+    step.declares.append(body.array(f"{code}::packed", best, select.count))
+    step.declares.append(f"for (int j = 0; j < {select.count}; ++j) {best}[j] = {code}::last;")
+    step.folds.append(f"kv_filter<{code}, {ORDERS[select.order]}>({best}, {select.count}, {tile}, n, c0);")
+    _define(body, select, code, best)
+    return step
+
+
+def _whole_row(body: RowBody, select: Select, axis: str) -> Step:
+    """The row packed as a whole, then sorted, or split at the last element wanted and its front sorted."""
+    step = Step(select.value, _nothing)
+    extent = body.program.axes[axis]
+    code = _code(body, select, axis, step)
+    tile = body.fresh("q")
+    step.declares.append(body.array(f"{code}::packed", tile, extent))
+
+    def put(body: RowBody, printer: CppPrinter) -> list[str]:
+        return [f"{tile}[{axis}] = {code}::pack({body.value(printer, step.value)}, {axis});"]
+
+    step.put = put
+    if select.count < extent:
+        step.finish.append(f"std::nth_element({tile}, {tile} + {select.count - 1}, {tile} + {extent});")
+        step.finish.append(f"std::sort({tile}, {tile} + {select.count});")
+    elif body.plan.row_sort == "radix" and not is_wide(select):
+        scratch = body.fresh("q")
+        step.declares.append(body.array(f"{code}::packed", scratch, extent))
+        step.finish.append(f"kv_radix({tile}, {scratch}, {extent}, {code}::low_bits, {code}::bits);")
+    else:
+        step.finish.append(f"std::sort({tile}, {tile} + {extent});")
+    _define(body, select, code, tile)
+    return step
+
+
+def _store(body: RowBody, store: Store, axis: str, block: int) -> Step:
+    step = Step(store.value, _nothing)
+    spec = body.program.outputs[store.output]
+    if body.plan.lanes > 1 and body.is_transposed_store(store):
+        tile = _tile(body, step, CPP_TYPES[store.value.dtype], axis, block)
+        step.folds += body.store_tile(store, tile, "c0", "n")
+        return step
+
+    def put(body: RowBody, printer: CppPrinter) -> list[str]:
+        value = to_storage(body.value(printer, store.value), spec.dtype)
+        return [f"out{store.output}[{body.value(printer, store.offset)}] = {value};"]
+
+    step.put = put
+    return step

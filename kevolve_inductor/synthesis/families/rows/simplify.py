@@ -1,0 +1,138 @@
+"""Rewriting a program into one that selects the same with less arithmetic.
+
+Both rules hold for any values, NaN and infinities included; results may differ in the last bits, towards the exact ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...expression import expression as ex
+from ...expression.expression import FLOATS, Expr
+from .program import Element, Reduce, RowProgram, Select, Statement, online_pairs, without_unused
+
+_RISING = {"exp", "sigmoid", "tanh"}
+
+
+def simplified(program: RowProgram) -> RowProgram:
+    """``program`` with :func:`selected_early` and :func:`cancelled` applied."""
+    return cancelled(selected_early(program))
+
+
+def selected_early(program: RowProgram) -> RowProgram:
+    """Selections of rising functions of something select that instead.
+
+    The largest of ``exp(x - m) / s`` are those of the largest ``x``. The function is then computed for what was
+    selected only, and the selection need not wait for ``m`` and ``s``. Where rounding makes unequal ``x`` equal, the order
+    among them changes, so this is left alone where eager promises the first of equal elements.
+    """
+    positive = {second.result for _, second in online_pairs(program)}
+    replaced: dict[Expr, Expr] = {}
+    statements: list[Statement] = []
+    for step in program.statements:
+        step = _renamed(step, replaced)
+        if isinstance(step, Select) and step.any_of_equals:
+            inner = _inner(program, step.value, positive)
+            if inner is not step.value:
+                values = ex.var(f"{_name(step)}_inner", None, inner.dtype)
+                if step.values is not None:
+                    replaced[step.values] = _with(step.value, inner, values)
+                step = replace(step, value=inner, dtype=_dtype(program, inner), values=values)
+        statements.append(step)
+    stores = tuple(replace(store, value=_rewritten(store.value, replaced)) for store in program.stores)
+    return without_unused(replace(program, statements=tuple(statements), stores=stores))
+
+
+def _inner(program: RowProgram, value: Expr, positive: set[Expr]) -> Expr:
+    """What ``value`` is a rising function of, along the axis."""
+    axis = program.axis_of(value)
+    while True:
+        below = _argument(program, value, positive)
+        if below is None or below.dtype not in FLOATS or program.axis_of(below) != axis:
+            return value
+        value = below
+
+
+def _argument(program: RowProgram, value: Expr, positive: set[Expr]) -> Expr | None:
+    """The argument of a step that rises with it and makes no NaN of a number that is not first in order anyway."""
+    if value.op in _RISING or value.op == "round" or (value.op == "cast" and value.dtype in FLOATS):
+        return value.args[0]
+    if len(value.args) != 2:
+        return None
+    left, right = value.args
+    if value.op == "truediv" and right in positive:
+        return left
+    if value.op == "mul" and right.op == "const" and 0 < right.value < float("inf"):
+        return left
+    if value.op in ("add", "sub") and right.op == "const" and abs(right.value) < float("inf"):
+        return left
+    if value.op == "sub" and right.op == "log" and right.args[0] in positive:
+        return left
+    if value.op == "sub" and right in _maxima(program, left):
+        return left
+    return None
+
+
+def _maxima(program: RowProgram, value: Expr) -> list[Expr]:
+    """Scalars that are the maximum of ``value``."""
+    return [s.result for s in program.statements if isinstance(s, Reduce) and s.op == "amax" and s.value is value]
+
+
+def _dtype(program: RowProgram, value: Expr) -> str:
+    """The narrowest dtype known to hold ``value``."""
+    return program.inputs[value.value].dtype if value.op == "load" else value.dtype
+
+
+def _name(step: Select) -> str:
+    result = step.values if step.values is not None else step.indices
+    assert result is not None
+    return str(result.value[0])
+
+
+def _with(expr: Expr, old: Expr, new: Expr) -> Expr:
+    return ex.substitute(expr, lambda part: new if part is old else None)
+
+
+def _rewritten(expr: Expr, replaced: dict[Expr, Expr]) -> Expr:
+    return ex.substitute(expr, lambda part: replaced.get(part)) if replaced else expr
+
+
+def _renamed(step: Statement, replaced: dict[Expr, Expr]) -> Statement:
+    if isinstance(step, Element):
+        return step
+    return replace(step, value=_rewritten(step.value, replaced))
+
+
+def cancelled(program: RowProgram) -> RowProgram:
+    """``(a / s) / sum(b / s)`` becomes ``a / sum(b)`` for the sum ``s`` of a softmax.
+
+    ``s`` lies between 1 and the number of columns, or is NaN. The latter happens only if the row's maximum is not finite,
+    and then, where the greatest were selected, ``a`` is NaN for the first of them and so is the sum.
+    """
+    positive = {second.result for _, second in online_pairs(program)}
+    greatest = {s.out for s in program.selects if s.order == "greatest"}
+    shorter: dict[Expr, tuple[Expr, Expr]] = {}
+    statements: list[Statement] = []
+    for step in program.statements:
+        statements.append(step)
+        if isinstance(step, Reduce) and step.op == "sum" and step.axis in greatest and _is_share(step.value, positive):
+            result = ex.var(f"{step.result.value[0]}_whole", None, step.result.dtype)
+            statements.append(replace(step, result=result, value=step.value.args[0]))
+            shorter[step.result] = (step.value.args[1], result)
+
+    def cancel(part: Expr) -> Expr | None:
+        if part.op != "truediv" or part.args[1] not in shorter or not _is_share(part.args[0], positive):
+            return None
+        common, result = shorter[part.args[1]]
+        return ex.make("truediv", part.dtype, (part.args[0].args[0], result)) if part.args[0].args[1] is common else None
+
+    stores = tuple(replace(store, value=ex.substitute(store.value, cancel)) for store in program.stores)
+    done = [s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, cancel)) for s in statements]
+    return without_unused(replace(program, statements=tuple(done), stores=stores))
+
+
+def _is_share(value: Expr, positive: set[Expr]) -> bool:
+    return value.op == "truediv" and value.args[1] in positive
+
+
+

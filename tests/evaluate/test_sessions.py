@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kevolve_inductor.evaluate.evaluation import Passed, Refused, from_json
+from kevolve_inductor.evaluate.job import OpenJob, RunJob, TimeJob
+from kevolve_inductor.evaluate.sessions import BenchSession, recorded_ceilings
+from kevolve_inductor.platforms.cpu_executor import CpuExecutor
+from kevolve_inductor.platforms.platform import Ceilings
+from kevolve_inductor.testing.evaluators import row_sum_kernel, row_sum_region, row_sum_workload
+
+
+class SmallMachine(CpuExecutor):
+    """A CPU whose memory is said to be slow, and fast at the second look if ``recovers``."""
+
+    def __init__(self, bytes_per_s: float, recovers: bool = False):
+        super().__init__()
+        self.figures = [bytes_per_s, 1e15] if recovers else [bytes_per_s, bytes_per_s]
+
+    def last_level_bytes(self) -> int:
+        return 1024
+
+    def ceilings_now(self) -> Ceilings:
+        return Ceilings(self.figures.pop(0), {"float32": 1e12}, 1e-6)
+
+
+def timed(executor, folder):
+    job = OpenJob("bench", row_sum_region(), row_sum_workload(), ("inductor",), later=True)
+    session = BenchSession(job, 0, executor, folder)
+    ran = session.run(RunJob(row_sum_kernel(), "normal", str(folder / "outputs")))
+    assert ran["raised"] is False
+    assert (folder / "outputs").stat().st_size == 500 * 4
+    return from_json(session.time(TimeJob(row_sum_kernel(), 0.0, 0.0))["evaluation"])
+
+
+def test_what_beats_the_memory_is_refused(tmp_path):
+    refused = timed(SmallMachine(1.0), tmp_path)
+    assert isinstance(refused, Refused) and refused.check == "ceiling"
+
+
+def test_a_ceiling_is_measured_again_before_anything_is_refused(tmp_path):
+    assert isinstance(timed(SmallMachine(1.0, recovers=True), tmp_path), Passed)
+
+
+def test_a_baseline_that_was_left_out_is_named(tmp_path):
+    job = OpenJob("bench", row_sum_region(), row_sum_workload(), ("inductor",))
+    baselines = BenchSession(job, 0, CpuExecutor(), tmp_path).baselines()
+    assert set(baselines["times_us"]) == {"eager"}
+    assert set(baselines["failures"]) == {"inductor"}
+
+
+def test_a_region_that_eager_cannot_run_has_no_baseline_and_no_verdict(tmp_path):
+    region = row_sum_region()
+    broken = replace(region, nodes=(replace(region.nodes[0], args=({"node": "i0"}, [7])),))
+    session = BenchSession(OpenJob("bench", broken, row_sum_workload(), ("inductor",)), 0, CpuExecutor(), tmp_path)
+    assert session.baselines()["times_us"] == {}
+    refused = from_json(session.time(TimeJob(row_sum_kernel(), 0.0, 0.0))["evaluation"])
+    assert isinstance(refused, Refused) and refused.check == "baselines"
+
+
+def test_ceilings_are_remembered_and_survive_a_spoiled_file(tmp_path):
+    first = recorded_ceilings(SmallMachine(5.0), tmp_path)
+    assert recorded_ceilings(SmallMachine(9.0), tmp_path) == first
+    assert recorded_ceilings(SmallMachine(9.0), tmp_path, again=True).bytes_per_s == 9.0
+    (path,) = tmp_path.glob("ceilings-*")
+    path.write_text("{")
+    assert recorded_ceilings(SmallMachine(7.0), tmp_path).bytes_per_s == 7.0
