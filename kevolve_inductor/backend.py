@@ -21,6 +21,7 @@ from .cache.store import Store
 from .evaluate.client import WorkerEvaluator
 from .exc import PlatformError
 from .graph.ranges import seen_ranges
+from .platforms import use_build_folder
 from .platforms.platform import Platform
 from .settings import Settings
 from .swap_pass import SwapPass, platform_of
@@ -72,11 +73,13 @@ def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mappi
     platform = platform_of(example_inputs)
     before = patches.get(_HOOK, getattr(inductor_config, _HOOK))
     chain = before if isinstance(before, (list, tuple)) else [] if before is None else [before]
-    return SwapPass(settings, platform, Store.open(settings.store), _evaluator, seen_ranges(example_inputs), chain)
+    store = Store.open(settings.store)
+    use_build_folder(store.build_folder())
+    return SwapPass(settings, platform, store, _evaluator, seen_ranges(example_inputs), chain)
 
 
 def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEvaluator:
-    return WorkerEvaluator(platform, store.build_folder(), seed=settings.seed)
+    return WorkerEvaluator(platform, store.build_folder(), seed=settings.seed, tf32=settings.numerics == "eager_tf32")
 
 
 def _guarded(settings: Settings, previous: Any) -> Callable[..., Any]:

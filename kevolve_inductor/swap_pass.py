@@ -6,6 +6,7 @@ the whole graph checked.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from . import __version__
 from .cache.entry import Entry
 from .cache.store import Store
+from .evaluate.build import gate
 from .evaluate.evaluation import GraphVerdict, Passed, from_json
 from .evaluate.evaluator import Evaluator
 from .exc import PlatformError, UnsupportedError, WorkerError
@@ -28,14 +30,15 @@ from .graph.meta import hint_of
 from .graph.ranges import Ranges, propagate
 from .graph.region import InputRange, Region, Workload
 from .graph.rewrite import Swap, apply_swaps
-from .kernel import digest_of
+from .kernel import Kernel, digest_of
 from .platforms import platform_for
 from .platforms.platform import Ceilings, Platform
 from .report import GraphRow, Progress, RegionRow, announce, last_run
 from .settings import Settings
 from .synthesis.families import FAMILIES
-from .synthesis.family import Rejection
 from .tuner import Tuner
+
+logger = logging.getLogger(__name__)
 
 EvaluatorFactory = Callable[[Platform, Store, Settings], AbstractContextManager[Evaluator]]
 
@@ -168,18 +171,28 @@ class GraphPlan:
             return Decision(found, None, searched=False, reason=f"could not be evaluated: {error}")
 
     def _wanted(self, decisions: Sequence[Decision]) -> tuple[Swap, ...]:
-        chosen = [(d.found, d.entry) for d in decisions if d.entry is not None and d.entry.verdict == "kernel"]
-        allowed = chosen if self.settings.fuel is None else chosen[: self.settings.fuel]
-        return tuple(
+        chosen = [(d.found, self._trusted(d.entry)) for d in decisions if d.entry is not None]
+        swaps = [
             Swap(
-                self.store.kernel(entry.kernel),
+                kernel,
                 found.captured.region,
                 tuple(node.name for node in found.match.inputs),
                 tuple(node.name for node in found.match.outputs),
             )
-            for found, entry in allowed
-            if entry.kernel is not None
-        )
+            for found, kernel in chosen
+            if kernel is not None
+        ]
+        return tuple(swaps if self.settings.fuel is None else swaps[: self.settings.fuel])
+
+    def _trusted(self, entry: Entry) -> Kernel | None:
+        """The entry's kernel, read back through the gate: whatever the store holds, only such text may run."""
+        if entry.verdict == "baseline" or entry.kernel is None:
+            return None
+        kernel = self.store.kernel(entry.kernel)
+        refusal = gate(kernel)
+        if refusal is not None:
+            logger.warning("the stored kernel of %s is refused: %s", entry.title, refusal.message)
+        return kernel if refusal is None else None
 
     def _check(self, evaluator: Evaluator, wanted: tuple[Swap, ...]) -> GraphVerdict | None:
         """Whole graph with and without the swaps: remembered, else measured if this compile may measure."""

@@ -46,6 +46,7 @@ class Store:
         self._folder = folder
         self._kernels: dict[str, Kernel] = {}
         self._index: tuple[Any, Index] | None = None
+        self._private: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -68,7 +69,9 @@ class Store:
         """Where compiled code is kept: inside the store, or in a private temporary folder where that is not writable."""
         if self.persistent:
             return self.path / "build"
-        return Path(tempfile.mkdtemp(prefix="kevolve-build-"))
+        if self._private is None:
+            self._private = tempfile.TemporaryDirectory(prefix="kevolve-build-")
+        return Path(self._private.name)
 
     def get(self, key: str) -> Entry | None:
         """What is known for a cache key's digest, its kernel verified too. ``None`` is a miss."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..graph.region import Region, Workload
+from ..graph.rewrite import Swap
 from ..kernel import Kernel
 from .evaluation import Baselines, Evaluation, GraphVerdict
 
@@ -38,9 +39,3 @@ class Evaluator(Protocol):
 
     def close(self) -> None: ...
 
-
-class Swap(Protocol):
-    """Which nodes of a graph (by position) one kernel replaces; see ``graph.rewrite.Swap``."""
-
-    @property
-    def kernel(self) -> Kernel: ...

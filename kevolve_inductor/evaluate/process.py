@@ -191,7 +191,12 @@ class WorkerSlot:
 
     def _ask(self, job: Job, limit_s: float) -> Answer:
         assert self._process is not None
-        answer = self._process.ask(job, limit_s)
+        try:
+            answer = self._process.ask(job, limit_s)
+        except BaseException:
+            # Interrupted while waiting: the answer would be taken for the next question's.
+            self.replace()
+            raise
         if not isinstance(answer, dict):
             self._process = None
         return answer

@@ -40,5 +40,6 @@ def post_grad_graphs(
         result = torch.compile(function, backend=backend, dynamic=dynamic)(*inputs)
     if train:
         parts = [result] if isinstance(result, torch.Tensor) else list(result)
-        sum(part.double().sum() for part in parts if part.is_floating_point() and part.requires_grad).backward()
+        sums = [part.double().sum() for part in parts if part.is_floating_point() and part.requires_grad]
+        torch.autograd.backward(torch.stack(sums).sum())
     return capture.graphs

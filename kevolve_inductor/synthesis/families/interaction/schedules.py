@@ -57,25 +57,33 @@ def triton_space(plan: Plan) -> ScheduleSpace:
     tile, depth = max(16, _power(plan.shape.features)), max(16, _power(plan.shape.width))
     known = all(isinstance(s.pairs, KnownPairs) and are_few(s.pairs) for s in plan.segments if s.pairs is not None)
     single = plan.shape.stored == "float32"
-    # A tile of 4096 16-bit values keeps enough loads in flight with room for many programs; fp32 products need registers.
-    whole = 32 if single else min(depth, 256)
-    chunks = sorted({min(depth, size) for size in (whole, 128, 64, 32, 16)}, key=lambda size: (size != min(depth, whole), -size))
-    group = max(1, min(16, 4096 // (tile * min(depth, chunks[0])))) if known else 1
-    groups = sorted({size for size in (1, 2, 4, 8, 16) if known and tile * tile * size <= 1 << 14} | {group})
-    warps = 8 if tile >= 128 else 4 if tile >= 64 or group >= 4 else 2
+    # fp32 products keep their operands in registers, so that a whole row of features would spill.
+    whole = min(depth, 32 if single else 256)
+    group = _group(plan, tile, depth) if known else 1
+    groups = [size for size in (1, 2, 4, 8, 16) if size == 1 or (known and tile * tile * size <= 1 << 13)]
+    warps = 8 if tile >= 128 else 4 if tile >= 64 or group >= 4 or single else 2
     choices: dict[str, tuple[int | str | bool, ...]] = {
         "store": ("scatter", "gather") if known else ("gather",),
         "group": _first(group, groups),
         "loop": (1, 2, 4, 8),
         "warps": _first(warps, [1, 2, 4, 8] if tile < 64 else [4, 8] if tile < 128 else [8, 4]),
         "stages": (2, 3, 4),
-        "chunk": tuple(chunks),
+        "chunk": _first(whole, [size for size in (128, 64, 32, 16) if size < depth]),
         "precision": ("ieee", "tf32x3") if single else ("ieee",),
     }
-    return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single))))
+    return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single, tile))))
 
 
-def _triton_seeds(single: bool) -> list[Schedule]:
+def _group(plan: Plan, tile: int, depth: int) -> int:
+    """Samples at once such that a program of few warps loads some 8 KB and keeps the products in registers."""
+    if plan.shape.stored == "float64":
+        return 1
+    if plan.shape.stored == "float32":
+        return max(1, 1024 // (tile * tile))
+    return max(1, min(8, 4096 // (tile * depth)))
+
+
+def _triton_seeds(single: bool, tile: int) -> list[Schedule]:
     seeds: list[Schedule] = [
         {"group": 1, "loop": 4, "warps": 1, "stages": 3},
         {"group": 1, "loop": 4, "warps": 2, "stages": 3},
@@ -85,7 +93,10 @@ def _triton_seeds(single: bool) -> list[Schedule]:
         {"group": 1, "loop": 1, "warps": 4, "store": "gather"},
     ]
     if single:
-        seeds = [{"precision": "tf32x3", "warps": 1, "stages": 3}, {"precision": "tf32x3", "warps": 2, "chunk": 16}, *seeds]
+        precise: Schedule = {"precision": "tf32x3"}
+        small = [{**precise, "group": 8, "warps": 4}] if tile == 16 else []
+        one: list[Schedule] = [{**precise, "group": 1, "warps": 1}, {**precise, "group": 1, "warps": 2, "chunk": 16}]
+        seeds = [*small, *one, {**precise, "group": 1, "warps": 2, "loop": 4, "stages": 3}, *seeds]
     return seeds
 
 

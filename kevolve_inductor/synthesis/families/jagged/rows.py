@@ -116,9 +116,9 @@ def _is_count(node: Any) -> bool:
         return False
     name = target_name(node)
     if name == "prims.iota.default":
-        return node.kwargs.get("start", 0) == 0 and node.kwargs.get("step", 1) == 1
+        return (node.kwargs.get("start", 0), node.kwargs.get("step", 1)) == (0, 1)
     if name == "aten.arange.start_step":
-        return node.args[0] == 0 and (len(node.args) < 3 or node.args[2] == 1)
+        return (node.args[0], *node.args[2:3]) in ((0,), (0, 1))
     return name == "aten.arange.default"
 
 

@@ -14,7 +14,7 @@ from ....graph.meta import dim_of, dtype_name, hinted_numel, shape_of, spec_of, 
 from ...expression import ExpressionBuilder, is_constant, is_expressible, is_pointwise, is_view
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from .plan import ACCUMULATOR, POSITION, ROW, Axis, Combine, Dense, JaggedTask, Reduce, Span
+from .plan import ACCUMULATOR, POSITION, ROW, Combine, Dense, JaggedTask, Reduce, Span
 from .scatter import Placed, Scatter, Segments, read_segments
 from .windows import moves_in_step
 
@@ -49,9 +49,8 @@ class Scan:
             sources = node.all_input_nodes
             if node.op in ("placeholder", "get_attr") or any(source in self.varying for source in sources):
                 self.varying.add(node)
-            if is_constant(node) and target_name(node).startswith(("prims.iota", "aten.arange")):
-                self.counted.add(node)
-            elif (is_pointwise(node) or is_view(node)) and any(source in self.counted for source in sources):
+            is_count = is_constant(node) and target_name(node).startswith(("prims.iota", "aten.arange"))
+            if is_count or ((is_pointwise(node) or is_view(node)) and any(s in self.counted for s in sources)):
                 self.counted.add(node)
 
     def is_core(self, node: torch.fx.Node) -> bool:
@@ -111,13 +110,13 @@ def _without_trailing_views(graph: torch.fx.Graph, piece: list[torch.fx.Node]) -
     return list(kept)
 
 
-def inlinable(scan: Scan, piece: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+def inlinable(scan: Scan, piece: Iterable[torch.fx.Node], others: set[torch.fx.Node]) -> set[torch.fx.Node]:
     """``piece`` and what is computed again inside: index arithmetic, views, and what only the region needs."""
     inside = set(piece)
     steps = dict.fromkeys(inside, 0)
     for node in reversed(scan.graph.nodes):
         users = [user for user in node.users if user in inside]
-        if node in inside or not users or not is_tensor(node) or not is_expressible(node):
+        if node in inside or node in others or not users or not is_tensor(node) or not is_expressible(node):
             continue
         own = int(not (is_view(node) or is_constant(node)))
         steps[node] = own + max(steps[user] for user in users)
@@ -202,24 +201,23 @@ class Reader:
         names = self._axes_of(node)
         shape, strides = shape_of(node), spec_of(tensor_of(node)).stride
         index = tuple(_variable(name, size) for name, size in zip(names, shape, strict=True))
-        value = self._built(node, index)
+        value = self.builder.build(node, index)
         length = shape[names.index(POSITION)]
         offset = ex.isum([ex.imul(at, ex.size(step)) for at, step in zip(index, strides, strict=True)])
         if not isinstance(length, int):
             raise UnsupportedError("dynamic", f"{node} has rows of dynamic length")
         axes = dict(zip(names, shape, strict=True))
         inner = tuple((name, size) for name, size in axes.items() if name not in (ROW, POSITION) and size != 1)
-        return Dense((ROW, axes[ROW]), length, inner, value, offset, output, tuple(dict.fromkeys(self._fails)))
+        return Dense((ROW, axes[ROW]), length, inner, value, offset, output, self._row_fails())
 
-    def _built(self, node: torch.fx.Node, index: tuple[Expr, ...]) -> Expr:
-        self._fails.clear()
-        return self.builder.build(node, index)
+    def _row_fails(self) -> tuple[Expr, ...]:
+        """Those seen so far that are about a row of the final variables, not about one that was only tried."""
+        return tuple(fail for fail in dict.fromkeys(self._fails) if ex.variables(fail) <= {ROW})
 
     def _axes_of(self, node: torch.fx.Node) -> list[str]:
         """A role for every dimension of ``node``: the row, the position within it, and the rest."""
         shape = shape_of(node)
-        generic = [ex.var(f"x{d}", size) if size != 1 else ex.index(0) for d, size in enumerate(shape)]
-        value = self._built(node, tuple(generic))
+        value = self.builder.build(node, tuple(ex.var(f"x{d}", size) for d, size in enumerate(shape)))
         for part in ex.walk(value):
             if part.op in ("check_index", "within"):
                 roles = _roles(part.args[0])
@@ -239,7 +237,10 @@ class Reader:
         names = [name for name, _ in (task.rows, *task.inner)]
         shape = shape_of(node)
         held = dtype_name(tensor_of(reduction).dtype)
-        result = ex.cast(ex.var(ACCUMULATOR, None, task.held), held)
+        result = ex.var(ACCUMULATOR, None, task.held)
+        if target_name(reduction) == "aten.mean.dim":
+            result = ex.make("truediv", task.held, (result, ex.const(task.length or 0, task.held)))
+        result = ex.cast(result, held)
         expected = tuple(_variable(ROW if d == 0 else f"y{d}", size) for d, size in enumerate(shape_of(reduction)))
 
         def bound(index: tuple[Expr, ...]) -> Expr:
@@ -261,7 +262,7 @@ class Reader:
         names = self._axes_of(operand)
         shape = shape_of(operand)
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", [])
-        if [int(d) % len(shape) for d in dims] != [names.index(POSITION)] or names[0] != ROW:  # type: ignore[union-attr]
+        if [int(d) % len(shape) for d in dims] != [names.index(POSITION)] or names[0] != ROW:  # type: ignore[union-attr,arg-type]
             raise UnsupportedError("structure", f"{node} does not reduce along the positions of rows")
         if bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)):
             raise UnsupportedError("structure", f"{node} keeps the reduced axis")
@@ -272,14 +273,10 @@ class Reader:
         renamed = {d: (ROW if d == 0 else f"y{position}") for position, d in enumerate(kept)}
         index = tuple(_variable(renamed.get(d, POSITION), size) for d, size in enumerate(shape))
         held, combine = _held(node), _POOLS[target_name(node)]
-        body = ex.cast(self._built(operand, index), held)
+        body = ex.cast(self.builder.build(operand, index), held)
         inner = tuple((renamed[d], shape[d]) for d in kept[1:] if shape[d] != 1)
-        result = Reduce((ROW, shape[0]), length, inner, (Span(ex.index(0), ex.index(length)),), body, combine, held,
-                        _start_of(combine, held), tuple(dict.fromkeys(self._fails)), body, body, output)  # fmt: skip
-        if target_name(node) == "aten.mean.dim":
-            share = ex.const(length, held)
-            return replace(result, body=ex.make("truediv", held, (body, share)))
-        return result
+        return Reduce((ROW, shape[0]), length, inner, (Span(ex.index(0), ex.index(length)),), body, combine, held,
+                        _start_of(combine, held), self._row_fails(), body, body, output)  # fmt: skip
 
     def _segments(self, node: torch.fx.Node, output: int) -> Reduce:
         if target_name(node) in _SEGMENTS:

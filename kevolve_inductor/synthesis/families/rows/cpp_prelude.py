@@ -108,12 +108,20 @@ static inline void kv_store_tile(D* target, const T* tile, int64_t row_step, int
 #pragma GCC unroll 16
         for (int i = 0; i < N; ++i) r[i] = kv_get<vec>(tile + (c + i) * L + h);
         kv_transpose<N>(r);
+        if constexpr (std::is_same_v<As, kv_plain<T>> && std::is_same_v<D, T>) {
 #pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) {
-          alignas(64) T row[N];
-          kv_put(row, r[i]);
-          D* to = target + (h + i) * row_step + c;
-          for (int j = 0; j < N; ++j) to[j] = As::put(row[j]);
+          for (int i = 0; i < N; ++i) kv_put(target + (h + i) * row_step + c, r[i]);
+        } else {
+          // Not unrolled: else the compiler takes the transposition apart into single elements.
+          alignas(64) T rows[N * N];
+#pragma GCC unroll 16
+          for (int i = 0; i < N; ++i) kv_put(rows + i * N, r[i]);
+#pragma GCC unroll 1
+          for (int i = 0; i < N; ++i) {
+            D* to = target + (h + i) * row_step + c;
+#pragma GCC unroll 1
+            for (int j = 0; j < N; ++j) to[j] = As::put(rows[i * N + j]);
+          }
         }
       }
     }

@@ -1,6 +1,6 @@
 """Rewriting a program into one that selects the same with less arithmetic.
 
-Both rules hold for any values, NaN and infinities included; results may differ in the last bits, towards the exact ones.
+The rules hold for any values, NaN and infinities included; results may differ in the last bits, towards the exact ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _RISING = {"exp", "sigmoid", "tanh"}
 
 
 def simplified(program: RowProgram) -> RowProgram:
-    """``program`` with :func:`selected_early` and :func:`cancelled` applied."""
-    return cancelled(selected_early(program))
+    """``program`` with all rules applied."""
+    return cancelled(without_maxima(selected_early(program)))
 
 
 def selected_early(program: RowProgram) -> RowProgram:
@@ -101,6 +101,38 @@ def _renamed(step: Statement, replaced: dict[Expr, Expr]) -> Statement:
     if isinstance(step, Element):
         return step
     return replace(step, value=_rewritten(step.value, replaced))
+
+
+def without_maxima(program: RowProgram) -> RowProgram:
+    """A maximum of what is selected from, greatest first, is the first element selected."""
+    statements: list[Statement] = []
+    moved: dict[Select, Select] = {}
+    scalars: dict[Expr, Expr] = {}
+    for step in program.statements:
+        step = _renamed(step, scalars)
+        select = _same_choice(program, step) if isinstance(step, Reduce) else None
+        if select is not None and isinstance(step, Reduce):
+            if select not in moved:
+                values = select.values or ex.var(f"{_name(select)}_first", None, select.value.dtype)
+                moved[select] = replace(select, values=values)
+                statements.append(moved[select])
+            values = moved[select].values
+            assert values is not None
+            if select.out is None:
+                scalars[step.result] = values
+            else:
+                statements.append(Element(step.result, values, 0))
+        elif not any(step is other or (isinstance(step, Select) and step == other) for other in moved):
+            statements.append(step)
+    stores = tuple(replace(store, value=_rewritten(store.value, scalars)) for store in program.stores)
+    return without_unused(replace(program, statements=tuple(statements), stores=stores))
+
+
+def _same_choice(program: RowProgram, reduce: Reduce) -> Select | None:
+    for select in program.selects:
+        if reduce.op == "amax" and select.order == "greatest" and select.axis == reduce.axis and select.value is reduce.value:
+            return select
+    return None
 
 
 def cancelled(program: RowProgram) -> RowProgram:
