@@ -49,7 +49,7 @@ def kevolve(
         return compile_fx(gm, example_inputs, config_patches=patches)
     try:
         swap_pass = _swap_pass(settings, example_inputs, patches)
-    except Exception as error:  # the boundary to the user's process: no failure of ours may reach it
+    except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
         _fall_back(error, settings)
         return compile_fx(gm, example_inputs, config_patches=patches)
     return compile_fx(
@@ -92,7 +92,7 @@ def _guarded(settings: Settings, previous: Any) -> Callable[..., Any]:
         untouched = copy.deepcopy(gm.graph)
         try:
             return compile_fx_inner(gm, example_inputs, **kwargs)
-        except Exception as error:  # the boundary to the user's process: no failure of ours may reach it
+        except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
             _fall_back(error, settings)
             with inductor_config.patch({_HOOK: previous}):
                 return compile_fx_inner(torch.fx.GraphModule(gm, untouched), example_inputs, **kwargs)

@@ -29,7 +29,8 @@ from .graph.discovery import Discovery, Found, discover
 from .graph.meta import hint_of
 from .graph.ranges import Ranges, propagate
 from .graph.region import InputRange, Region, Workload
-from .graph.rewrite import Swap, apply_swaps
+from .graph.rewrite import apply_swaps
+from .graph.swap import Swap
 from .kernel import Kernel, digest_of
 from .platforms import platform_for
 from .platforms.platform import Ceilings, Platform

@@ -20,7 +20,7 @@ from .prepare import Preparer
 from .process import Answer, Died, Hung, WorkerSlot
 
 if TYPE_CHECKING:
-    from ..graph.rewrite import Swap
+    from ..graph.swap import Swap
 
 # Inductor's C++ takes long to compile on a busy machine, and a whole graph is compiled twice.
 _OPEN_LIMIT_S = 300.0

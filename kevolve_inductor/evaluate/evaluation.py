@@ -16,7 +16,7 @@ Limiter = Literal["memory", "compute", "latency", "launch", "occupancy", "unknow
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why the kernel is as fast as it is. ``source`` says where the figures come from (e.g. ``"measured time"``, ``"triton metadata"``)."""
+    """Why the kernel is as fast as it is. ``source`` names where the figures come from (e.g. ``"measured time"``)."""
 
     limiter: Limiter
     source: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..graph.region import Region, Workload
-from ..graph.rewrite import Swap
+from ..graph.swap import Swap
 from ..kernel import Kernel
 from .evaluation import Baselines, Evaluation, GraphVerdict
 

@@ -10,7 +10,7 @@ from ..graph.region import Region, Workload
 from ..kernel import Kernel
 
 if TYPE_CHECKING:
-    from ..graph.rewrite import Swap
+    from ..graph.swap import Swap
 
 Role = Literal["bench", "referee"]
 
@@ -147,7 +147,7 @@ class GraphJob:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphJob:
         # Loads Inductor, which only the few workers that meet a graph need.
-        from ..graph.rewrite import Swap
+        from ..graph.swap import Swap
 
         swaps = tuple(Swap.from_json(swap) for swap in data["swaps"])
         return cls(Region.from_json(data["graph"]), Workload.from_json(data["workload"]), swaps)

@@ -13,7 +13,7 @@ from .build import gate
 from .evaluation import Baselines, Diagnosis, Evaluation, GraphVerdict, Passed
 
 if TYPE_CHECKING:
-    from ..graph.rewrite import Swap
+    from ..graph.swap import Swap
 
 Distortion = Callable[[Kernel, float], float]
 

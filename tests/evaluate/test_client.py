@@ -22,7 +22,7 @@ from kevolve_inductor.evaluate.evaluation import (
 )
 from kevolve_inductor.exc import WorkerError
 from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
-from kevolve_inductor.graph.rewrite import Swap
+from kevolve_inductor.graph.swap import Swap
 from kevolve_inductor.kernel import Argument, Kernel, Launch
 from kevolve_inductor.platforms.cpu import CpuPlatform
 from kevolve_inductor.platforms.hip import HipPlatform

@@ -7,7 +7,7 @@ from kevolve_inductor.evaluate.evaluation import GraphVerdict
 from kevolve_inductor.evaluate.graph_check import check, first_difference
 from kevolve_inductor.evaluate.job import GraphJob
 from kevolve_inductor.graph.region import Region, RegionNode, TensorSpec, Workload
-from kevolve_inductor.graph.rewrite import Swap
+from kevolve_inductor.graph.swap import Swap
 from kevolve_inductor.kernel import Argument, Kernel, Launch
 from kevolve_inductor.platforms import use_build_folder
 from kevolve_inductor.platforms.cpu_executor import CpuExecutor

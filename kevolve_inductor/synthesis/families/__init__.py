@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ..family import Family
+from .features import FeaturesFamily
 from .interaction import InteractionFamily
 
 FAMILIES: tuple[Family, ...] = (
     InteractionFamily(),
+    FeaturesFamily(),
 )

@@ -138,12 +138,12 @@ def normalised(task: Task) -> Task:
     """Axes in the order of the first result's memory, merged wherever every access allows, renamed ``x0, x1, …``."""
     first = linear(task.stores[0].offset)
     axes = sorted(task.axes, key=lambda axis: -_stride(first.of(axis[0])))
-    merged = _merged(Task(tuple(axes), task.stores))
-    if not merged.axes:
-        return Task((("x0", 1),), merged.stores)
-    names = {name: ex.var(f"x{k}", extent) for k, (name, extent) in enumerate(merged.axes)}
-    renamed = tuple((f"x{k}", extent) for k, (_, extent) in enumerate(merged.axes))
-    return Task(renamed, _replaced(merged.stores, names))
+    flat = merged(Task(tuple(axes), task.stores))
+    if not flat.axes:
+        return Task((("x0", 1),), flat.stores)
+    names = {name: ex.var(f"x{k}", extent) for k, (name, extent) in enumerate(flat.axes)}
+    renamed = tuple((f"x{k}", extent) for k, (_, extent) in enumerate(flat.axes))
+    return Task(renamed, _replaced(flat.stores, names))
 
 
 def _stride(coefficient: int) -> float:
@@ -158,7 +158,8 @@ def _replaced(stores: tuple[Store, ...], mapping: dict[str, Expr]) -> tuple[Stor
     )
 
 
-def _merged(task: Task) -> Task:
+def merged(task: Task) -> Task:
+    """``task`` with neighbouring axes made one wherever every access walks through both in one stride."""
     while True:
         pair = _mergeable(task)
         if pair is None:

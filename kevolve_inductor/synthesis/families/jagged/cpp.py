@@ -6,140 +6,247 @@ memory in step and in range, and a plain way that evaluates everything at every 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ....exc import EmissionError
+from ....graph.dims import product
 from ....graph.region import TensorSpec
 from ...expression import CPP_PRELUDE
 from ...expression import expression as ex
-from ...expression.access import replace
+from ...expression.access import replace_variables
 from ...expression.cpp import CPP_TYPES, literal, signature, to_storage
 from ...expression.expression import Expr
-from ...expression.remainder import CPP_REMAINDER, rewritten
+from ...expression.remainder import CPP_REMAINDER, Method, rewritten
 from ...family import Schedule
-from ..features.cpp import FlatCppPrinter
 from ..features.tasks import Store, Task, merged
-from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, Reduce
-from .windows import at_position, conditions, moves_in_step, resolved, uses
+from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
+from .runs import Opening, Run, RowPrinter, open_row, plain_fails
 
-_INDEX_CHECKS = ("check_index", "within")
 # Partial sums of this many positions are added up, so that the error of long sums grows slowly.
 _PARTIAL = 64
-
-
-class RowPrinter(FlatCppPrinter):
-    """``guard``, where given, is a condition under which alone memory may be read."""
-
-    def __init__(self, prefix: str, guard: str = "") -> None:
-        super().__init__(prefix)
-        self.guard = guard
-
-    def within_row(self, prefix: str, guard: str = "") -> RowPrinter:
-        inner = RowPrinter(prefix, guard)
-        inner._names = dict(self._names)
-        return inner
-
-    def _read(self, expr: Expr, arguments: list[str]) -> str:
-        text = super()._read(expr, arguments)
-        if not self.guard or not ex.variables(expr.args[0]) - {ROW}:
-            return text
-        return f"({self.guard} ? {text} : {CPP_TYPES[expr.dtype]}(0))"
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Positions ``low <= at < high`` (C++ names) on which ``known`` says how conditions are."""
-
-    low: str
-    high: str
-    known: dict[Expr, bool]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The part of a task's function that opens a row: statements, its runs, and whether the fast way exists at all."""
-
-    printer: RowPrinter
-    lines: list[str]
-    runs: tuple[_Run, ...]
-    moves: dict[Expr, int]
-
-    @property
-    def has_fast_way(self) -> bool:
-        return bool(self.moves)
+_MOST_ACCUMULATORS = 8192
+_COMBINED = {"add": "{0} + {1}", "maximum": "kv_max({0}, {1})", "minimum": "kv_min({0}, {1})"}
 
 
 def source_of(plan: JaggedPlan, schedule: Schedule) -> str:
-    method = schedule.get("remainder", "native")
-    tasks = [_respelled(task, str(method)) for task in plan.tasks]
+    method: Method = schedule.get("remainder", "native")  # type: ignore[assignment]
+    tasks = [respelled(task, method) for task in plan.tasks]
     functions = [_function(task, f"row{k}", plan, schedule) for k, task in enumerate(tasks)]
     entry = signature("kevolve_kernel", plan.inputs, plan.outputs, plan.symbols)
     arguments = [f"in{k}" for k in range(len(plan.inputs))] + [f"out{k}" for k in range(len(plan.outputs))]
     body = ["int64_t failed = 0;"]
     block = int(schedule["rows"])
     for k, task in enumerate(tasks):
-        rows = task.rows[1]
-        call = f"row{k}({', '.join([*arguments, *plan.symbols, 'block', f'std::min<int64_t>(block + {block}, {rows})'])})"
+        rows = f"int64_t({task.rows[1]})"
+        last = f"std::min<int64_t>(block + {block}, {rows})"
         body += [
             f"#pragma omp parallel for schedule({schedule['order']}) reduction(|:failed) if({rows} > {block})",
-            f"for (int64_t block = 0; block < {rows}; block += {block}) failed |= {call};",
+            f"for (int64_t block = 0; block < {rows}; block += {block})",
+            f"failed |= row{k}({', '.join([*arguments, *plan.symbols, 'block', last])});",
         ]
     text = [CPP_PRELUDE, CPP_REMAINDER, *functions, f"{entry} {{", *body, "return failed != 0;", "}", ""]
     return "\n".join(text)
 
 
-def _respelled(task: Dense | Reduce, method: str) -> Dense | Reduce:
-    from dataclasses import replace as with_fields
-
+def respelled(task: JaggedTask, method: Method) -> JaggedTask:
     if isinstance(task, Dense):
-        return with_fields(task, value=rewritten(task.value, method))  # type: ignore[arg-type]
-    return with_fields(task, body=rewritten(task.body, method), value=rewritten(task.value, method))  # type: ignore[arg-type]
+        return dataclasses.replace(task, value=rewritten(task.value, method))
+    return dataclasses.replace(task, body=rewritten(task.body, method), value=rewritten(task.value, method))
 
 
-def _function(task: Dense | Reduce, name: str, plan: JaggedPlan, schedule: Schedule) -> str:
+def _function(task: JaggedTask, name: str, plan: JaggedPlan, schedule: Schedule) -> str:
     """``int64_t row<k>(pointers, sizes, begin, end)``: the rows from ``begin`` to ``end``."""
     head = signature(name, plan.inputs, plan.outputs, (*plan.symbols, "begin", "end"))
     head = head.replace('extern "C" int64_t', "static inline int64_t")
-    head = head.replace(" in", " a").replace(" out", " o")
-    body = _dense(task, plan.outputs, schedule) if isinstance(task, Dense) else _reduce(task, plan.outputs, schedule)
+    for k in range(len(plan.inputs)):
+        head = head.replace(f"__restrict in{k}", f"__restrict a{k}")
+    body = _dense(task, plan.outputs, schedule) if isinstance(task, Dense) else _reduce(task, plan.outputs)
     loop = [f"for (int64_t {ROW} = begin; {ROW} < end; ++{ROW}) {{", *body, "}"]
     return "\n".join([f"{head} {{", "int64_t bad = 0;", *loop, "return bad;", "}"])
 
 
-# --- opening a row ---
+def _guarded(row: Opening, fails: Sequence[Expr], body: list[str]) -> list[str]:
+    """A row that fails is left alone: its reads may be out of range."""
+    wrong = plain_fails(row, fails)
+    opening = list(row.lines)
+    if not fails:
+        return [*opening, *body]
+    return [*opening, f"if ({wrong}) {{ bad = 1; continue; }}", *body]
 
 
-def _opened(value: Expr, length: int, fails: Sequence[Expr]) -> _Rows:
-    """Row-level statements for a body that depends on positions ``0 … length - 1``."""
-    printer = RowPrinter("r")
-    lines: list[str] = []
-    windows = conditions(value, POSITION)
-    main = _main_window(value, list(windows))
-    runs = [_Run("0", f"{length}", {})]
-    quiet: list[str] = []
-    known_outside: dict[Expr, bool] = {}
-    bounds: dict[object, str] = {}
-    for number, (condition, (window, holds)) in enumerate(windows.items()):
-        if window not in bounds:
-            bounds[window] = str(number)
-            low = [printer.value(ex.cast(bound, "int64")) for bound in window.lows]
-            high = [printer.value(ex.cast(bound, "int64")) for bound in window.highs]
-            lines += [*printer.lines, *_bounds(number, low, high, length)]
-            printer.lines.clear()
-        own = bounds[window]
-        if main is not None and window == windows[main][0]:
-            runs = _split(own, bool(window.lows), runs if len(runs) > 1 else [], condition, holds, length)
-        else:
-            quiet.append(f"low{own} >= high{own}")
-            known_outside[condition] = not holds
-    runs = [_Run(run.low, run.high, {**run.known, **known_outside}) for run in runs]
-    moves = {part: moves_in_step(part.args[0], POSITION) for part in _checks(value)}
-    for fail in fails:
-        lines_of_fail = printer.value(fail)
-        lines += [*printer.lines, f"bad |= int64_t({lines_of_fail});"]
-        printer.lines.clear()
-    return _Rows(printer, lines, tuple(runs), {})
+def _loops(axes: Sequence[tuple[str, str, str]], body: list[str], pragma: str = "#pragma GCC ivdep") -> list[str]:
+    """Loops over (name, first, end), the last of which is vectorised."""
+    heads = [f"for (int64_t {name} = {first}; {name} < {end}; ++{name}) {{" for name, first, end in axes]
+    return [*heads[:-1], pragma, heads[-1], *body, "}" * len(heads)]
 
 
-def _checks(value: Expr) -> list[Expr]:
-    return [part for part in ex.walk(value) if part.op in _INDEX_CHECKS and uses(part, POSITION)]
+# --- one element per position ---
+
+
+def _dense(task: Dense, outputs: Sequence[TensorSpec], schedule: Schedule) -> list[str]:
+    row = open_row(task.value, task.length)
+    plain = _plain(task, row.printer, outputs)
+    if not row.has_fast_way:
+        return _guarded(row, task.fails, plain)
+    fast = _masked(task, row, outputs) if schedule.get("runs") == "masked" else None
+    if fast is None:
+        fast = [line for run in row.runs for line in _run(task, run, row.printer, outputs)]
+    chosen = " & ".join(row.fast) or "true"
+    return _guarded(row, task.fails, [f"if ({chosen}) {{", *fast, "} else {", *plain, "}"])
+
+
+def _plain(task: Dense, outer: RowPrinter, outputs: Sequence[TensorSpec]) -> list[str]:
+    printer = outer.within_row("p")
+    value, offset = printer.value(task.value), printer.value(task.offset)
+    store = f"out{task.output}[{offset}] = {to_storage(value, outputs[task.output].dtype)};"
+    axes = [(POSITION, "0", f"{task.length}")] + [(name, "0", f"{extent}") for name, extent in task.inner]
+    return _loops(axes, [*printer.lines, store], pragma="")
+
+
+def _flat(task: Dense, value: Expr) -> Task:
+    """The elements of a run as a task, positions and inner axes merged where all of memory allows."""
+    axes = ((POSITION, task.length), *task.inner)
+    position = {POSITION: ex.var(POSITION, task.length)}
+    store = Store(
+        replace_variables(value, position), replace_variables(task.offset, position, is_offset=True), task.output
+    )
+    return merged(Task(axes, (store,)))
+
+
+def _scale(task: Dense, flat: Task) -> int:
+    """Elements of the merged first axis for one position."""
+    extent = flat.axes[0][1]
+    assert isinstance(extent, int)
+    return extent // task.length
+
+
+def _run(task: Dense, run: Run, outer: RowPrinter, outputs: Sequence[TensorSpec]) -> list[str]:
+    assert run.value is not None
+    flat = _flat(task, run.value)
+    scale = _scale(task, flat)
+    printer = outer.within_row("t")
+    store = flat.stores[0]
+    value, offset = printer.value(store.value), printer.value(store.offset)
+    body = [*printer.lines, f"out{task.output}[{offset}] = {to_storage(value, outputs[task.output].dtype)};"]
+    axes = [(flat.axes[0][0], f"{run.low} * {scale}", f"{run.high} * {scale}")]
+    axes += [(name, "0", f"{extent}") for name, extent in flat.axes[1:]]
+    return _loops(axes, body)
+
+
+def _masked(task: Dense, row: Opening, outputs: Sequence[TensorSpec]) -> list[str] | None:
+    """One loop over all positions that reads under a condition: no branches, which short rows would mispredict.
+
+    ``None`` where the runs outside the window read as well, or inner axes stay separate.
+    """
+    inside = [run for run in row.runs if run.inside]
+    outside = [run for run in row.runs if not run.inside]
+    if len(inside) != 1 or len({run.value for run in outside}) != 1:
+        return None
+    assert inside[0].value is not None and outside[0].value is not None
+    flat, other = _flat(task, inside[0].value), _flat(task, outside[0].value)
+    if len(flat.axes) != 1 or len(other.axes) != 1 or any(p.op == "read" for p in ex.walk(other.stores[0].value)):
+        return None
+    name, extent = flat.axes[0]
+    scale = _scale(task, flat)
+    printer = row.printer.within_row("t", guard="inside")
+    printer.name(ex.var(other.axes[0][0], other.axes[0][1]), name)
+    stored = outputs[task.output].dtype
+    held, otherwise = printer.value(flat.stores[0].value), printer.value(other.stores[0].value)
+    offset = printer.value(flat.stores[0].offset)
+    chosen = to_storage(f"(inside ? {held} : {otherwise})", stored)
+    condition = f"const bool inside = ({name} >= {inside[0].low} * {scale}) & ({name} < {inside[0].high} * {scale});"
+    body = [condition, *printer.lines, f"out{task.output}[{offset}] = {chosen};"]
+    return _loops([(name, "0", f"{extent}")], body)
+
+
+# --- one element per row ---
+
+
+def _reduce(task: Reduce, outputs: Sequence[TensorSpec]) -> list[str]:
+    count = product(tuple(extent for _, extent in task.inner))
+    if not isinstance(count, int) or count > _MOST_ACCUMULATORS:
+        raise EmissionError(f"{count} sums per row do not fit on the stack")
+    row = Opening() if task.length is None else open_row(task.body, task.length)
+    kind = CPP_TYPES[task.held]
+    wrong = plain_fails(row, task.fails)
+    start = [f"{kind} {ACCUMULATOR}[{count}];"]
+    start += [f"for (int64_t i = 0; i < {count}; ++i) {ACCUMULATOR}[i] = {literal(task.empty, task.held)};"]
+    if task.length is None:
+        spans = [(row.text(span.low), row.text(span.high)) for span in task.spans]
+        body = [line for low, high in spans for line in _sum(task, _own(task), low, high, row.printer, count)]
+    else:
+        body = _sum(task, task.body, "0", f"{task.length}", row.printer, count)
+        if row.has_fast_way:
+            fast = [
+                line
+                for run in row.runs
+                for line in _sum(task, run.value or task.body, run.low, run.high, row.printer, count)
+            ]
+            body = [f"if ({' & '.join(row.fast) or 'true'}) {{", *fast, "} else {", *body, "}"]
+    check = [f"if ({wrong}) {{ bad = 1; continue; }}"] if task.fails else []
+    return [*row.lines, *check, *start, *body, *_finish(task, row.printer, outputs)]
+
+
+def _own(task: Reduce) -> Expr:
+    """The body of a segment: events are within the values, since its spans are."""
+    position = ex.var(POSITION, 2**31)
+    return replace_variables(_unwrapped(task.body), {POSITION: position})
+
+
+def _unwrapped(expr: Expr) -> Expr:
+    from ...expression.access import replace
+
+    def plain(part: Expr, _: bool) -> Expr | None:
+        return part.args[0] if part.op == "within" and part.args[0].op == "var" else None
+
+    return replace(expr, plain)
+
+
+def _place(task: Reduce) -> str:
+    """Position of the current inner element among the accumulators."""
+    text = "0"
+    for name, extent in task.inner:
+        text = f"({text} * {extent} + {name})" if text != "0" else name
+    return text
+
+
+def _sum(task: Reduce, value: Expr, low: str, high: str, outer: RowPrinter, count: int) -> list[str]:
+    """Combine positions ``low … high`` into the accumulators."""
+    if task.combine == "add" and value.op == "const" and value.value == 0:
+        return []
+    kind = CPP_TYPES[task.held]
+    if task.combine != "add" or (task.length or 0) <= _PARTIAL:
+        return _added(task, value, low, high, outer, ACCUMULATOR)
+    inner = _added(task, value, "from", "to", outer, "part")
+    return [
+        f"for (int64_t from = {low}; from < {high}; from += {_PARTIAL}) {{",
+        f"const int64_t to = std::min<int64_t>(from + {_PARTIAL}, {high});",
+        f"{kind} part[{count}] = {{}};",
+        *inner,
+        f"for (int64_t i = 0; i < {count}; ++i) {ACCUMULATOR}[i] += part[i];",
+        "}",
+    ]
+
+
+def _added(task: Reduce, value: Expr, low: str, high: str, outer: RowPrinter, target: str) -> list[str]:
+    printer = outer.within_row("t")
+    text = printer.value(value)
+    axes = [(POSITION, low, high)] + [(name, "0", f"{extent}") for name, extent in task.inner]
+    if task.inner or task.combine != "add" or task.held not in ex.FLOATS:
+        place = f"{target}[{_place(task)}]"
+        update = f"{place} = {CPP_TYPES[task.held]}({_COMBINED[task.combine].format(place, text)});"
+        return _loops(axes, [*printer.lines, update], pragma="#pragma GCC ivdep" if task.inner else "")
+    # One sum per row: the lanes of a vector add up parts of it.
+    body = [*printer.lines, f"total += {text};"]
+    loop = _loops(axes, body, pragma="#pragma omp simd reduction(+:total)")
+    return ["{", f"{CPP_TYPES[task.held]} total = 0;", *loop, f"{target}[0] += total;", "}"]
+
+
+def _finish(task: Reduce, outer: RowPrinter, outputs: Sequence[TensorSpec]) -> list[str]:
+    printer = outer.within_row("e")
+    printer.name(ex.var(ACCUMULATOR, None, task.held), f"{ACCUMULATOR}[{_place(task)}]")
+    value, offset = printer.value(task.value), printer.value(task.offset)
+    body = [*printer.lines, f"out{task.output}[{offset}] = {to_storage(value, outputs[task.output].dtype)};"]
+    axes = [(name, "0", f"{extent}") for name, extent in task.inner]
+    return _loops(axes, body) if axes else ["{", *body, "}"]

@@ -5,6 +5,7 @@ A *window* is the run of positions at which a condition like ``position < length
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -128,18 +129,18 @@ def at_position(expr: Expr, name: str, position: Expr) -> Expr:
 
 
 def conditions(expr: Expr, name: str) -> dict[Expr, tuple[Window, bool]]:
-    """Outermost conditions within ``expr`` that are windows."""
+    """Outermost conditions within ``expr`` that are windows, those nearest to the result first."""
     found: dict[Expr, tuple[Window, bool]] = {}
     seen: set[Expr] = set()
-    stack = [expr]
-    while stack:
-        part = stack.pop()
+    queue = deque([expr])
+    while queue:
+        part = queue.popleft()
         if part in seen:
             continue
         seen.add(part)
         window = window_of(part, name) if part.dtype == "bool" and uses(part, name) else None
         if window is None:
-            stack.extend(part.args)
+            queue.extend(part.args)
         else:
             found[part] = window
     return found

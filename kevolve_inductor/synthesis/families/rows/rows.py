@@ -7,14 +7,13 @@ from typing import ClassVar, cast, get_args
 
 import torch.fx
 
-from ....exc import UnsupportedError
-from ....exc import EmissionError
+from ....exc import EmissionError, UnsupportedError
 from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
+from .cpp import cpp_source
 from .grow import Grower
 from .operators import is_selection
-from .cpp import cpp_source
 from .program import RowProgram
 
 

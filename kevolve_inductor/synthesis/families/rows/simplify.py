@@ -14,9 +14,10 @@ from .program import Element, Reduce, RowProgram, Select, Statement, online_pair
 _RISING = {"exp", "sigmoid", "tanh"}
 
 
-def simplified(program: RowProgram) -> RowProgram:
-    """``program`` with all rules applied."""
-    return cancelled(without_maxima(selected_early(program)))
+def simplified(program: RowProgram, online: bool = False) -> RowProgram:
+    """``program`` with all rules applied. ``online``: maxima and sums of exponentials that go together are left so."""
+    shorter = cancelled(selected_early(program))
+    return shorter if online and online_pairs(shorter) else without_maxima(shorter)
 
 
 def selected_early(program: RowProgram) -> RowProgram:

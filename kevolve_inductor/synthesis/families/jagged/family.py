@@ -1,0 +1,136 @@
+"""The family of jagged tensors: truncation and padding to dense, pooling of rows, sums by offsets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch.fx
+
+from ....exc import EmissionError, UnsupportedError
+from ....graph.meta import hint_of, hinted_numel, tensor_of
+from ....kernel import Argument, Kernel, Language, Launch
+from ....platforms.platform import Target
+from ...expression import ExpressionBuilder
+from ...expression import expression as ex
+from ...expression.printer import operator_flops
+from ...expression.remainder import is_integer_division
+from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
+from .. import common
+from .cpp import source_of
+from .plan import Dense, JaggedPlan, JaggedTask, Reduce
+from .structure import Reader, Scan, inlinable, pieces
+from .triton import launches_of
+
+# Fewer elements than this, read or written, are not worth a kernel of their own.
+_LEAST_ELEMENTS = 1024
+
+
+class JaggedFamily(Family):
+    name: ClassVar[str] = "jagged"
+
+    def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
+        scan = Scan(graph, device)
+        found = list(pieces(scan, pools=True))
+        members = {node for piece in found for node in piece}
+        for piece in found:
+            try:
+                match = _match(scan, piece, members)
+            except UnsupportedError as error:
+                yield from self._without_pools(scan, piece, members, error)
+                continue
+            yield _too_small(match) or match
+
+    def _without_pools(
+        self, scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node], error: UnsupportedError
+    ) -> Iterator[Match | Rejection]:
+        """Up to the reductions only, where what lies behind them cannot be expressed."""
+        inside = set(piece)
+        smaller = [other for other in pieces(scan, pools=False) if inside.issuperset(other)]
+        if [set(other) for other in smaller] == [inside]:
+            smaller = []
+        if not smaller:
+            yield Rejection(error.code, error.message, self.name, tuple(piece))  # type: ignore[arg-type]
+        for other in smaller:
+            try:
+                match = _match(scan, other, (members - inside) | set(other))
+            except UnsupportedError as again:
+                yield Rejection(again.code, again.message, self.name, tuple(other))  # type: ignore[arg-type]
+            else:
+                yield _too_small(match) or match
+
+    def space(self, match: Match, target: Target) -> ScheduleSpace:
+        plan: JaggedPlan = match.plan
+        choices: dict[str, tuple[int | str | bool, ...]] = {}
+        divides = any(is_integer_division(part) for t in plan.tasks for e in t.exprs for part in ex.walk(e))
+        if target.platform == "cpu":
+            if any(isinstance(task, Dense) for task in plan.tasks):
+                choices["runs"] = ("masked", "split") if _narrow(plan) else ("split", "masked")
+            if divides:
+                wide = "avx512f" in target.features
+                choices["remainder"] = ("reciprocal", "native") if wide else ("native", "reciprocal")
+            choices |= {"rows": (256, 64, 1024), "order": ("dynamic", "static")}
+            return ScheduleSpace(choices)
+        if divides:
+            choices["remainder"] = ("multiply", "native")
+        if any(isinstance(task, Reduce) for task in plan.tasks):
+            choices["events"] = (1, 4, 16)
+        choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
+        return ScheduleSpace(choices)
+
+    def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
+        plan: JaggedPlan = match.plan
+        arguments = [Argument("input", k) for k in range(len(plan.inputs))]
+        arguments += [Argument("output", k) for k in range(len(plan.outputs))]
+        arguments += [Argument("size", k) for k in range(len(plan.symbols))]
+        if language == "cpp":
+            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", tuple(arguments)),))
+        if language == "triton":
+            return launches_of(plan, tuple(arguments), schedule)
+        raise EmissionError(f"no {language} kernels of jagged tensors")
+
+
+def _match(scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node]) -> Match:
+    inside = inlinable(scan, piece, members - set(piece))
+    outputs = [node for node in piece if any(user not in inside for user in node.users)]
+    builder = ExpressionBuilder(scan.device, lambda node: node in inside)
+    reader = Reader(builder, piece)
+    tasks = tuple(reader.task(node, k) for k, node in enumerate(outputs))
+    used = {source for node in reader.used for source in node.all_input_nodes}
+    for source in sorted(used - inside - set(reader.used), key=str):
+        builder.input_index(source)
+    common.check_acyclic(builder.inputs, outputs)
+    inputs, results = common.specs_of(builder.inputs), common.specs_of(outputs)
+    plan = JaggedPlan(tasks, inputs, results, common.symbols_of((*inputs, *results)))
+    nodes = common.in_graph_order(scan.graph, [*builder.inlined, *reader.used])
+    flops = sum(_flops(task) for task in tasks)
+    return Match(JaggedFamily.name, nodes, tuple(builder.inputs), tuple(outputs), "long tail", plan, flops)
+
+
+def _flops(task: JaggedTask) -> int:
+    if isinstance(task, Dense):
+        return operator_flops(task.value) * math.prod(_known(task))
+    positions = 1 if task.length is None else task.length
+    return (operator_flops(task.body) + 1) * positions * math.prod(_known(task))
+
+
+def _known(task: JaggedTask) -> list[int]:
+    """Static extents; what is dynamic counts as one, since a floor must not be too high."""
+    extents = [task.rows[1], task.length if isinstance(task, Dense) else 1, *(extent for _, extent in task.inner)]
+    return [extent for extent in extents if isinstance(extent, int)]
+
+
+def _too_small(match: Match) -> Rejection | None:
+    most = max(hinted_numel(node) for node in (*match.inputs, *match.outputs))
+    if any(hint_of(size) == 0 for node in match.outputs for size in tensor_of(node).shape):
+        return Rejection("size", "nothing to compute", match.family, match.nodes)
+    if most < _LEAST_ELEMENTS:
+        return Rejection("size", f"{most} elements are too few for a kernel of their own", match.family, match.nodes)
+    return None
+
+
+def _narrow(plan: JaggedPlan) -> bool:
+    """Rows so short that branches on their lengths cost more than reading under a mask."""
+    widths = [t.length * math.prod(e for _, e in t.inner if isinstance(e, int)) for t in plan.tasks if isinstance(t, Dense)]
+    return max(widths, default=0) <= 256
