@@ -174,12 +174,7 @@ class GraphPlan:
     def _wanted(self, decisions: Sequence[Decision]) -> tuple[Swap, ...]:
         chosen = [(d.found, self._trusted(d.entry)) for d in decisions if d.entry is not None]
         swaps = [
-            Swap(
-                kernel,
-                found.captured.region,
-                tuple(node.name for node in found.match.inputs),
-                tuple(node.name for node in found.match.outputs),
-            )
+            Swap(kernel, found.captured.region, found.inputs, found.outputs)
             for found, kernel in chosen
             if kernel is not None
         ]
@@ -227,7 +222,7 @@ class GraphPlan:
         self.report.searched += sum(decision.searched for decision in decisions)
         whole_us = verdict.inductor_us if verdict is not None else None
         for decision in decisions:
-            swapped = tuple(node.name for node in decision.found.match.outputs) in kept
+            swapped = decision.found.outputs in kept
             self.report.regions.append(_row(decision, swapped, whole_us))
         if verdict is not None:
             words = verdict.reason or ("confirmed" if _holds(verdict) else "slower or different: swaps undone")

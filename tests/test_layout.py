@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph.launch", "graph.lowering", "graph.rewrite"),
     ("evaluate", "cache", "knowledge"),
     ("synthesis",),
-    ("graph.cost", "graph.discovery"),
+    ("graph.cost", "graph.discovery", "graph.view"),
     ("search",),
     ("tuner",),
     ("report",),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 OPTIONS = {"kevolve.search": "quick", "kevolve.budget_s": 8, "kevolve.strict": True}
 

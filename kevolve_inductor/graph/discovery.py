@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.fx
@@ -15,6 +15,7 @@ from .cost import estimate_s, floor_s, least_bytes
 from .meta import hint_of, tensor_of
 from .ranges import Ranges
 from .region import InputRange, Workload
+from .view import GraphView
 
 # Ids and positions whose range nobody knows are tried within the smallest axis that the region indexes.
 _INDEXING = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.default", "aten.index_select.default",
@@ -25,11 +26,14 @@ _INDEXING = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.d
 class Found:
     """A region of a graph, ready to be looked up or searched.
 
+    ``inputs`` and ``outputs`` are names of nodes of the graph itself; ``match`` may be of a view of it.
     ``estimate_us`` is a modelled time, ``share`` its part of the whole graph's modelled time, ``floor_us`` the least time
     any kernel needs at the measured ceilings, ``least_bytes`` what it must move.
     """
 
     match: Match
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     captured: Captured
     workload: Workload
     family: Family
@@ -54,23 +58,32 @@ class Discovery:
 def discover(
     graph: torch.fx.Graph, families: Sequence[Family], ranges: Ranges, ceilings: Ceilings, device: str
 ) -> Discovery:
-    """Regions of ``graph`` on ``device``, the most promising first, and why the other candidates were left."""
+    """Regions of ``graph`` on ``device``, the most promising first, and why the other candidates were left.
+
+    Families look one after another, each at the graph as it will be once the regions found before are swapped, so that a
+    later family neither claims their insides nor misses that their results are read from memory.
+    """
     rejections: list[Rejection] = []
     found: list[Found] = []
     total_s = sum(estimate_s(node, ceilings) for node in graph.nodes)
+    known = {node.name: ranges[node] for node in graph.nodes if node in ranges}
+    view = GraphView.of(graph)
     for family in families:
-        for result in family.find(graph, device):
+        accepted: list[Match] = []
+        for result in family.find(view.graph, device):
             if isinstance(result, Rejection):
                 rejections.append(result)
                 continue
-            conflict = _conflict(result, [other.match for other in found])
+            conflict = _conflict(result, accepted)
             if conflict:
                 rejections.append(Rejection("overlap", conflict, family.name, result.outputs))
                 continue
             try:
-                found.append(_describe(result, family, ranges, ceilings, total_s))
+                found.append(_describe(result, family, view, known, ceilings, total_s))
+                accepted.append(result)
             except UnsupportedError as error:
                 rejections.append(Rejection(error.code, error.message, family.name, result.nodes))  # type: ignore[arg-type]
+        view = view.contracted(accepted)
     found.sort(key=lambda region: -region.promise)
     return Discovery(tuple(found), tuple(rejections))
 
@@ -105,15 +118,20 @@ def _conflict(match: Match, accepted: Sequence[Match]) -> str | None:
     return None
 
 
-def _describe(match: Match, family: Family, ranges: Ranges, ceilings: Ceilings, total_s: float) -> Found:
+def _describe(
+    match: Match, family: Family, view: GraphView, known: Mapping[str, InputRange], ceilings: Ceilings, total_s: float
+) -> Found:
     captured = capture(match.nodes, match.inputs, match.outputs)
     estimate = sum(estimate_s(node, ceilings) for node in _replaced(match))
     moved = least_bytes(match.inputs, match.nodes, match.outputs)
     dtype = captured.region.output_specs[0].dtype
+    inputs = tuple(view.name(node) for node in match.inputs)
     return Found(
         match=match,
+        inputs=inputs,
+        outputs=tuple(view.name(node) for node in match.outputs),
         captured=captured,
-        workload=_workload(match, captured, ranges),
+        workload=_workload(match, captured, [known.get(name) for name in inputs]),
         family=family,
         title=_title(match, family),
         estimate_us=estimate * 1e6,
@@ -129,13 +147,13 @@ def _title(match: Match, family: Family) -> str:
     return f"{family.name} {shapes}{more}"
 
 
-def _workload(match: Match, captured: Captured, ranges: Ranges) -> Workload:
+def _workload(match: Match, captured: Captured, seen: Sequence[InputRange | None]) -> Workload:
     sizes = tuple(
         (name, hint_of(tensor_of(match.inputs[which]).shape[dim])) for name, which, dim in captured.region.symbols
     )
     fallback = _indexed_range(match)
-    known = tuple(ranges.get(node, fallback if _is_index(node) else None) for node in match.inputs)
-    return Workload(sizes, known)
+    known = [entry or (fallback if _is_index(node) else None) for node, entry in zip(match.inputs, seen, strict=True)]
+    return Workload(sizes, tuple(known))
 
 
 def _is_index(node: torch.fx.Node) -> bool:

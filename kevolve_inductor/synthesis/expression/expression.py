@@ -13,6 +13,8 @@ from functools import reduce
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
+
 from ...graph.dims import Dim
 
 LOW_PRECISION = ("bfloat16", "float16")
@@ -80,6 +82,8 @@ def cast(expr: Expr, dtype: str) -> Expr:
     """``expr`` as ``dtype``; a low-precision dtype rounds and stays in float32."""
     if dtype in LOW_PRECISION:
         inner = cast(expr, "float32")
+        if inner.op == "const":
+            return const(torch.tensor(inner.value, dtype=getattr(torch, dtype)).item(), "float32")
         already = inner.op == "round" and inner.value == dtype
         return inner if already else make("round", "float32", (inner,), dtype)
     if expr.dtype == dtype:

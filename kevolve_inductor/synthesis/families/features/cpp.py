@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ....graph.dims import product
 from ....graph.region import TensorSpec
-from ...expression import CPP_PRELUDE, CppPrinter
+from ...expression import CPP_PRELUDE
 from ...expression import expression as ex
 from ...expression.access import offset_of
 from ...expression.cpp import CPP_STORAGE, CPP_TYPES, from_storage, literal, signature, to_storage
 from ...expression.expression import Expr
+from ...expression.flat import FlatCppPrinter
+from ...expression.loops import Axis
 from ...expression.remainder import CPP_REMAINDER
 from ...family import Schedule
 from .groups import Group
 from .searches import LANES, possible, search_helpers
-from .tasks import Axis
 
 # Borders that are not contiguous values of the search's own type are copied to the stack if they are no more than this.
 _MOST_COPIED = 4096
-
-
-class FlatCppPrinter(CppPrinter):
-    """Prints reads and searches by slot: slot ``k`` is the pointer ``a<k>``."""
-
-    def __init__(self, prefix: str = "t") -> None:
-        super().__init__((), prefix)
-
-    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": self._remainder}
-
-    def value(self, expr: Expr) -> str:
-        """As the base class; what an expression named from outside was made of is not printed."""
-        if expr not in self._names:
-            for argument in expr.args:
-                self.value(argument)
-            self._names[expr] = self._print(expr)
-        return self._names[expr]
-
-    def _read(self, expr: Expr, arguments: list[str]) -> str:
-        slot, stored = expr.value
-        return from_storage(f"a{slot}[{arguments[0]}]", stored)
-
-    def _search(self, expr: Expr, arguments: list[str]) -> str:
-        slot, stored, count, right, step = expr.value
-        kind = CPP_TYPES[expr.args[0].dtype]
-        border = from_storage(f"a{slot}[{arguments[1]} + k * {step}]", stored)
-        at = f"[&](int64_t k) {{ return {kind}({border}); }}"
-        return f"kv_bucketize<{kind}>({count}, {arguments[0]}, {str(right).lower()}, {at})"
-
-    def _remainder(self, expr: Expr, arguments: list[str]) -> str:
-        return f"kv_mod{'_any' if expr.value == 'any' else ''}({arguments[0]}, {arguments[1]})"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
+from ...expression.loops import Store, Task, normalised
 from ...expression.printer import operator_flops
 from ...expression.remainder import is_integer_division, rewritten
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
@@ -25,7 +26,7 @@ from .cpp import source_of
 from .groups import Group, grouped, rolled
 from .searches import TABLE_LEVELS
 from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
-from .tasks import Store, Task, flattened, fused, normalised, sink_tasks
+from .tasks import flattened, fused, sink_tasks
 from .triton import launch_of
 
 # Pointers are kernel arguments, of which CUDA takes 4096 bytes at least.

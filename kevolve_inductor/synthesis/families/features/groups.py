@@ -9,7 +9,7 @@ from itertools import count
 from ...expression import expression as ex
 from ...expression.access import ACCESSES, replace
 from ...expression.expression import Expr
-from .tasks import Store, Task, normalised
+from ...expression.loops import Store, Task, normalised
 
 # Numbers that may differ between the tasks of a group; others are part of the structure.
 _PARAMETER_DTYPES = ("int64", "int32", "float32")

@@ -97,13 +97,12 @@ class _Writer:
 
     def _scratch(self) -> Iterator[str]:
         t, lanes = self.vectors.scalar, self.vectors.lanes
-        features = -(-self.shape.features // self.tiling.rows) * self.tiling.rows + self.tiling.columns
         yield f"alignas(64) {t} zs[{self.tiling.products_size + lanes}];"
         if self.tiling.scratch:
             yield self.tiling.scratch
         widest = max(segment.count for segment in self.plan.segments)
         yield f"alignas(64) {t} products[{widest + 2 * lanes}];"
-        yield f"const {t}* rows[{(features + lanes) * self.block}];"
+        yield f"const {t}* rows[{self.tiling.reach * self.block}];"
         copied = sum(piece.count for piece in self.plan.rows if not self._reads_in_place(piece))
         if copied:
             size = copied * self.block * self.tiling.depth
@@ -116,9 +115,9 @@ class _Writer:
     def _sample(self) -> Iterator[str]:
         yield "const int64_t b = first;"
         yield from self._features("rows", "xs", 1)
-        # A tile may reach beyond the last feature.
-        last = self.shape.features - 1
-        yield f"for (int64_t k = 1; k <= {self.tiling.rows + self.tiling.columns}; k++) rows[{last} + k] = rows[{last}];"
+        features, reach = self.shape.features, self.tiling.reach
+        if reach > features:
+            yield f"for (int64_t k = {features}; k < {reach}; k++) rows[k] = rows[{features - 1}];"
         yield from self.tiling.body(self.wanted)
         yield from self._output()
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
+from ....graph.meta import shape_of
 from ....kernel import Kernel, Language
 from ....platforms.platform import Target
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
@@ -60,6 +61,8 @@ def _read(graph: torch.fx.Graph, products: Products, device: str, constants: Con
     Raises ``UnsupportedError`` with the reason for the longest chain where none can.
     """
     chain = chain_of(products)
+    if any(isinstance(size, str) for size in shape_of(products.node)[1:]):
+        raise UnsupportedError("dynamic", f"{products.source} has a dynamic number of features")
     if not is_interaction(products, chain):
         raise UnsupportedError("structure", "nothing is selected from the products")
     first: UnsupportedError | None = None

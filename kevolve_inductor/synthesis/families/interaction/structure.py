@@ -30,7 +30,7 @@ from .pieces import Piece, cut, moved
 # What one thread of a CPU keeps of one sample: features, their transpose and their products.
 LARGEST_FEATURES, LARGEST_SAMPLE = 256, 1 << 16
 _LARGEST_ROW = 1 << 16
-_MOST_RUNS = 4 * LARGEST_FEATURES
+_MOST_RUNS_PER_FEATURE = 4
 _GATHERS = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_select.default"}
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
@@ -229,9 +229,9 @@ class Reader:
             raise UnsupportedError("dynamic", f"{self.products.source} has a dynamic number or width of features")
         if not 2 <= features <= LARGEST_FEATURES or width < 1 or features * width > LARGEST_SAMPLE:
             raise UnsupportedError("size", f"{features} features of {width} values")
+        shape = Shape(batch, features, width, stored, held)
         rows = tuple(self._rows(row_at, features))
-        segments = tuple(self._segments(b, left, right, held))
-        return self._finish(Shape(batch, features, width, stored, held), rows, segments)
+        return self._finish(shape, rows, tuple(self._segments(b, left, right, shape)))
 
     # --- the operands: source[... row ..., d] for two rows ---
 
@@ -278,14 +278,14 @@ class Reader:
 
     # --- the output: columns of dense values and of products ---
 
-    def _segments(self, b: Expr, left: Expr, right: Expr, held: str) -> Iterator[Segment]:
+    def _segments(self, b: Expr, left: Expr, right: Expr, sizes: Shape) -> Iterator[Segment]:
         node, shape = self.products.node, shape_of(self.root)
         axes = self._free_axes()
 
         def product_at(index: tuple[Expr, ...]) -> Expr:
             at = {f"u{k}": index[axis] for k, axis in enumerate(axes)}
             pair = [_placed(side, at) for side in (left, right)]
-            return ex.cast(ex.make("product", held, (index[0], *pair)), dtype_name(tensor_of(node).dtype))
+            return ex.cast(ex.make("product", sizes.held, (index[0], *pair)), dtype_name(tensor_of(node).dtype))
 
         self.builder.bind(node, product_at)
         columns = product(shape[1:])
@@ -296,7 +296,7 @@ class Reader:
             return self.builder.build(self.root, (b, *_unravelled(at, shape[1:])))
 
         for piece in cut("c", columns, build):
-            yield self._segment(b, piece)
+            yield self._segment(b, piece, sizes.features)
 
     def _free_axes(self) -> list[int]:
         """Axes of the products that stand for ``u0, u1, …``: a summed axis may have been kept with size 1."""
@@ -306,7 +306,7 @@ class Reader:
             axes.remove(self.products.summed)
         return axes
 
-    def _segment(self, b: Expr, piece: Piece) -> Segment:
+    def _segment(self, b: Expr, piece: Piece, features: int) -> Segment:
         found = [part for part in ex.walk(piece.value) if part.op == "product"]
         if not found:
             return Segment(piece.start, piece.count, piece.value, None)
@@ -314,21 +314,7 @@ class Reader:
             raise UnsupportedError("structure", f"an element of {self.root} is made of several products")
         _, left, right = found[0].args
         value = ex.substitute(piece.value, lambda part: ex.var("z", None, part.dtype) if part is found[0] else None)
-        return Segment(piece.start, piece.count, value, self._pairs(left, right, piece.count))
-
-    def _pairs(self, left: Expr, right: Expr, count: int) -> Pairs:
-        if not ex.variables(left) | ex.variables(right) <= {"c"}:
-            raise UnsupportedError("structure", "every sample has pairs of its own")
-        if not (is_known(left) and is_known(right)):
-            if any(part.op == "table" for side in (left, right) for part in ex.walk(side)):
-                raise UnsupportedError("structure", "pairs are partly known")
-            return LoadedPairs(left, right, count)
-        column = {"c": np.arange(count)}
-        one, two = (np.broadcast_to(evaluated(side, column), (count,)) for side in (left, right))
-        runs = runs_of(one, two, most=_MOST_RUNS)
-        if runs is None:
-            raise UnsupportedError("structure", "pairs follow no order")
-        return KnownPairs(runs)
+        return Segment(piece.start, piece.count, value, _pairs(left, right, piece.count, features))
 
     def _finish(self, shape: Shape, rows: tuple[Piece, ...], segments: tuple[Segment, ...]) -> Reading:
         inputs, (output,) = specs_of(self.builder.inputs), specs_of([self.root])
@@ -348,6 +334,21 @@ class Reader:
             *_strides(output),
         )
         return Reading(in_graph_order(self.graph, nodes), tuple(self.builder.inputs), self.root, plan)
+
+
+def _pairs(left: Expr, right: Expr, count: int, features: int) -> Pairs:
+    if not ex.variables(left) | ex.variables(right) <= {"c"}:
+        raise UnsupportedError("structure", "every sample has pairs of its own")
+    if not (is_known(left) and is_known(right)):
+        if any(part.op == "table" for side in (left, right) for part in ex.walk(side)):
+            raise UnsupportedError("structure", "pairs are partly known")
+        return LoadedPairs(left, right, count)
+    column = {"c": np.arange(count)}
+    one, two = (np.broadcast_to(evaluated(side, column), (count,)) for side in (left, right))
+    runs = runs_of(one, two, most=_MOST_RUNS_PER_FEATURE * features)
+    if runs is None:
+        raise UnsupportedError("structure", "pairs follow no order")
+    return KnownPairs(runs)
 
 
 def _is_tensor(node: torch.fx.Node) -> bool:

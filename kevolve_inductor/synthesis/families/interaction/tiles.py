@@ -39,6 +39,11 @@ class Tiling(ABC):
         return _padded(self.width, self.lanes)
 
     @property
+    def reach(self) -> int:
+        """Features that tiles read, the last one repeated where there are fewer."""
+        return self.features
+
+    @property
     @abstractmethod
     def stride(self) -> int:
         """Elements from one row of products to the next."""
@@ -133,6 +138,10 @@ class Panel(Tiling):
 
 @dataclass(frozen=True)
 class Dots(Tiling):
+    @property
+    def reach(self) -> int:
+        return max(_padded(self.features, self.rows), _padded(self.features, self.columns))
+
     @property
     def stride(self) -> int:
         return _padded(self.features, self.columns)

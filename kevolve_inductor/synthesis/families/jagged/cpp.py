@@ -17,11 +17,11 @@ from ...expression import expression as ex
 from ...expression.access import replace_variables
 from ...expression.cpp import CPP_TYPES, literal, signature, to_storage
 from ...expression.expression import Expr
+from ...expression.loops import Store, Task, merged
 from ...expression.remainder import CPP_REMAINDER, Method, rewritten
 from ...family import Schedule
-from ..features.tasks import Store, Task, merged
 from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
-from .runs import Opening, Run, RowPrinter, open_row, plain_fails
+from .runs import Opening, RowPrinter, Run, open_row, plain_fails
 
 # Partial sums of this many positions are added up, so that the error of long sums grows slowly.
 _PARTIAL = 64
@@ -239,7 +239,7 @@ def _added(task: Reduce, value: Expr, low: str, high: str, outer: RowPrinter, ta
         return _loops(axes, [*printer.lines, update], pragma="#pragma GCC ivdep" if task.inner else "")
     # One sum per row: the lanes of a vector add up parts of it.
     body = [*printer.lines, f"total += {text};"]
-    loop = _loops(axes, body, pragma="#pragma omp simd reduction(+:total)")
+    loop = _loops(axes, body, pragma="#pragma omp simd reduction(+:total) reduction(|:bad)")
     return ["{", f"{CPP_TYPES[task.held]} total = 0;", *loop, f"{target}[0] += total;", "}"]
 
 

@@ -10,9 +10,10 @@ import torch.fx
 
 from ....graph.dims import Dim
 from ....graph.meta import dim_of, shape_of, target_name
-from ...expression import ExpressionBuilder, is_constant
+from ...expression import ExpressionBuilder, is_constant, is_view
 from ...expression import expression as ex
 from ...expression.expression import Expr
+from ...expression.views import VIEWS
 
 _RESHAPES = ("aten.unsqueeze.default", "aten.expand.default", "aten.view.default", "aten.reshape.default",
              "aten.clone.default", "aten.alias.default")  # fmt: skip
@@ -159,15 +160,27 @@ def _telescoped(
     if not isinstance(high, torch.fx.Node) or not isinstance(low, torch.fx.Node):
         return None
     at = ex.var("border", shape_of(node)[0])
-    above, below = builder.build(high, (at,)), builder.build(low, (at,))
-    if above.op != "load" or below.op != "load" or above.value != below.value or len(above.args) != 1:
+    above, place_above, used_above = _located(high, at)
+    below, place_below, used_below = _located(low, at)
+    if above is not below or len(shape_of(above)) != 1 or ex.distance(place_below, place_above) != 1:
         return None
-    if ex.distance(below.args[0], above.args[0]) != 1 or ex.distance(at, below.args[0]) is None:
+    offset = ex.distance(at, place_below)
+    if offset is None:
         return None
-    source, offset = builder.inputs[above.value], ex.distance(at, below.args[0]) or 0
+    source, first = above, offset
 
     def border(k: Expr) -> Expr:
-        here = ex.cast(builder.load(source, (ex.iadd(k, ex.index(1 + offset)),)), "int64")
-        return ex.make("sub", "int64", (here, ex.cast(builder.load(source, (ex.index(offset),)), "int64")))
+        here = ex.cast(builder.load(source, (ex.iadd(k, ex.index(1 + first)),)), "int64")
+        return ex.make("sub", "int64", (here, ex.cast(builder.load(source, (ex.index(first),)), "int64")))
 
-    return border, [difference]
+    return border, [difference, *used_above, *used_below]
+
+
+def _located(node: torch.fx.Node, at: Expr) -> tuple[torch.fx.Node, Expr, list[torch.fx.Node]]:
+    """The vector that ``node`` is a view of, the place there of its element ``at``, and the views between."""
+    index: tuple[Expr, ...] = (at,)
+    views = []
+    while is_view(node):
+        views.append(node)
+        node, index = VIEWS[target_name(node)](node, index)
+    return node, index[0], views

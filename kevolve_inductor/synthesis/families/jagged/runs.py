@@ -9,7 +9,7 @@ from ...expression import expression as ex
 from ...expression.access import replace
 from ...expression.cpp import CPP_TYPES
 from ...expression.expression import Expr
-from ..features.cpp import FlatCppPrinter
+from ...expression.flat import FlatCppPrinter
 from .plan import POSITION, ROW
 from .windows import Window, at_position, conditions, moves_in_step, resolved, uses
 

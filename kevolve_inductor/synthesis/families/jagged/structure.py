@@ -105,9 +105,14 @@ def _continues(node: torch.fx.Node, sources: list[torch.fx.Node], pools: bool) -
 def _without_trailing_views(graph: torch.fx.Graph, piece: list[torch.fx.Node]) -> list[torch.fx.Node]:
     kept = dict.fromkeys(node for node in graph.nodes if node in set(piece))
     for node in reversed(list(kept)):
-        if is_view(node) and not any(user in kept for user in node.users):
+        if is_view(node) and not _cuts_off(node) and not any(user in kept for user in node.users):
             del kept[node]
     return list(kept)
+
+
+def _cuts_off(node: torch.fx.Node) -> bool:
+    """A slice: what it leaves out need not be computed."""
+    return hinted_numel(node) < hinted_numel(node.args[0])  # type: ignore[arg-type]
 
 
 def inlinable(scan: Scan, piece: Iterable[torch.fx.Node], others: set[torch.fx.Node]) -> set[torch.fx.Node]:
@@ -121,9 +126,18 @@ def inlinable(scan: Scan, piece: Iterable[torch.fx.Node], others: set[torch.fx.N
         own = int(not (is_view(node) or is_constant(node)))
         steps[node] = own + max(steps[user] for user in users)
         alone = len(users) == len(node.users)
-        if not own or (is_pointwise(node) and (alone or steps[node] <= _LONGEST_RECOMPUTED)):
+        cheap = is_pointwise(node) and (alone or steps[node] <= _LONGEST_RECOMPUTED)
+        if not own or cheap or (alone and _looks_up_rows(node)):
             inside.add(node)
     return inside
+
+
+def _looks_up_rows(node: torch.fx.Node) -> bool:
+    """Reads one integer for each index, as the start of an event's row."""
+    if target_name(node) not in _READS or tensor_of(node).is_floating_point():
+        return False
+    indices = [other for other in node.all_input_nodes if other is not node.args[0]]
+    return len(indices) == 1 and shape_of(indices[0]) == shape_of(node)
 
 
 @dataclass
@@ -327,9 +341,13 @@ def _variable(name: str, size: Any) -> Expr:
 
 def _roles(index: Expr) -> tuple[str, str] | None:
     """Names of the row and the position variable of an index that starts from data and moves with the position."""
+    if index.op == "where":
+        return _roles(index.args[1]) or _roles(index.args[2])
     of_rows = {name for part in ex.walk(index) if part.op == "load" for name in ex.variables(part)}
     moving = [name for name in sorted(ex.variables(index) - of_rows) if moves_in_step(index, name)]
-    return (of_rows.pop(), moving[0]) if len(of_rows) == 1 and len(moving) == 1 else None
+    if len(of_rows) == 1 and len(moving) == 1:
+        return of_rows.pop(), moving[0]
+    return _roles(index.args[0]) if index.op in ("cast", "as_value", "minimum", "maximum") else None
 
 
 def _held(node: torch.fx.Node) -> str:

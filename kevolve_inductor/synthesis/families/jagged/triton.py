@@ -1,7 +1,264 @@
-from ....kernel import Argument, Kernel
+"""Jagged tasks as Triton: tiles of rows × positions (or events) × inner elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ....exc import EmissionError
+from ....graph.dims import Dim, product
+from ....graph.region import TensorSpec
+from ....kernel import Argument, Kernel, Launch
+from ...expression import TRITON_PRELUDE, TritonPrinter
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...expression.remainder import TRITON_REMAINDER, Method
+from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
-from .plan import JaggedPlan
+from .cpp import respelled
+from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
+
+_LIBRARY = TRITON_PRELUDE + TRITON_REMAINDER
+_INT32 = 2**31
+
+
+class TilePrinter(TritonPrinter):
+    """Prints flat reads over a tile whose axes are rows, positions and inner elements.
+
+    ``masks`` gives the mask of each variable that is an axis. ``guards`` are conditions outside which a read is discarded.
+    """
+
+    def __init__(self, masks: Mapping[str, str], guards: Mapping[Expr, tuple[Expr, bool]], prefix: str = "t") -> None:
+        super().__init__((), "mask", prefix)
+        self.masks, self.guards = masks, guards
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {**super().specials(), "read": self._read, "quick_mod": self._remainder}
+
+    def _read(self, expr: Expr, arguments: list[str]) -> str:
+        slot, stored = expr.value
+        masks = self._masks_of(expr.args[0])
+        if expr in self.guards:
+            condition, holds = self.guards[expr]
+            masks.append(self.value(condition) if holds else f"({self.value(condition)} == 0)")
+        masked = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        text = f"tl.load(in{slot} + {arguments[0]}{masked})"
+        if stored == "bool":
+            return f"({text} != 0)"
+        return text if stored == expr.dtype else f"{text}.to({TRITON_TYPES[expr.dtype]})"
+
+    def _masks_of(self, expr: Expr) -> list[str]:
+        return sorted({self.masks[name] for name in ex.variables(expr) if name in self.masks})
+
+    def _check_index(self, expr: Expr, arguments: list[str]) -> str:
+        extent, wrap = expr.value
+        at = f"tl.where({arguments[0]} < 0, {arguments[0]} + {extent}, {arguments[0]})" if wrap else arguments[0]
+        name = f"{self._prefix}i{self._count}"
+        self._count += 1
+        outside = "".join(f" | ~({mask})" for mask in self._masks_of(expr))
+        self.lines.append(f"{name} = {at}")
+        self.lines.append(f'tl.device_assert((({name} >= 0) & ({name} < {extent})){outside}, "index out of range")')
+        return name
+
+    def _remainder(self, expr: Expr, arguments: list[str]) -> str:
+        return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
 
 
 def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
-    raise NotImplementedError
+    """One launch per task."""
+    method: Method = schedule.get("remainder", "native")  # type: ignore[assignment]
+    functions, launches = [], []
+    for number, task in enumerate(plan.tasks):
+        name = f"kevolve_kernel{number}"
+        tile = _tile(task, schedule)
+        spelled = respelled(task, method)
+        functions.append(_dense(name, spelled, plan) if isinstance(spelled, Dense) else _reduce(name, spelled, plan))
+        inner = product(tuple(extent for _, extent in task.inner))
+        wide = inner * task.length if isinstance(task, Dense) and isinstance(inner, int) else inner
+        launches.append(
+            Launch(
+                name,
+                arguments,
+                grid=(_cdiv(task.rows[1], tile["ROWS"]), _cdiv(wide, tile["COLUMNS"])),
+                constants=tuple(tile.items()),
+                num_warps=int(schedule["num_warps"]),
+            )
+        )
+    code = "\n\n".join(functions)
+    return Kernel("triton", f"{used_helpers(_LIBRARY, code)}\n\n{code}\n", tuple(launches))
+
+
+def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
+    inner = product(tuple(extent for _, extent in task.inner))
+    if not isinstance(inner, int):
+        raise EmissionError("an inner axis of dynamic size")
+    wide = inner * task.length if isinstance(task, Dense) else inner
+    columns = min(int(schedule["columns"]), 1 << max(wide - 1, 0).bit_length())
+    events = 1 if isinstance(task, Dense) else int(schedule.get("events", 1))
+    rows = max(1, int(schedule["tile"]) // (columns * events))
+    tile = {"ROWS": rows, "COLUMNS": columns}
+    return tile if isinstance(task, Dense) else {**tile, "EVENTS": events}
+
+
+def _cdiv(numel: Dim, by: int) -> str:
+    return str(-(-numel // by)) if isinstance(numel, int) else f"cdiv({numel}, {by})"
+
+
+def _head(name: str, plan: JaggedPlan, constants: Sequence[str]) -> str:
+    names = [f"in{k}" for k in range(len(plan.inputs))] + [f"out{k}" for k in range(len(plan.outputs))]
+    parameters = [*names, *plan.symbols, *(f"{constant}: tl.constexpr" for constant in constants)]
+    return f"@triton.jit\ndef {name}({', '.join(parameters)}):"
+
+
+def _needs_64_bits(specs: Sequence[TensorSpec]) -> bool:
+    sizes = [spec.numel for spec in specs]
+    return any(not isinstance(size, int) or size >= _INT32 for size in sizes)
+
+
+def _indented(lines: Sequence[str], by: str = "    ") -> list[str]:
+    return [f"{by}{line}" for line in lines]
+
+
+def _axis(name: str, program: str, block: str, place: str, wide: bool) -> str:
+    start = f"{program}.to(tl.int64) * {block}" if wide else f"{program} * {block}"
+    return f"{name} = ({start} + tl.arange(0, {block}))[{place}]"
+
+
+def _coordinates(rest: str, axes: Sequence[tuple[str, Dim]], first: str | None) -> list[str]:
+    """Coordinates of a flat place: the last axis varies fastest; ``first`` takes what is left."""
+    lines = []
+    for name, extent in reversed(axes):
+        lines.append(f"{name} = {rest} % {extent}")
+        rest = f"({rest} // {extent})"
+    return [*lines, f"{first} = {rest}"] if first else lines
+
+
+def _fails(printer: TilePrinter, fails: Sequence[Expr]) -> list[str]:
+    lines = []
+    for fail in fails:
+        text = printer.value(fail)
+        lines += [*printer.lines, f'tl.device_assert(({text} == 0) | ~row_mask, "index out of range")']
+        printer.lines.clear()
+    return lines
+
+
+# --- one element per position ---
+
+
+def _dense(name: str, task: Dense, plan: JaggedPlan) -> str:
+    wide = _needs_64_bits((*plan.inputs, *plan.outputs))
+    elements = product(tuple(extent for _, extent in task.inner))
+    assert isinstance(elements, int)
+    lines = [
+        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None", wide),
+        _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
+        f"row_mask = {ROW} < {task.rows[1]}",
+        f"place_mask = place < {elements * task.length}",
+        "mask = row_mask & place_mask",
+        *_coordinates("place", task.inner, POSITION),
+    ]
+    masks = {ROW: "row_mask", POSITION: "place_mask", **{axis: "place_mask" for axis, _ in task.inner}}
+    printer = TilePrinter(masks, guards_of(task.value))
+    lines += _fails(printer, task.fails)
+    value, offset = printer.value(task.value), printer.value(task.offset)
+    lines += [*printer.lines, f"tl.store(out{task.output} + {offset}, {value}, mask=mask)"]
+    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS")), *_indented(lines)])
+
+
+def guards_of(value: Expr) -> dict[Expr, tuple[Expr, bool]]:
+    """Reads that only one side of an outermost selection needs, with its condition and whether it must hold."""
+    found: dict[Expr, tuple[Expr, bool]] = {}
+    for part in ex.walk(value):
+        if part.op != "where":
+            continue
+        condition = part.args[0]
+        for side, holds in ((1, True), (2, False)):
+            hole = ex.const(0, part.dtype)
+            kept = [hole if position == side else argument for position, argument in enumerate(part.args)]
+            without = ex.substitute(value, _hole(part, ex.make("where", part.dtype, tuple(kept))))
+            needed = {other for other in ex.walk(without) if other.op == "read"}
+            own = [other for other in ex.walk(part.args[side]) if other.op == "read" and other not in needed]
+            found.update({read: (condition, holds) for read in own if read not in ex.walk(condition)})
+    return found
+
+
+def _hole(part: Expr, kept: Expr) -> Callable[[Expr], Expr | None]:
+    return lambda other: kept if other is part else None
+
+
+# --- one element per row ---
+
+
+def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
+    wide = _needs_64_bits((*plan.inputs, *plan.outputs))
+    kind = TRITON_TYPES[task.held]
+    neutral = literal(_neutral(task), task.held)
+    lines = [
+        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
+        _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
+        f"row_mask = {ROW} < {task.rows[1]}",
+        f"place_mask = place < {product(tuple(extent for _, extent in task.inner))}",
+        *_coordinates("place", task.inner, None),
+        f"total = tl.full([ROWS, EVENTS, COLUMNS], {neutral}, {kind})",
+    ]
+    masks = {ROW: "row_mask", POSITION: "at_mask", **{axis: "place_mask" for axis, _ in task.inner}}
+    outer = TilePrinter(masks, {}, "r")
+    lines += _fails(outer, task.fails)
+    for number, span in enumerate(task.spans):
+        low, high = outer.value(ex.cast(span.low, "int64")), outer.value(ex.cast(span.high, "int64"))
+        lines += outer.lines
+        outer.lines.clear()
+        lines += _span(task, number, low, high, masks)
+    combined = "tl.sum(total, axis=1)" if task.combine == "add" else f"tl.reduce(total, 1, {_HELPERS[task.combine]})"
+    lines.append(f"combined = {combined}")
+    lines += _result(task, wide, masks)
+    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "EVENTS")), *_indented(lines)])
+
+
+_HELPERS = {"maximum": "kv_max", "minimum": "kv_min"}
+
+
+def _neutral(task: Reduce) -> float | int:
+    if task.combine == "add":
+        return 0
+    return task.empty
+
+
+def _combine(task: Reduce, left: str, right: str) -> str:
+    return f"{left} + {right}" if task.combine == "add" else f"{_HELPERS[task.combine]}({left}, {right})"
+
+
+def _span(task: Reduce, number: int, low: str, high: str, masks: Mapping[str, str]) -> list[str]:
+    lines = [
+        f"low{number} = {low} + tl.zeros([ROWS, 1, 1], tl.int64)",
+        f"high{number} = tl.where(row_mask, {high}, low{number})",
+        f"longest{number} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)",
+        f"for step in range(0, longest{number}, EVENTS):",
+    ]
+    inner = TilePrinter(masks, guards_of(task.body), f"b{number}_")
+    value = inner.value(task.body)
+    neutral = literal(_neutral(task), task.held)
+    body = [
+        f"{POSITION} = low{number} + step + tl.arange(0, EVENTS)[None, :, None]",
+        f"at_mask = {POSITION} < high{number}",
+        *inner.lines,
+        f"value = tl.where(at_mask & row_mask & place_mask, {value}, {neutral}).to({TRITON_TYPES[task.held]})",
+        f"total = {_combine(task, 'total', 'value')}",
+    ]
+    return [*lines, *_indented(body)]
+
+
+def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
+    lines = []
+    if task.combine == "add" and task.empty != 0:
+        lines.append(f"combined += {literal(task.empty, task.held)}")
+    lines += [
+        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None", wide),
+        _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
+        f"row_mask = {ROW} < {task.rows[1]}",
+        f"place_mask = place < {product(tuple(extent for _, extent in task.inner))}",
+        *_coordinates("place", task.inner, None),
+    ]
+    printer = TilePrinter(masks, {}, "e")
+    printer.name(ex.var(ACCUMULATOR, None, task.held), "combined")
+    value, offset = printer.value(task.value), printer.value(task.offset)
+    return [*lines, *printer.lines, f"tl.store(out{task.output} + {offset}, {value}, mask=row_mask & place_mask)"]

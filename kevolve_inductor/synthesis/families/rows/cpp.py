@@ -156,6 +156,16 @@ class RowBody:
         held, tile = self.tiles.get(str(known.value[0]), ("", "")) if known.op == "var" else ("", "")
         return tile if held == kind else None
 
+    def memory_of(self, expr: Expr, kind: str, axis: str) -> str | None:
+        """A pointer to position 0 of ``expr`` in an input, where one row of it lies there as it is computed with."""
+        if self.plan.lanes or expr.op != "load" or CPP_STORAGE[self.program.inputs[expr.value].dtype] != kind:
+            return None
+        rest = without(expr.args[0], (axis,))
+        simple = all(part.op in ("add", "mul", "var", "const", "size") for part in ex.walk(rest))
+        if slope(expr.args[0], axis) != 1 or not simple or self.program.inputs[expr.value].dtype in ex.LOW_PRECISION:
+            return None
+        return f"(in{expr.value} + {_inline(rest, CppPrinter(self.program.flat_inputs))})"
+
     # --- loops ---
 
     def over_lanes(self, lines: Sequence[str]) -> list[str]:

@@ -197,21 +197,24 @@ template <int O, typename V> static inline auto kv_before(V x, V v) {
 }
 template <int O, int L, typename T, typename I>
 static inline void kv_first(T* value, I* place, const T* tile, int64_t n, int64_t at) {
-  typedef typename kv_simd<T, L>::type vec;
-  typedef typename kv_simd<I, L>::type ints;
-  int64_t i = at == 0 ? 1 : 0;
-  vec v = kv_get<vec>(at == 0 ? tile : value);
-  ints p = at == 0 ? ints{} : kv_get<ints>(place);
-  ints q = ints{} + I(at + i);
-  for (; i < n; ++i) {
-    vec x = kv_get<vec>(tile + i * L);
-    auto better = kv_before<O>(x, v);
-    v = better ? x : v;
-    p = better ? q : p;
-    q += I(1);
+  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  typedef typename kv_simd<T, V>::type vec;
+  typedef typename kv_simd<I, V>::type ints;
+  for (int h = 0; h < L; h += V) {
+    int64_t i = at == 0 ? 1 : 0;
+    vec v = at == 0 ? kv_get<vec>(tile + h) : kv_get<vec>(value + h);
+    ints p = at == 0 ? ints{} : kv_get<ints>(place + h);
+    ints q = ints{} + I(at + i);
+    for (; i < n; ++i) {
+      vec x = kv_get<vec>(tile + i * L + h);
+      auto better = kv_before<O>(x, v);
+      v = better ? x : v;
+      p = better ? q : p;
+      q += I(1);
+    }
+    kv_put(value + h, v);
+    kv_put(place + h, p);
   }
-  kv_put(value, v);
-  kv_put(place, p);
 }
 template <int O, int L, typename T, typename I> static inline int kv_first_across(const T* value, const I* place) {
   int best = 0;
@@ -397,30 +400,68 @@ static inline void kv_rank(T* value, I* place, const T* tile, int64_t n, int64_t
 }
 """
 
-# The first `count` of one row: blocks without anything before the last kept are skipped after one vector comparison.
+# Insertion of one element into a row's first `count`, kept in order.
+_PIECES["kv_place_one"] = r"""
+template <typename P> static inline void kv_place_one(P* best, int64_t count, P x) {
+  if (!(x < best[count - 1])) return;
+  int64_t k = count - 1;
+  for (; k > 0 && x < best[k - 1]; --k) best[k] = best[k - 1];
+  best[k] = x;
+}
+"""
+
+# The first `count` of one row, block by block: a block without anything before the last kept is skipped.
 _PIECES["kv_filter"] = r"""
 template <typename Code, int O, typename T>
 static inline void kv_filter(typename Code::packed* best, int64_t count, const T* tile, int64_t n, int64_t at) {
-  auto limit = kv_key<O>(T());
-  auto worst = best[count - 1];
-  bool full = worst < Code::last;
-  if (full) limit = kv_key<O>(T(Code::value(worst)));
   for (int64_t i = 0; i < n; i += 64) {
-    int64_t m = n - i < 64 ? n - i : 64;
-    auto lowest = kv_key<O>(tile[i]);
-    for (int64_t j = 0; j < m; ++j) {
-      auto k = kv_key<O>(tile[i + j]);
-      lowest = k < lowest ? k : lowest;
+    int64_t m = n - i < 64 ? n - i : 64, hits = m;
+    if (best[count - 1] < Code::last) {
+      auto limit = kv_key<O>(T(Code::value(best[count - 1])));
+      hits = 0;
+      for (int64_t j = 0; j < m; ++j) hits += kv_key<O>(tile[i + j]) < limit;
     }
-    if (full && !(lowest < limit)) continue;
-    for (int64_t j = 0; j < m; ++j) {
-      if (full && !(kv_key<O>(tile[i + j]) < limit)) continue;
-      auto x = Code::pack(tile[i + j], at + i + j);
-      int64_t k = count - 1;
-      for (; k > 0 && x < best[k - 1]; --k) best[k] = best[k - 1];
-      best[k] = x;
-      full = best[count - 1] < Code::last;
-      if (full) limit = kv_key<O>(T(Code::value(best[count - 1])));
+    if (hits > 0)
+      for (int64_t j = 0; j < m; ++j) kv_place_one(best, count, Code::pack(tile[i + j], at + i + j));
+  }
+}
+"""
+
+# The first `count` of a whole row in two reads of it. First one representative, about the best, of each of G groups: the
+# `count`-th best of these is a bound that no element wanted is behind. Then the few elements that reach the bound.
+_PIECES["kv_bound"] = r"""
+template <int O, typename T> static inline bool kv_reaches(T x, T bound) { return O == 0 ? !(x < bound) : !(x > bound); }
+template <typename Code, int O, int G, typename T>
+static inline void kv_bound(typename Code::packed* best, int64_t count, const T* row, int64_t n) {
+  constexpr int V = int(64 / sizeof(T));
+  typedef typename kv_simd<T, V>::type vec;
+  vec a[G / V];
+#pragma GCC unroll 16
+  for (int g = 0; g < G / V; ++g) a[g] = kv_get<vec>(row + g * V);
+  for (int64_t i = G; i + G <= n; i += G)
+#pragma GCC unroll 16
+    for (int g = 0; g < G / V; ++g) {
+      vec x = kv_get<vec>(row + i + g * V);
+      a[g] = (O == 0 ? x > a[g] : x < a[g]) ? x : a[g];
+    }
+  alignas(64) T group[G];
+#pragma GCC unroll 16
+  for (int g = 0; g < G / V; ++g) kv_put(group + g * V, a[g]);
+  decltype(kv_key<O>(T())) keys[G];
+  for (int g = 0; g < G; ++g) keys[g] = kv_key<O>(group[g]);
+  std::nth_element(keys, keys + count - 1, keys + G);
+  T bound;
+  kv_unkey<O>(keys[count - 1], false, bound);
+  for (int64_t i = 0; i < n; i += 128) {
+    int64_t end = n - i < 128 ? n : i + 128;
+    int hits = 0;
+    for (int64_t j = i; j < end; ++j) hits += kv_reaches<O>(row[j], bound);
+    for (int64_t k = i; hits > 0 && k < end; k += 16) {
+      int64_t stop = end - k < 16 ? end : k + 16;
+      int some = 0;
+      for (int64_t j = k; j < stop; ++j) some += kv_reaches<O>(row[j], bound);
+      for (int64_t j = k; some > 0 && j < stop; ++j)
+        if (kv_reaches<O>(row[j], bound)) kv_place_one(best, count, Code::pack(row[j], j));
     }
   }
 }

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _MOST_RANKED = 16
 _MOST_INSERTED = 64
 _MOST_SORTED = 4096
+_MOST_GROUPS = 128
+# Rows of a multiple of this length are folded where they lie; others are padded in a tile.
+_WHOLE_VECTORS = 16
 
 
 @dataclass
@@ -45,16 +48,37 @@ def step_for(body: RowBody, step: Statement | Store, axis: str, block: int) -> S
         return _first(body, step, axis, block)
     if body.plan.lanes:
         return _in_lanes(body, step, axis, block)
-    if body.plan.row_select == "filter" and step.count < body.program.axes[axis]:
+    if body.plan.row_select == "bound" and _groups(step) <= min(_MOST_GROUPS, body.program.axes[axis] // 4):
+        return _bound(body, step, axis)
+    if body.plan.row_select != "split" and step.count < body.program.axes[axis]:
         return _filter(body, step, axis, block)
     return _whole_row(body, step, axis)
 
 
-def _tile(body: RowBody, step: Step, kind: str, axis: str, block: int, convert: str = "") -> str:
+@dataclass(frozen=True)
+class _Tile:
+    """The values of a block, at ``name``. ``owned``: may be written, so that its last vector can be filled up."""
+
+    name: str
+    owned: bool = True
+
+    def rows(self, body: RowBody, fill: str) -> str:
+        """Number of vectors, the last one filled up with ``fill``."""
+        if body.plan.lanes:
+            return "n"
+        width = body.plan.width
+        return f"kv_pad<{width}>({self.name}, n, {fill})" if self.owned else f"n / {width}"
+
+
+def _tile(body: RowBody, step: Step, kind: str, axis: str, block: int, convert: str = "") -> _Tile:
     """The block's values as a tile: one that is there anyway, or a new one to which they are written."""
-    there = body.tile_of(step.value, kind) if not convert else None
-    if there is not None:
-        return there
+    if not convert:
+        there = body.tile_of(step.value, kind)
+        if there is not None:
+            return _Tile(there)
+        memory = body.memory_of(step.value, kind, axis)
+        if memory is not None and body.program.axes[axis] % _WHOLE_VECTORS == 0:
+            return _Tile(f"({memory} + c0)", owned=False)
     tile = body.fresh("b")
     step.declares.append(body.array(kind, tile, block))
 
@@ -63,7 +87,7 @@ def _tile(body: RowBody, step: Step, kind: str, axis: str, block: int, convert: 
         return [f"{body.at(tile, f'{axis} - c0')} = {convert.format(value) if convert else value};"]
 
     step.put = put
-    return tile
+    return _Tile(tile)
 
 
 def _nothing(body: RowBody, printer: CppPrinter) -> list[str]:
@@ -80,8 +104,8 @@ def _reduce(body: RowBody, reduce: Reduce, axis: str, block: int) -> Step:
     identity = {"sum": "0", "amax": lowest(dtype, kind), "amin": highest(dtype, kind)}[reduce.op]
     step.declares += [f"alignas(64) {held} {total}[{width}];"]
     step.declares += [f"for (int l = 0; l < {width}; ++l) {total}[l] = {identity};"]
-    rows = "n" if body.plan.lanes else f"kv_pad<{width}>({tile}, n, {kind}({identity}))"
-    step.folds.append(f"kv_fold_{reduce.op}<{width}>({total}, {tile}, {rows});")
+    rows = tile.rows(body, f"{kind}({identity})")
+    step.folds.append(f"kv_fold_{reduce.op}<{width}>({total}, {tile.name}, {rows});")
     final = CPP_TYPES[reduce.result.dtype]
     body.define_scalar(name)
     step.finish.append(body.scalar(final, name))
@@ -100,9 +124,9 @@ def _first(body: RowBody, select: Select, axis: str, block: int) -> Step:
     value, place = body.fresh("w"), body.fresh("p")
     step.declares.append(f"alignas(64) {kind} {value}[{width}];")
     step.declares.append(f"alignas(64) kv_place<{kind}>::type {place}[{width}];")
-    rows = "n" if body.plan.lanes else f"kv_pad<{width}>({tile}, n, {tile}[n - 1])"
+    rows = tile.rows(body, f"{tile.name}[n - 1]")
     at = "c0" if body.plan.lanes else f"c0 / {width}"
-    step.folds.append(f"kv_first<{order}, {width}>({value}, {place}, {tile}, {rows}, {at});")
+    step.folds.append(f"kv_first<{order}, {width}>({value}, {place}, {tile.name}, {rows}, {at});")
     best = body.fresh("w")
     if not body.plan.lanes:
         step.finish.append(f"const int {best} = kv_first_across<{order}, {width}>({value}, {place});")
@@ -149,7 +173,7 @@ def _rank(body: RowBody, select: Select, axis: str, block: int) -> Step:
     value, place = body.fresh("w"), body.fresh("p")
     step.declares.append(body.array(kind, value, select.count))
     step.declares.append(body.array(f"kv_place<{kind}>::type", place, select.count))
-    step.folds.append(f"kv_rank<{ORDERS[select.order]}, {select.count}, L>({value}, {place}, {tile}, n, c0);")
+    step.folds.append(f"kv_rank<{ORDERS[select.order]}, {select.count}, L>({value}, {place}, {tile.name}, n, c0);")
     if select.values is not None:
         body.define_element(select.values.value[0], select.out, f"{CPP_TYPES[select.values.dtype]}({value}[{{at}}])")
     if select.indices is not None:
@@ -164,7 +188,7 @@ def _insert(body: RowBody, select: Select, axis: str, block: int) -> Step:
     best = body.fresh("q")
     step.declares.append(body.array(f"{code}::packed", best, select.count))
     step.declares.append(f"for (int j = 0; j < {select.count} * L; ++j) {best}[j] = {code}::last;")
-    step.folds.append(f"kv_insert<{select.count}, L>({best}, {tile}, n);")
+    step.folds.append(f"kv_insert<{select.count}, L>({best}, {tile.name}, n);")
     _define(body, select, code, best)
     return step
 
@@ -197,7 +221,31 @@ def _filter(body: RowBody, select: Select, axis: str, block: int) -> Step:
     best = body.fresh("q")
     step.declares.append(body.array(f"{code}::packed", best, select.count))
     step.declares.append(f"for (int j = 0; j < {select.count}; ++j) {best}[j] = {code}::last;")
-    step.folds.append(f"kv_filter<{code}, {ORDERS[select.order]}>({best}, {select.count}, {tile}, n, c0);")
+    step.folds.append(f"kv_filter<{code}, {ORDERS[select.order]}>({best}, {select.count}, {tile.name}, n, c0);")
+    _define(body, select, code, best)
+    return step
+
+
+def _groups(select: Select) -> int:
+    """Groups whose best elements bound the last one wanted: at least twice as many as are wanted."""
+    return max(32, 1 << (2 * select.count - 1).bit_length())
+
+
+def _bound(body: RowBody, select: Select, axis: str) -> Step:
+    step = Step(select.value, _nothing)
+    kind = work_type(select.value.dtype)
+    code = _code(body, select, axis, step)
+    best = body.fresh("q")
+    step.declares.append(body.array(f"{code}::packed", best, select.count))
+    step.declares.append(f"for (int j = 0; j < {select.count}; ++j) {best}[j] = {code}::last;")
+
+    row = body.memory_of(select.value, kind, axis)
+    if row is None:
+        row = body.fresh("b")
+        step.declares.append(body.array(kind, row, body.program.axes[axis]))
+        step.put = lambda body, printer: [f"{row}[{axis}] = {body.value(printer, step.value)};"]
+    groups = _groups(select)
+    step.finish.append(f"kv_bound<{code}, {ORDERS[select.order]}, {groups}>({best}, {select.count}, {row}, {body.program.axes[axis]});")
     _define(body, select, code, best)
     return step
 
@@ -232,7 +280,7 @@ def _store(body: RowBody, store: Store, axis: str, block: int) -> Step:
     spec = body.program.outputs[store.output]
     if body.plan.lanes > 1 and body.is_transposed_store(store):
         tile = _tile(body, step, CPP_TYPES[store.value.dtype], axis, block)
-        step.folds += body.store_tile(store, tile, "c0", "n")
+        step.folds += body.store_tile(store, tile.name, "c0", "n")
         return step
 
     def put(body: RowBody, printer: CppPrinter) -> list[str]:

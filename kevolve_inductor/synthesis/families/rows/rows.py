@@ -15,6 +15,7 @@ from .cpp import cpp_source
 from .grow import Grower
 from .operators import is_selection
 from .program import RowProgram
+from .triton import emit_triton
 
 
 class RowFamily(Family):
@@ -51,4 +52,4 @@ class RowFamily(Family):
             arguments += [Argument("output", k) for k in range(len(program.outputs))]
             arguments += [Argument("size", k) for k in range(len(program.symbols))]
             return Kernel("cpp", cpp_source(program, schedule), (Launch("kevolve_kernel", tuple(arguments)),))
-        raise EmissionError("x")
+        return emit_triton(program, schedule)

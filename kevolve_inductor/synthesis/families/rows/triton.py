@@ -1,0 +1,344 @@
+"""Row programs as Triton.
+
+A program holds a few rows. Their columns are a tensor ``[rows, lanes, depth, vector]``: neighbouring columns in a
+thread's vector, then across threads, then in a thread's further vectors. So each thread keeps many columns of one row,
+and selections work mostly within threads. Rows that do not fit into a tile are walked over in blocks, once for every
+sweep of the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....exc import EmissionError
+from ....graph.dims import Dim, product
+from ....kernel import Argument, Kernel, Launch
+from ...expression import TRITON_PRELUDE
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...expression.triton import TRITON_TYPES, used_helpers
+from ...family import Schedule
+from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, online_pairs, passes
+from .simplify import simplified
+from .triton_prelude import ROW_HELPERS
+from .triton_space import Space, SpacePrinter, Tile
+from .triton_steps import Selector
+
+_FUNCTION = "row_program"
+_INT32 = 2**31
+
+
+def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
+    """Raises ``EmissionError`` where the schedule does not fit."""
+    online = bool(schedule.get("online", False))
+    if schedule.get("simplify", True):
+        program = simplified(program, online)
+    writer = TritonWriter(program, tile_of(program, schedule), str(schedule.get("key", "int64")), online,
+                          str(schedule.get("select", "network")))  # fmt: skip
+    names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
+    body = "\n".join(f"    {line}" for line in writer.lines())
+    code = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *program.symbols])}):\n{body}"
+    source = f"{used_helpers(TRITON_PRELUDE + ROW_HELPERS, code)}\n\n{code}\n"
+    arguments = [Argument("input", k) for k in range(len(program.inputs))]
+    arguments += [Argument("output", k) for k in range(len(program.outputs))]
+    arguments += [Argument("size", k) for k in range(len(program.symbols))]
+    launch = Launch(
+        _FUNCTION, tuple(arguments), (writer.grid,), num_warps=int(schedule["warps"]), num_stages=1,
+    )  # fmt: skip
+    return Kernel("triton", source, (launch,))
+
+
+def tile_of(program: RowProgram, schedule: Schedule) -> Tile:
+    """The tile of a schedule; ``depth`` is what the columns need where they fit, else what the schedule says."""
+    lanes, vector, rows = int(schedule["lanes"]), int(schedule["vector"]), int(schedule["rows"])
+    whole = max(lanes * vector, power(program.columns))
+    depth = whole // (lanes * vector)
+    if schedule["algorithm"] == "tile":
+        return Tile(rows, lanes, depth, vector, looped=False)
+    depth = min(depth, int(schedule["depth"]))
+    return Tile(rows, lanes, depth, vector, looped=True)
+
+
+def power(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
+
+
+class TritonWriter:
+    """Prints one kernel. ``spaces`` hold the shapes: per row (``None``), the columns, and each selection's axis."""
+
+    def __init__(self, program: RowProgram, tile: Tile, key: str, online: bool, select: str) -> None:
+        self.program, self.tile = program, tile
+        self.pairs = online_pairs(program) if online and tile.looped else ()
+        self.total: Dim = product(tuple(extent for _, extent in program.rows))
+        self.out: list[str] = []
+        self.indent = 0
+        self.count = 0
+        self.spaces: dict[str | None, Space] = {}
+        self.printers: dict[str | None, SpacePrinter] = {}
+        self.selector = Selector(self, key, select)
+
+    @property
+    def grid(self) -> str:
+        if isinstance(self.total, int):
+            return str(-(-self.total // self.tile.rows))
+        return f"cdiv({self.total}, {self.tile.rows})"
+
+    # --- text ---
+
+    def add(self, line: str) -> None:
+        self.out.append("    " * self.indent + line)
+
+    def fresh(self, prefix: str) -> str:
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    def value(self, axis: str | None, expr: Expr) -> str:
+        """``expr`` in the space of ``axis``, its statements added."""
+        printer = self.printers[axis]
+        text = printer.value(expr)
+        for line in printer.lines:
+            self.add(line)
+        printer.lines.clear()
+        return text
+
+    def whole(self, axis: str | None, expr: Expr) -> str:
+        """The same as a tensor of the space's full shape."""
+        return self.spaces[axis].spread(self.value(axis, expr), expr)
+
+    def define_scalar(self, result: Expr, text: str) -> None:
+        """A per-row tensor under the name of a scalar result, known in every space."""
+        name = str(result.value[0])
+        self.add(f"{name} = {text}")
+        for space in self.spaces.values():
+            space.name(name, name + space.row_suffix)
+
+    # --- spaces ---
+
+    def lines(self) -> list[str]:
+        self._rows()
+        self._columns()
+        steps = passes(self.program, self.pairs)
+        for step in steps:
+            if step.sweep:
+                self._sweep(step)
+            for after in step.after:
+                self._step(after)
+        return self.out
+
+    def _rows(self) -> None:
+        rows, sizes = self.tile.rows, (*self.program.inputs, *self.program.outputs)
+        narrow = all(isinstance(spec.numel, int) and _reach(spec) < _INT32 for spec in sizes)
+        start = "tl.program_id(0)" if narrow else "tl.program_id(0).to(tl.int64)"
+        self.add(f"row = {start} * {rows} + tl.arange(0, {rows})")
+        exact = isinstance(self.total, int) and self.total % rows == 0
+        if not exact:
+            self.add(f"live = row < {self.total}")
+        rest = "row"
+        names = {}
+        for name, extent in reversed(self.program.rows):
+            first = name == self.program.rows[0][0]
+            self.add(f"{name} = {rest}" if first else f"{name} = {rest} % ({extent})")
+            rest = f"({rest} // ({extent}))"
+            names[name] = name
+        self.spaces[None] = Space(self.program, None, f"[{rows}]", "", "", "" if exact else "live", "", names)
+        self.printers[None] = self.spaces[None].printer("t")
+
+    def _columns(self) -> None:
+        tile = self.tile
+        lane = f"tl.arange(0, {tile.lanes})[None, :, None, None]"
+        deep = f"tl.arange(0, {tile.depth})[None, None, :, None]"
+        near = f"tl.arange(0, {tile.vector})[None, None, None, :]"
+        name = "block" if tile.looped else COLUMNS
+        parts = [f"{lane} * {tile.vector}" if tile.vector > 1 else lane]
+        parts += [f"{deep} * {tile.lanes * tile.vector}"] if tile.depth > 1 else []
+        parts += [near] if tile.vector > 1 else []
+        self.add(f"{name} = {' + '.join(parts)}")
+        outside = self.program.columns % tile.columns != 0
+        self._space(COLUMNS, tile.shape, "[:, None, None, None]", COLUMNS, f"{COLUMNS} < {self.program.columns}" if outside else "")
+
+    def axis_space(self, axis: str, width: int) -> None:
+        """The space of what a selection selected, ``width`` positions wide."""
+        self.add(f"{axis} = tl.arange(0, {width})[None, :]")
+        extent = self.program.axes[axis]
+        mask = f"{axis} < {extent}" if width != extent else ""
+        self._space(axis, f"[{self.tile.rows}, {width}]", "[:, None]", axis, mask)
+
+    def _space(self, axis: str, shape: str, suffix: str, position: str, mask: str) -> None:
+        row = self.spaces[None]
+        row_mask = row.row_mask + suffix if row.row_mask else ""
+        names = {name: text + suffix for name, text in row.names.items()}
+        self.spaces[axis] = Space(self.program, axis, shape, suffix, position, row_mask, mask, {**names, axis: position})
+        self.printers[axis] = self.spaces[axis].printer("t" if axis == COLUMNS else f"{axis}_t")
+
+    # --- sweeps ---
+
+    def _sweep(self, step: Pass) -> None:
+        if not self.tile.looped:
+            for part in step.sweep:
+                self._step(part)
+            return
+        folds = [fold for fold in (self._fold(part, step.sweep) for part in step.sweep) if fold is not None]
+        for fold in folds:
+            for line in fold.before:
+                self.add(line)
+        self.add(f"for c0 in range(0, {self.program.columns}, {self.tile.columns}):")
+        self.indent += 1
+        self.add(f"{COLUMNS} = c0 + block")
+        self.printers[COLUMNS] = self.spaces[COLUMNS].printer("t")
+        for fold in folds:
+            fold.inside()
+        for part in step.sweep:
+            if isinstance(part, Store):
+                self._store(part)
+        self.indent -= 1
+        for fold in folds:
+            fold.after()
+
+    def _fold(self, part: Statement | Store, sweep: Sequence[Statement | Store]) -> Fold | None:
+        if isinstance(part, Reduce):
+            if any(part is first and second in sweep for first, second in self.pairs):
+                return None
+            partner = next((first for first, second in self.pairs if part is second), None)
+            return online_fold(self, partner, part) if partner is not None else reduce_fold(self, part)
+        return self.selector.fold(part) if isinstance(part, Select) else None
+
+    # --- steps ---
+
+    def _step(self, part: Statement | Store) -> None:
+        if isinstance(part, Store):
+            self._store(part)
+        elif isinstance(part, Reduce):
+            self._reduce(part)
+        elif isinstance(part, Select):
+            self.selector.select(part)
+        else:
+            self._element(part)
+
+    def _store(self, store: Store) -> None:
+        space = self.spaces[store.axis]
+        value = self.value(store.axis, store.value)
+        offset = self.value(store.axis, store.offset)
+        guard = f", mask={space.whole_mask}" if space.whole_mask else ""
+        self.add(f"tl.store(out{store.output} + ({offset}), {value}{guard})")
+
+    def _reduce(self, reduce: Reduce) -> None:
+        values = self.masked(reduce.axis, reduce.value, identity(reduce))
+        self.define_scalar(reduce.result, reduced(reduce, self.flat(reduce.axis, values)))
+
+    def _element(self, element: Element) -> None:
+        axis = self.program.axis_of(element.source)
+        assert axis is not None
+        source = self.value(axis, element.source)
+        name = self.fresh("e")
+        # A sum in which all but one are zero; of the bits, so that the sign of a zero survives.
+        bits = {"float32": "tl.int32", "float64": "tl.int64"}.get(element.source.dtype)
+        taken = f"{source}.to({bits}, bitcast=True)" if bits else f"{source}.to(tl.int64)"
+        self.add(f"{name} = tl.sum(tl.where({axis} == {element.position}, {taken}, 0), 1)")
+        kind = TRITON_TYPES[element.result.dtype]
+        self.define_scalar(element.result, f"{name}.to({kind}, bitcast=True)" if bits else f"{name}.to({kind})")
+
+    def masked(self, axis: str, expr: Expr, outside: str) -> str:
+        """``expr`` over an axis with ``outside`` in the positions beyond it."""
+        space = self.spaces[axis]
+        whole = self.whole(axis, expr)
+        return f"tl.where({space.axis_mask}, {whole}, {outside})" if space.axis_mask else whole
+
+    def flat(self, axis: str, text: str) -> str:
+        return f"tl.reshape({text}, [{self.tile.rows}, {self.tile.columns}])" if axis == COLUMNS else text
+
+
+class Fold:
+    """What a looped sweep keeps while it walks: ``before`` the loop, ``inside`` and ``after`` it."""
+
+    def __init__(self, before: Sequence[str]) -> None:
+        self.before = list(before)
+
+    def inside(self) -> None:
+        raise NotImplementedError
+
+    def after(self) -> None:
+        raise NotImplementedError
+
+
+class _ReduceFold(Fold):
+    def __init__(self, writer: TritonWriter, reduce: Reduce) -> None:
+        self.writer, self.reduce = writer, reduce
+        self.name = writer.fresh("a")
+        kind = TRITON_TYPES[reduce.value.dtype]
+        super().__init__([f"{self.name} = tl.full({writer.tile.shape}, {identity(reduce)}, {kind})"])
+
+    def inside(self) -> None:
+        value = self.writer.masked(COLUMNS, self.reduce.value, identity(self.reduce))
+        combine = {"sum": "{0} + {1}", "amax": "kv_max({0}, {1})", "amin": "kv_min({0}, {1})"}[self.reduce.op]
+        self.writer.add(f"{self.name} = {combine.format(self.name, value)}")
+
+    def after(self) -> None:
+        text = reduced(self.reduce, self.writer.flat(COLUMNS, self.name))
+        self.writer.define_scalar(self.reduce.result, text)
+
+
+class _OnlineFold(Fold):
+    """Running maximum and sum of exponentials below it, per element of the tile; brought together at the end."""
+
+    def __init__(self, writer: TritonWriter, top: Reduce, total: Reduce) -> None:
+        self.writer, self.top, self.total = writer, top, total
+        self.m, self.s = writer.fresh("m"), writer.fresh("s")
+        kind = TRITON_TYPES[top.value.dtype]
+        shape = writer.tile.shape
+        super().__init__([f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"])
+
+    def inside(self) -> None:
+        w, m, s = self.writer, self.m, self.s
+        new, base = w.fresh("m"), w.fresh("m")
+        x = w.masked(COLUMNS, self.top.value, "float('-inf')")
+        w.add(f"{new} = kv_max({m}, {x})")
+        # Nothing but -inf so far: exponentials are taken below zero instead, where they vanish.
+        w.add(f"{base} = tl.where({new} == float('-inf'), 0.0, {new})")
+        w.add(f"{s} = {s} * tl.exp({m} - {base}) + tl.exp({x} - {base})")
+        w.add(f"{m} = {new}")
+
+    def after(self) -> None:
+        w, m, s = self.writer, self.m, self.s
+        w.define_scalar(self.top.result, f"tl.reduce({w.flat(COLUMNS, m)}, 1, kv_max)")
+        top = str(self.top.result.value[0])
+        base = w.fresh("m")
+        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None, None, None]")
+        w.add(f"{s} = {s} * tl.exp({m} - {base})")
+        total = f"tl.sum({w.flat(COLUMNS, s)}, 1)"
+        w.define_scalar(self.total.result, f"tl.where({top} == float('-inf'), float('nan'), {total})")
+
+
+def reduce_fold(writer: TritonWriter, reduce: Reduce) -> Fold:
+    return _ReduceFold(writer, reduce)
+
+
+def online_fold(writer: TritonWriter, top: Reduce, total: Reduce) -> Fold:
+    return _OnlineFold(writer, top, total)
+
+
+def identity(reduce: Reduce) -> str:
+    """What does not change a reduction's result."""
+    if reduce.op == "sum":
+        return "0"
+    if reduce.value.dtype in ex.FLOATS:
+        return "float('-inf')" if reduce.op == "amax" else "float('inf')"
+    if reduce.value.dtype == "bool":
+        raise EmissionError("extremes of booleans")
+    bits = {"int64": 63, "int32": 31, "int16": 15, "int8": 7}.get(reduce.value.dtype)
+    if bits is None:
+        return "0" if reduce.op == "amax" else "255"
+    return f"(-{2**bits})" if reduce.op == "amax" else str(2**bits - 1)
+
+
+def reduced(reduce: Reduce, text: str) -> str:
+    if reduce.op == "sum":
+        return f"tl.sum({text}, 1)"
+    combine = "kv_max" if reduce.op == "amax" else "kv_min"
+    return f"tl.reduce({text}, 1, {combine})"
+
+
+def _reach(spec: object) -> int:
+    """One past the last element offset of a static tensor."""
+    shape, stride = spec.shape, spec.stride  # type: ignore[attr-defined]
+    return 1 + sum((int(n) - 1) * int(s) for n, s in zip(shape, stride, strict=True))

@@ -1,0 +1,113 @@
+"""The tensors a Triton row program computes with: one shape per kind of value, with its masks and its printer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ...expression import TritonPrinter
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...expression.triton import TRITON_TYPES
+from .program import RowProgram
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``rows`` of a program; columns over ``lanes`` threads, each with ``depth`` vectors of ``vector`` neighbours.
+
+    ``looped``: the tile is a block of the columns and the kernel walks over blocks.
+    """
+
+    rows: int
+    lanes: int
+    depth: int
+    vector: int
+    looped: bool
+
+    @property
+    def columns(self) -> int:
+        return self.lanes * self.depth * self.vector
+
+    @property
+    def per_thread(self) -> int:
+        return self.depth * self.vector
+
+    @property
+    def shape(self) -> str:
+        return f"[{self.rows}, {self.lanes}, {self.depth}, {self.vector}]"
+
+
+@dataclass
+class Space:
+    """Values at positions of one axis (``None``: one per row), as tensors of ``shape``.
+
+    ``row_suffix`` makes a per-row tensor broadcast here; ``position`` is the axis variable's text; ``row_mask`` and
+    ``axis_mask`` are texts, empty where everything is inside.
+    """
+
+    program: RowProgram
+    axis: str | None
+    shape: str
+    row_suffix: str
+    position: str
+    row_mask: str
+    axis_mask: str
+    names: dict[str, str] = field(default_factory=dict)
+
+    def printer(self, prefix: str) -> SpacePrinter:
+        return SpacePrinter(self, prefix)
+
+    def mask(self, expr: Expr) -> str:
+        """The mask of what depends on the variables of ``expr``; empty where nothing is outside."""
+        parts = []
+        if self.row_mask and self.program.is_row_dependent(expr):
+            parts.append(self.row_mask)
+        if self.axis_mask and self.program.axis_of(expr) is not None:
+            parts.append(self.axis_mask)
+        return " & ".join(f"({part})" for part in parts)
+
+    @property
+    def whole_mask(self) -> str:
+        return " & ".join(f"({part})" for part in (self.row_mask, self.axis_mask) if part)
+
+    def name(self, variable: str, text: str) -> None:
+        self.names[variable] = text
+
+    def spread(self, text: str, expr: Expr) -> str:
+        """``text`` as a tensor of the full shape."""
+        along = self.axis is None or self.program.axis_of(expr) is not None
+        if expr.op == "const":
+            return f"tl.full({self.shape}, {text}, {TRITON_TYPES[expr.dtype]})"
+        whole = along and (not self.program.rows or self.program.is_row_dependent(expr))
+        return text if whole else f"tl.broadcast_to({text}, {self.shape})"
+
+
+class SpacePrinter(TritonPrinter):
+    """Masks every load by what its address depends on."""
+
+    def __init__(self, space: Space, prefix: str) -> None:
+        super().__init__(space.program.flat_inputs, "", prefix)
+        self.space = space
+
+    def value(self, expr: Expr) -> str:
+        for part in ex.walk(expr):
+            if part.op == "var" and part.value[0] in self.space.names:
+                self.name(part, self.space.names[part.value[0]])
+        return super().value(expr)
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {**super().specials(), "load": self._masked_load, "check_index": self._masked_check}
+
+    def _masked_load(self, expr: Expr, _: list[str]) -> str:
+        mask = self.space.mask(expr.args[0])
+        guard = f", mask={mask}, other=0" if mask else ""
+        text = f"tl.load(in{expr.value} + ({self.linear(expr)}){guard})"
+        stored = self.inputs[expr.value].dtype
+        if stored == "bool":
+            return f"({text} != 0)"
+        return f"{text}.to({TRITON_TYPES[expr.dtype]})" if stored != expr.dtype else text
+
+    def _masked_check(self, expr: Expr, arguments: list[str]) -> str:
+        self.mask = self.space.mask(expr) or "True"
+        return self._check_index(expr, arguments)

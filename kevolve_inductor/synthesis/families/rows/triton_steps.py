@@ -1,0 +1,215 @@
+"""Selections in Triton: by networks within and between threads, or by taking the first element again and again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ....exc import EmissionError
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...expression.triton import TRITON_TYPES
+from .program import COLUMNS, Select
+from .triton_types import Packing, key_of, packing_of
+
+if TYPE_CHECKING:
+    from .triton import Fold, TritonWriter
+
+_MOST_EXTRACTED = 16
+
+
+class Selector:
+    """Prints selections for one writer. ``method``: ``"network"`` or ``"extract"``."""
+
+    def __init__(self, writer: TritonWriter, key: str, method: str) -> None:
+        self.writer, self.key, self.method = writer, key, method
+
+    # --- a whole axis at hand ---
+
+    def select(self, select: Select) -> None:
+        w = self.writer
+        packing = packing_of(select, w.program.axes[select.axis], self.key)
+        if packing is None or (self.method == "extract" and 1 < select.count <= _MOST_EXTRACTED):
+            self._extract(select)
+            return
+        packed = self._packed(select, packing, select.axis)
+        rows = w.tile.rows
+        if select.count == 1:
+            name = w.fresh("p")
+            w.add(f"{name} = tl.min({w.flat(select.axis, packed)}, 1)")
+            self._define(select, packing, name)
+            return
+        width, lanes, deep = self._extent(select.axis)
+        threads = f"tl.reshape({packed}, [{rows}, {lanes}, {deep}])"
+        wanted = 1 << (select.count - 1).bit_length()
+        name = w.fresh("p")
+        if wanted <= deep and (wanted < deep or lanes > 1):
+            w.add(f"{name} = kv_first_of_thread({threads}, {wanted}, {rows}, {lanes}, {deep})")
+            w.add(f"{name} = kv_first_of_lanes({name}, {rows}, {lanes}, {wanted})")
+            width = wanted
+        else:
+            w.add(f"{name} = tl.reshape(kv_sort({threads}, {rows}, {lanes}, {deep}), [{rows}, {width}])")
+        assert select.out is not None
+        w.axis_space(select.out, width)
+        self._define(select, packing, name)
+
+    def _extent(self, axis: str) -> tuple[int, int, int]:
+        """Width of an axis as a tensor, over how many threads a row is spread there, and positions per thread."""
+        tile = self.writer.tile
+        if axis == COLUMNS:
+            return tile.columns, tile.lanes, tile.per_thread
+        width = int(self.writer.spaces[axis].shape.strip("[]").split(",")[1])
+        return width, 1, width
+
+    def _packed(self, select: Select, packing: Packing, axis: str) -> str:
+        """The axis' packed values as a name; beyond its end stands the last one."""
+        w = self.writer
+        value = w.whole(axis, select.value)
+        name, held = w.fresh("p"), w.fresh("x")
+        w.add(f"{held} = {value}")
+        position = w.spaces[axis].position
+        w.add(f"{name} = {packing.packed(held, position)}")
+        mask = w.spaces[axis].axis_mask
+        if mask:
+            w.add(f"{name} = tl.where({mask}, {name}, {packing.last})")
+        return name
+
+    def _define(self, select: Select, packing: Packing, name: str) -> None:
+        statement, value, position = packing.unpacked(name)
+        self.writer.add(statement)
+        if select.values is not None:
+            self._named(select, select.values, value)
+        if select.indices is not None:
+            self._named(select, select.indices, position)
+
+    def _named(self, select: Select, result: Expr, text: str) -> None:
+        w = self.writer
+        if select.out is None:
+            w.define_scalar(result, text)
+        else:
+            w.add(f"{result.value[0]} = {text}")
+            w.spaces[select.out].name(str(result.value[0]), str(result.value[0]))
+
+    # --- one element after another ---
+
+    def _extract(self, select: Select) -> None:
+        """The least key, then the lowest position that has it, marked as taken; any dtype."""
+        w = self.writer
+        if select.count > _MOST_EXTRACTED:
+            raise EmissionError(f"{select.count} elements of 64 bits cannot be selected at once")
+        wide = select.value.dtype in ("float64", "int64")
+        last, kind = ("9223372036854775807", "tl.int64") if wide else ("2147483647", "tl.int32")
+        space = w.spaces[select.axis]
+        keys, left = w.fresh("p"), w.fresh("g")
+        w.add(f"{keys} = {key_of(select, w.whole(select.axis, select.value))}")
+        w.add(f"{left} = tl.full({space.shape}, 1, tl.int1)" + (f" & ({space.axis_mask})" if space.axis_mask else ""))
+        found = []
+        for _ in range(select.count):
+            best, place = w.fresh("p"), w.fresh("i")
+            w.add(f"{best} = tl.min({w.flat(select.axis, f'tl.where({left}, {keys}, {last})')}, 1)")
+            equal = f"({keys} == {best}{space.row_suffix}) & {left}"
+            at = f"tl.where({equal}, {space.position}, 2147483647)"
+            w.add(f"{place} = tl.min({w.flat(select.axis, at)}, 1)")
+            w.add(f"{left} = {left} & ({space.position} != {place}{space.row_suffix})")
+            found.append(place)
+        self._places(select, found)
+
+    def _places(self, select: Select, found: list[str]) -> None:
+        """Names the selected: positions as found, values read again from where they stand."""
+        w = self.writer
+        index = select.indices if select.indices is not None else ex.var(w.fresh("i"), w.program.axes[select.axis])
+        if select.out is None:
+            w.define_scalar(index, f"{found[0]}.to(tl.int64)")
+        else:
+            w.axis_space(select.out, 1 << (len(found) - 1).bit_length())
+            name = str(index.value[0])
+            w.add(f"{name} = tl.zeros({w.spaces[select.out].shape}, tl.int64)")
+            for k, place in enumerate(found):
+                w.add(f"{name} = tl.where({select.out} == {k}, {place}[:, None].to(tl.int64), {name})")
+            w.spaces[select.out].name(name, name)
+        if select.values is not None:
+            moved = ex.substitute(select.value, lambda part: index if _is_position(part, select.axis) else None)
+            self._named(select, select.values, w.value(select.out, moved))
+
+    # --- block by block ---
+
+    def fold(self, select: Select) -> Fold:
+        packing = packing_of(select, self.writer.program.columns, self.key)
+        wanted = 1 << (select.count - 1).bit_length()
+        if packing is None or (select.count == 1 and self.method == "extract"):
+            if select.count > 1:
+                raise EmissionError("elements of 64 bits cannot be selected block by block")
+            return _PlaceFold(self, select)
+        if wanted > self.writer.tile.per_thread:
+            raise EmissionError(f"{select.count} elements cannot be kept by threads that see {self.writer.tile.per_thread} at once")
+        return _PackedFold(self, select, packing, wanted)
+
+
+def _is_position(part: Expr, axis: str) -> bool:
+    return part.op == "var" and part.value[0] == axis
+
+
+class _PackedFold:
+    """Every thread keeps the first ``wanted`` of what it has seen, in order."""
+
+    def __init__(self, selector: Selector, select: Select, packing: Packing, wanted: int) -> None:
+        self.selector, self.select, self.packing, self.wanted = selector, select, packing, wanted
+        w = selector.writer
+        self.name = w.fresh("q")
+        kind = TRITON_TYPES[packing.kind]
+        shape = w.tile.shape if wanted == 1 else f"[{w.tile.rows}, {w.tile.lanes}, {wanted}]"
+        self.before = [f"{self.name} = tl.full({shape}, {packing.last}, {kind})"]
+
+    def inside(self) -> None:
+        w, name = self.selector.writer, self.name
+        packed = self.selector._packed(self.select, self.packing, COLUMNS)
+        if self.wanted == 1:
+            w.add(f"{name} = kv_lower({name}, {packed})")
+            return
+        rows, lanes, deep = w.tile.rows, w.tile.lanes, w.tile.per_thread
+        new = w.fresh("p")
+        w.add(f"{new} = tl.reshape({packed}, [{rows}, {lanes}, {deep}])")
+        w.add(f"{new} = kv_first_of_thread({new}, {self.wanted}, {rows}, {lanes}, {deep})")
+        w.add(f"{new} = kv_lower({name}, kv_reversed({new}, {rows}, {lanes}, {self.wanted}))")
+        w.add(f"{name} = kv_merged({new}, {rows}, {lanes}, {self.wanted})")
+
+    def after(self) -> None:
+        w, name = self.selector.writer, self.name
+        if self.wanted == 1:
+            w.add(f"{name} = tl.min({w.flat(COLUMNS, name)}, 1)")
+        else:
+            w.add(f"{name} = kv_first_of_lanes({name}, {w.tile.rows}, {w.tile.lanes}, {self.wanted})")
+            assert self.select.out is not None
+            w.axis_space(self.select.out, self.wanted)
+        self.selector._define(self.select, self.packing, name)
+
+
+class _PlaceFold:
+    """The first element by key and position apart."""
+
+    def __init__(self, selector: Selector, select: Select) -> None:
+        self.selector, self.select = selector, select
+        w = selector.writer
+        self.key, self.place = w.fresh("p"), w.fresh("i")
+        wide = select.value.dtype in ("float64", "int64")
+        self.last, kind = ("9223372036854775807", "tl.int64") if wide else ("2147483647", "tl.int32")
+        self.before = [f"{self.key} = tl.full({w.tile.shape}, {self.last}, {kind})",
+                       f"{self.place} = tl.full({w.tile.shape}, 2147483647, tl.int32)"]  # fmt: skip
+
+    def inside(self) -> None:
+        w = self.selector.writer
+        keys, better = w.fresh("p"), w.fresh("g")
+        w.add(f"{keys} = {key_of(self.select, w.whole(COLUMNS, self.select.value))}")
+        mask = w.spaces[COLUMNS].axis_mask
+        inside = f" & ({mask})" if mask else ""
+        # The last key may be a legitimate one: what was never set gives way to anything.
+        w.add(f"{better} = (({keys} < {self.key}) | ({self.place} == 2147483647)){inside}")
+        w.add(f"{self.key} = tl.where({better}, {keys}, {self.key})")
+        w.add(f"{self.place} = tl.where({better}, {COLUMNS}, {self.place})")
+
+    def after(self) -> None:
+        w = self.selector.writer
+        best, place = w.fresh("p"), w.fresh("i")
+        w.add(f"{best} = tl.min({w.flat(COLUMNS, self.key)}, 1)")
+        equal = f"{self.key} == {best}[:, None, None, None]"
+        w.add(f"{place} = tl.min({w.flat(COLUMNS, f'tl.where({equal}, {self.place}, 2147483647)')}, 1)")
+        self.selector._places(self.select, [place])
