@@ -61,9 +61,16 @@ def make(op: str, dtype: str, args: tuple[Expr, ...] = (), value: Any = None) ->
 
 
 def const(value: int | float | bool, dtype: str) -> Expr:
+    """A number; an integer beyond the range of ``dtype`` wraps around, as it does in eager."""
     if dtype in FLOATS:
         return make("const", dtype, value=float(value))
-    return make("const", dtype, value=bool(value) if dtype == "bool" else int(value))
+    return make("const", dtype, value=bool(value) if dtype == "bool" else _wrapped(int(value), dtype))
+
+
+def _wrapped(value: int, dtype: str) -> int:
+    bits = int(dtype.removeprefix("u").removeprefix("int"))
+    value &= (1 << bits) - 1
+    return value if dtype.startswith("u") or value < 1 << (bits - 1) else value - (1 << bits)
 
 
 def index(value: int) -> Expr:

@@ -1,12 +1,16 @@
-"""The kernel families, in order of precedence: where two claim the same node, the earlier one has it."""
+"""The kernel families, in order of precedence: a later one sees the regions of earlier ones as single calls."""
 
 from __future__ import annotations
 
 from ..family import Family
 from .features import FeaturesFamily
 from .interaction import InteractionFamily
+from .jagged import JaggedFamily
+from .rows import RowFamily
 
 FAMILIES: tuple[Family, ...] = (
-    InteractionFamily(),
+    RowFamily(),
+    JaggedFamily(),
     FeaturesFamily(),
+    InteractionFamily(),
 )

@@ -74,10 +74,14 @@ class _Writer:
     def _tables(self) -> Iterator[str]:
         for number, segment in enumerate(self.plan.segments):
             if isinstance(segment.pairs, KnownPairs) and not self._copies_runs(segment):
-                places = [run.row * self.tiling.stride + run.first + k for run in segment.pairs.runs for k in range(run.count)]
+                places = [
+                    run.row * self.tiling.stride + run.first + k for run in segment.pairs.runs for k in range(run.count)
+                ]
                 yield f"static const int32_t place{number}[] = {{{', '.join(map(str, places))}}};"
             elif isinstance(segment.pairs, KnownPairs):
-                runs = [f"{{{r.column}, {r.row * self.tiling.stride + r.first}, {r.count}}}" for r in segment.pairs.runs]
+                runs = [
+                    f"{{{r.column}, {r.row * self.tiling.stride + r.first}, {r.count}}}" for r in segment.pairs.runs
+                ]
                 yield f"static const int32_t runs{number}[][3] = {{{', '.join(runs)}}};"
             elif segment.pairs is not None:
                 yield from self._loaded_places(number, segment.pairs)

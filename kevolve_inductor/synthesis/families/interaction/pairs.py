@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ...expression.expression import Expr
 # Index tensors that are made in the graph are small; a larger constant is not worth running here.
 _LARGEST_CONSTANT = 1 << 17
 _MADE = {"aten.tril_indices.default", "aten.triu_indices.default", "aten.stack.default", "aten.flip.default",
-         "aten.cartesian_prod.default", "aten.combinations.default", "aten.meshgrid.default"}  # fmt: skip
+         "aten.unbind.int", "aten.split.Tensor", "aten.split_with_sizes.default", "getitem"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,18 @@ class Constants:
 
     def __init__(self, graph: torch.fx.Graph) -> None:
         self._nodes = _constant_nodes(graph)
-        self._values: dict[torch.fx.Node, torch.Tensor] = {}
+        self._values: dict[torch.fx.Node, Any] = {}
 
     def __contains__(self, node: torch.fx.Node) -> bool:
         return node in self._nodes
 
-    def value(self, node: torch.fx.Node) -> torch.Tensor:
+    def value(self, node: torch.fx.Node) -> np.ndarray:
         # Inductor's passes run with fake tensors at hand; here real ones are wanted.
         with unset_fake_temporarily(), torch.no_grad():
-            return self._run(node)
+            value: np.ndarray = self._run(node).numpy()
+        return value
 
-    def _run(self, node: torch.fx.Node) -> torch.Tensor:
+    def _run(self, node: torch.fx.Node) -> Any:
         if node not in self._values:
             args = torch.fx.node.map_arg(node.args, self._run)
             kwargs = dict(torch.fx.node.map_arg(node.kwargs, self._run))
@@ -100,20 +102,36 @@ def _constant_nodes(graph: torch.fx.Graph) -> set[torch.fx.Node]:
 
 def _is_small(node: torch.fx.Node) -> bool:
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or any(isinstance(size, torch.SymInt) for size in value.shape):
-        return False
-    return value.numel() <= _LARGEST_CONSTANT
+    parts = value if isinstance(value, (tuple, list)) else [value]
+    return all(isinstance(part, torch.Tensor) and _is_small_tensor(part) for part in parts)
 
 
-def table(values: torch.Tensor, index: tuple[Expr, ...]) -> Expr:
+def _is_small_tensor(value: torch.Tensor) -> bool:
+    return not any(isinstance(size, torch.SymInt) for size in value.shape) and value.numel() <= _LARGEST_CONSTANT
+
+
+def table(values: np.ndarray, index: tuple[Expr, ...]) -> Expr:
     """``values`` at ``index``, as a leaf that only :func:`evaluated` understands."""
-    content = (tuple(values.shape), tuple(int(value) for value in values.reshape(-1).tolist()))
+    content = (values.shape, tuple(values.reshape(-1).tolist()))
     return ex.make("table", "int64", index, content)
 
 
 def is_known(expr: Expr) -> bool:
     """Can :func:`evaluated` give numbers, with values for the variables alone?"""
-    operators = {"const", "var", "add", "sub", "mul", "idiv", "imod", "table", "check_index", "as_value", "within", "cast"}
+    operators = {
+        "const",
+        "var",
+        "add",
+        "sub",
+        "mul",
+        "idiv",
+        "imod",
+        "table",
+        "check_index",
+        "as_value",
+        "within",
+        "cast",
+    }
     return all(part.op in operators for part in ex.walk(expr))
 
 

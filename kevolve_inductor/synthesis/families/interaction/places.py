@@ -35,7 +35,10 @@ def polynomial(values: Mapping[int, int], name: str) -> str:
     """
     points = sorted(values)
     if len(points) >= 3:
-        twice = [2 * part for part in _interpolated([(x, values[x]) for x in (points[0], points[len(points) // 2], points[-1])])]
+        twice = [
+            2 * part
+            for part in _interpolated([(x, values[x]) for x in (points[0], points[len(points) // 2], points[-1])])
+        ]
         if all(part.denominator == 1 for part in twice):
             a, b, c = (int(part) for part in twice)
             if all((a * x * x + b * x + c) == 2 * values[x] for x in points):

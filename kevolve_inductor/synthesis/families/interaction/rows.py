@@ -65,7 +65,9 @@ class RowLoader:
         value = piece.value
         if value.op != "load" or self.plan.inputs[value.value].dtype != self.shape.stored:
             return False
-        return all(part.op in ("var", "const", "add", "mul", "sub", "size") for at in value.args for part in ex.walk(at))
+        return all(
+            part.op in ("var", "const", "add", "mul", "sub", "size") for at in value.args for part in ex.walk(at)
+        )
 
     def _split(self, piece: Piece) -> tuple[str, str, str]:
         """Offset of a stored piece: parts that depend on the sample, on the row, and on the depth."""

@@ -126,6 +126,8 @@ def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
         name = target_name(node)
         operands: tuple[Any, ...]
         inner: tuple[torch.fx.Node, ...]
+        if not _is_tensor(node):
+            continue
         if name == "aten.bmm.default":
             operands, inner = node.args[:2], (node,)
         elif name == "aten.sum.dim_IntList" and _is_product(node.args[0]):
@@ -147,7 +149,7 @@ def _is_product(value: Any) -> bool:
 
 def _path(node: Any, selections: bool) -> Iterator[torch.fx.Node]:
     """Views of a value (and selections of its rows, the same for the whole batch), then the value itself."""
-    while is_view(node) or (selections and _selects_rows(node)):
+    while (is_view(node) and target_name(node) != "getitem") or (selections and _selects_rows(node)):
         yield node
         node = node.args[0]
     yield node
@@ -200,7 +202,7 @@ class Reader:
         self.inside = absorbable(graph, core) | core
         self.device = device
         self.builder = ExpressionBuilder(device, self._inline)
-        self.tables: dict[torch.fx.Node, torch.Tensor] = {}
+        self.tables: dict[torch.fx.Node, np.ndarray] = {}
         for node in _positions((*chain, *products.path)):
             if node in constants and fold:
                 self.tables[node] = constants.value(node)
@@ -344,7 +346,10 @@ def _pairs(left: Expr, right: Expr, count: int, features: int) -> Pairs:
             raise UnsupportedError("structure", "pairs are partly known")
         return LoadedPairs(left, right, count)
     column = {"c": np.arange(count)}
-    one, two = (np.broadcast_to(evaluated(side, column), (count,)) for side in (left, right))
+    try:
+        one, two = (np.broadcast_to(evaluated(side, column), (count,)) for side in (left, right))
+    except IndexError as error:
+        raise UnsupportedError("structure", f"a pair is out of range: {error}") from error
     runs = runs_of(one, two, most=_MOST_RUNS_PER_FEATURE * features)
     if runs is None:
         raise UnsupportedError("structure", "pairs follow no order")

@@ -117,7 +117,10 @@ class Panel(Tiling):
 
     def _pack(self, count: int) -> str:
         t = self.vectors.scalar
-        lines = [f"static inline void pack{count}(const {t}* const* rows, int64_t d, {t}* to) {{", f"  V a[{self.lanes}];"]
+        lines = [
+            f"static inline void pack{count}(const {t}* const* rows, int64_t d, {t}* to) {{",
+            f"  V a[{self.lanes}];",
+        ]
         lines += [f"  a[{k}] = {f'load(rows[{k}] + d)' if k < count else 'V{}'};" for k in range(self.lanes)]
         lines.append("  transpose(a);")
         lines += [f"  store(to + {k * self.stride}, a[{k}]);" for k in range(self.lanes)]
@@ -130,9 +133,13 @@ class Panel(Tiling):
         lines.append(f"  for (int64_t d = 0; d < {self.width}; d++, left += {self.stride}, right += {self.stride}) {{")
         lines += [f"    V x{j} = load(right + {j * self.lanes});" for j in range(columns)]
         for i in range(rows):
-            lines.append(f"    {{ const {t} y = left[{i}];" + "".join(f" s{i}_{j} += y * x{j};" for j in range(columns)) + " }")
+            lines.append(
+                f"    {{ const {t} y = left[{i}];" + "".join(f" s{i}_{j} += y * x{j};" for j in range(columns)) + " }"
+            )
         lines.append("  }")
-        lines += [f"  store(to + {i * self.stride + j * self.lanes}, s{i}_{j});" for i in range(rows) for j in range(columns)]
+        lines += [
+            f"  store(to + {i * self.stride + j * self.lanes}, s{i}_{j});" for i in range(rows) for j in range(columns)
+        ]
         return "\n".join([*lines, "}"])
 
 
@@ -173,7 +180,9 @@ class Dots(Tiling):
             lines += [f"  {line}" for line in self.vectors.sums(group + spare)]
             lines.append(f"  store(t + {first}, {group[0]});")
         size = self.columns * self.vectors.item_bytes
-        lines += [f"  __builtin_memcpy(to + {i * self.stride}, t + {i * self.columns}, {size});" for i in range(self.rows)]
+        lines += [
+            f"  __builtin_memcpy(to + {i * self.stride}, t + {i * self.columns}, {size});" for i in range(self.rows)
+        ]
         yield "\n".join([*lines, "}"])
 
     def body(self, wanted: Wanted) -> Iterator[str]:

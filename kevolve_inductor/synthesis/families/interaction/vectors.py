@@ -45,7 +45,9 @@ static inline void store({t}* to, V value) {{ *(VU*)to = value; }}
             for first in (k for k in range(self.lanes) if not k & step):
                 second = first + step
                 lines.append(f"  {{ V x = {_shuffled(f'a[{first}]', f'a[{second}]', kept)};")
-                lines.append(f"    a[{second}] = {_shuffled(f'a[{first}]', f'a[{second}]', crossed)}; a[{first}] = x; }}")
+                lines.append(
+                    f"    a[{second}] = {_shuffled(f'a[{first}]', f'a[{second}]', crossed)}; a[{first}] = x; }}"
+                )
             step *= 2
         return "\n".join([*lines, "}"])
 

@@ -76,6 +76,10 @@ class JaggedFamily(Family):
             choices["remainder"] = ("multiply", "native")
         if any(isinstance(task, Reduce) for task in plan.tasks):
             choices["events"] = (1, 4, 16)
+        lengths = [task.length for task in plan.tasks if isinstance(task, Dense)]
+        if lengths:
+            # The least of a row's last tile left empty, then the widest.
+            choices["positions"] = tuple(sorted((16, 8, 4, 32, 1), key=lambda p: (-(-max(lengths) // p) * p, -p)))
         choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
         return ScheduleSpace(choices)
 

@@ -10,7 +10,7 @@ import torch.fx
 
 from ....graph.dims import Dim
 from ....graph.meta import dim_of, shape_of, target_name
-from ...expression import ExpressionBuilder, is_constant, is_view
+from ...expression import ExpressionBuilder, is_constant, is_expressible, is_view
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.views import VIEWS
@@ -180,7 +180,7 @@ def _located(node: torch.fx.Node, at: Expr) -> tuple[torch.fx.Node, Expr, list[t
     """The vector that ``node`` is a view of, the place there of its element ``at``, and the views between."""
     index: tuple[Expr, ...] = (at,)
     views = []
-    while is_view(node):
+    while is_view(node) and is_expressible(node):
         views.append(node)
         node, index = VIEWS[target_name(node)](node, index)
     return node, index[0], views

@@ -72,13 +72,11 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
         tile = _tile(task, schedule)
         spelled = respelled(task, method)
         functions.append(_dense(name, spelled, plan) if isinstance(spelled, Dense) else _reduce(name, spelled, plan))
-        inner = product(tuple(extent for _, extent in task.inner))
-        wide = inner * task.length if isinstance(task, Dense) and isinstance(inner, int) else inner
         launches.append(
             Launch(
                 name,
                 arguments,
-                grid=(_cdiv(task.rows[1], tile["ROWS"]), _cdiv(wide, tile["COLUMNS"])),
+                grid=_grid(task, tile),
                 constants=tuple(tile.items()),
                 num_warps=int(schedule["num_warps"]),
             )
@@ -87,16 +85,27 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
     return Kernel("triton", f"{used_helpers(_LIBRARY, code)}\n\n{code}\n", tuple(launches))
 
 
-def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
+def _inner(task: JaggedTask) -> int:
+    """Elements at one position."""
     inner = product(tuple(extent for _, extent in task.inner))
     if not isinstance(inner, int):
         raise EmissionError("an inner axis of dynamic size")
-    wide = inner * task.length if isinstance(task, Dense) else inner
-    columns = min(int(schedule["columns"]), 1 << max(wide - 1, 0).bit_length())
-    events = 1 if isinstance(task, Dense) else int(schedule.get("events", 1))
-    rows = max(1, int(schedule["tile"]) // (columns * events))
-    tile = {"ROWS": rows, "COLUMNS": columns}
-    return tile if isinstance(task, Dense) else {**tile, "EVENTS": events}
+    return inner
+
+
+def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
+    columns = min(int(schedule["columns"]), 1 << (_inner(task) - 1).bit_length())
+    if isinstance(task, Dense):
+        positions = min(int(schedule["positions"]), 1 << (task.length - 1).bit_length())
+        rows = max(1, int(schedule["tile"]) // (columns * positions))
+        return {"ROWS": rows, "COLUMNS": columns, "POSITIONS": positions}
+    events = int(schedule["events"])
+    return {"ROWS": max(1, int(schedule["tile"]) // (columns * events)), "COLUMNS": columns, "EVENTS": events}
+
+
+def _grid(task: JaggedTask, tile: Mapping[str, int]) -> tuple[str, ...]:
+    grid = (_cdiv(task.rows[1], tile["ROWS"]), _cdiv(_inner(task), tile["COLUMNS"]))
+    return (*grid, _cdiv(task.length, tile["POSITIONS"])) if isinstance(task, Dense) else grid
 
 
 def _cdiv(numel: Dim, by: int) -> str:
@@ -123,13 +132,13 @@ def _axis(name: str, program: str, block: str, place: str, wide: bool) -> str:
     return f"{name} = ({start} + tl.arange(0, {block}))[{place}]"
 
 
-def _coordinates(rest: str, axes: Sequence[tuple[str, Dim]], first: str | None) -> list[str]:
-    """Coordinates of a flat place: the last axis varies fastest; ``first`` takes what is left."""
+def _coordinates(rest: str, axes: Sequence[tuple[str, Dim]]) -> list[str]:
+    """Coordinates of a flat place: the last axis varies fastest, the first takes what is left."""
     lines = []
-    for name, extent in reversed(axes):
+    for name, extent in reversed(axes[1:]):
         lines.append(f"{name} = {rest} % {extent}")
         rest = f"({rest} // {extent})"
-    return [*lines, f"{first} = {rest}"] if first else lines
+    return [*lines, f"{axes[0][0]} = {rest}"] if axes else lines
 
 
 def _fails(printer: TilePrinter, fails: Sequence[Expr]) -> list[str]:
@@ -146,22 +155,30 @@ def _fails(printer: TilePrinter, fails: Sequence[Expr]) -> list[str]:
 
 def _dense(name: str, task: Dense, plan: JaggedPlan) -> str:
     wide = _needs_64_bits((*plan.inputs, *plan.outputs))
-    elements = product(tuple(extent for _, extent in task.inner))
-    assert isinstance(elements, int)
     lines = [
-        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None", wide),
-        _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
+        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
+        _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
+        _axis(POSITION, "tl.program_id(2)", "POSITIONS", "None, :, None", False),
         f"row_mask = {ROW} < {task.rows[1]}",
-        f"place_mask = place < {elements * task.length}",
-        "mask = row_mask & place_mask",
-        *_coordinates("place", task.inner, POSITION),
+        f"at_mask = {POSITION} < {task.length}",
+        f"place_mask = place < {_inner(task)}",
+        *_coordinates("place", task.inner),
     ]
-    masks = {ROW: "row_mask", POSITION: "place_mask", **{axis: "place_mask" for axis, _ in task.inner}}
-    printer = TilePrinter(masks, guards_of(task.value))
+    printer = TilePrinter(_masks(task), guards_of(task.value))
     lines += _fails(printer, task.fails)
     value, offset = printer.value(task.value), printer.value(task.offset)
-    lines += [*printer.lines, f"tl.store(out{task.output} + {offset}, {value}, mask=mask)"]
-    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS")), *_indented(lines)])
+    shape = "" if task.inner else f" + {_NO_INNER}"
+    store = f"tl.store(out{task.output} + {offset}{shape}, {value}, mask=row_mask & at_mask & place_mask)"
+    lines += [*printer.lines, store]
+    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "POSITIONS")), *_indented(lines)])
+
+
+# Gives an offset that does not depend on inner elements the shape of the tile.
+_NO_INNER = "place * 0"
+
+
+def _masks(task: JaggedTask) -> dict[str, str]:
+    return {ROW: "row_mask", POSITION: "at_mask", **{axis: "place_mask" for axis, _ in task.inner}}
 
 
 def guards_of(value: Expr) -> dict[Expr, tuple[Expr, bool]]:
@@ -196,11 +213,11 @@ def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
         _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
         _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
-        f"place_mask = place < {product(tuple(extent for _, extent in task.inner))}",
-        *_coordinates("place", task.inner, None),
+        f"place_mask = place < {_inner(task)}",
+        *_coordinates("place", task.inner),
         f"total = tl.full([ROWS, EVENTS, COLUMNS], {neutral}, {kind})",
     ]
-    masks = {ROW: "row_mask", POSITION: "at_mask", **{axis: "place_mask" for axis, _ in task.inner}}
+    masks = _masks(task)
     outer = TilePrinter(masks, {}, "r")
     lines += _fails(outer, task.fails)
     for number, span in enumerate(task.spans):
@@ -255,10 +272,11 @@ def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
         _axis(ROW, "tl.program_id(0)", "ROWS", ":, None", wide),
         _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
-        f"place_mask = place < {product(tuple(extent for _, extent in task.inner))}",
-        *_coordinates("place", task.inner, None),
+        f"place_mask = place < {_inner(task)}",
+        *_coordinates("place", task.inner),
     ]
     printer = TilePrinter(masks, {}, "e")
     printer.name(ex.var(ACCUMULATOR, None, task.held), "combined")
     value, offset = printer.value(task.value), printer.value(task.offset)
-    return [*lines, *printer.lines, f"tl.store(out{task.output} + {offset}, {value}, mask=row_mask & place_mask)"]
+    shape = "" if task.inner else f" + {_NO_INNER}"
+    return [*lines, *printer.lines, f"tl.store(out{task.output} + {offset}{shape}, {value}, mask=row_mask & place_mask)"]

@@ -19,7 +19,7 @@ from ...expression.expression import Expr
 from ...family import Schedule
 from .address import slope, without
 from .cpp_prelude import pieces_for
-from .cpp_steps import Step, step_for
+from .cpp_steps import step_for
 from .cpp_types import converter
 from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, passes
 from .reuse import reused

@@ -245,7 +245,8 @@ def _bound(body: RowBody, select: Select, axis: str) -> Step:
         step.declares.append(body.array(kind, row, body.program.axes[axis]))
         step.put = lambda body, printer: [f"{row}[{axis}] = {body.value(printer, step.value)};"]
     groups = _groups(select)
-    step.finish.append(f"kv_bound<{code}, {ORDERS[select.order]}, {groups}>({best}, {select.count}, {row}, {body.program.axes[axis]});")
+    arguments = f"{best}, {select.count}, {row}, {body.program.axes[axis]}"
+    step.finish.append(f"kv_bound<{code}, {ORDERS[select.order]}, {groups}>({arguments});")
     _define(body, select, code, best)
     return step
 

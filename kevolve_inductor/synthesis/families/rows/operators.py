@@ -72,7 +72,8 @@ def selection_of(node: torch.fx.Node) -> Selection:
                          any_of_equals=not (stable and node.kwargs.get("stable")))  # fmt: skip
     if name == "kthvalue":
         k, dim, keeps = _argument(node, 1, "k"), _argument(node, 2, "dim", -1), _argument(node, 3, "keepdim", False)
-        return Selection(source, _axis(node, dim, rank), _count(node, k), "smallest", bool(keeps), element=True, any_of_equals=True)
+        at, count = _axis(node, dim, rank), _count(node, k)
+        return Selection(source, at, count, "smallest", bool(keeps), element=True, any_of_equals=True)
     dim, keeps = _argument(node, 1, "dim", None), _argument(node, 2, "keepdim", False)
     return Selection(source, _axis(node, dim, rank), 1, "greatest" if "max" in name else "least", bool(keeps))
 

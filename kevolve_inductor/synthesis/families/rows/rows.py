@@ -1,25 +1,32 @@
-"""The family: finds selections, describes how their programs may be scheduled, and has them printed."""
+"""The family: finds selections and has their programs scheduled and printed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, cast, get_args
+from typing import ClassVar
 
 import torch.fx
 
-from ....exc import EmissionError, UnsupportedError
+from ....exc import UnsupportedError
+from ....graph.dims import product
+from ....graph.meta import hinted_numel
 from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
+from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
+from .assemble import Assembled
 from .cpp import cpp_source
 from .grow import Grower
 from .operators import is_selection
-from .program import RowProgram
+from .program import Element, RowProgram
+from .spaces import check_size, cpp_space, triton_space
 from .triton import emit_triton
+
+_FUNCTION = "kevolve_kernel"
 
 
 class RowFamily(Family):
-    """Selections along an axis, with the reductions, pointwise steps and gathers around them."""
+    """Selections along an axis (top-k, sort, arg-max …) with the reductions, pointwise steps and gathers around them."""
 
     name: ClassVar[str] = "rows"
 
@@ -30,26 +37,47 @@ class RowFamily(Family):
             if not is_selection(node) or node in taken:
                 continue
             try:
-                assembled = grower.program_of(node)
+                found = grower.program_of(node)
+                check_size(found.program, device)
             except UnsupportedError as error:
                 yield Rejection(error.code, error.message, self.name, (node,))  # type: ignore[arg-type]
                 continue
-            taken |= assembled.nodes
-            yield Match(
-                family=self.name,
-                nodes=tuple(sorted(assembled.nodes, key=grower.order.__getitem__)),
-                inputs=assembled.inputs,
-                outputs=assembled.outputs,
-                region_class="long tail",
-                plan=assembled.program,
-                flops=0,
-            )
+            taken |= found.nodes
+            yield self._match(found, grower)
+
+    def _match(self, found: Assembled, grower: Grower) -> Match:
+        return Match(
+            family=self.name,
+            nodes=tuple(sorted(found.nodes, key=grower.order.__getitem__)),
+            inputs=found.inputs,
+            outputs=found.outputs,
+            region_class="long tail",
+            plan=found.program,
+            flops=_flops(found),
+        )
+
+    def space(self, match: Match, target: Target) -> ScheduleSpace:
+        program: RowProgram = match.plan
+        return triton_space(program, target) if target.platform in ("cuda", "hip") else cpp_space(program, target)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         program: RowProgram = match.plan
-        if language == "cpp":
-            arguments = [Argument("input", k) for k in range(len(program.inputs))]
-            arguments += [Argument("output", k) for k in range(len(program.outputs))]
-            arguments += [Argument("size", k) for k in range(len(program.symbols))]
-            return Kernel("cpp", cpp_source(program, schedule), (Launch("kevolve_kernel", tuple(arguments)),))
-        return emit_triton(program, schedule)
+        if language != "cpp":
+            return emit_triton(program, schedule)
+        arguments = [Argument("input", k) for k in range(len(program.inputs))]
+        arguments += [Argument("output", k) for k in range(len(program.outputs))]
+        arguments += [Argument("size", k) for k in range(len(program.symbols))]
+        return Kernel("cpp", cpp_source(program, schedule), (Launch(_FUNCTION, tuple(arguments)),))
+
+
+def _flops(found: Assembled) -> int:
+    """Floating-point operations of what is computed; comparisons are not counted."""
+    program = found.program
+    total = 0
+    for step in (*program.statements, *program.stores):
+        if not isinstance(step, Element):
+            extent = program.axes[step.axis] if step.axis is not None else 1
+            total += extent * operator_flops(step.value)
+    stored = product(tuple(program.axes[store.axis] if store.axis else 1 for store in program.stores[:1]))
+    rows = max((hinted_numel(node) for node in found.outputs[:1]), default=0) // max(1, int(stored))
+    return total * rows

@@ -117,12 +117,12 @@ def without_maxima(program: RowProgram) -> RowProgram:
                 values = select.values or ex.var(f"{_name(select)}_first", None, select.value.dtype)
                 moved[select] = replace(select, values=values)
                 statements.append(moved[select])
-            values = moved[select].values
-            assert values is not None
+            first = moved[select].values
+            assert first is not None
             if select.out is None:
-                scalars[step.result] = values
+                scalars[step.result] = first
             else:
-                statements.append(Element(step.result, values, 0))
+                statements.append(Element(step.result, first, 0))
         elif not any(step is other or (isinstance(step, Select) and step == other) for other in moved):
             statements.append(step)
     stores = tuple(replace(store, value=_rewritten(store.value, scalars)) for store in program.stores)

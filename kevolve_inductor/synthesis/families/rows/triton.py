@@ -12,29 +12,34 @@ from collections.abc import Sequence
 
 from ....exc import EmissionError
 from ....graph.dims import Dim, product
+from ....graph.region import TensorSpec
 from ....kernel import Argument, Kernel, Launch
 from ...expression import TRITON_PRELUDE
-from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
 from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, online_pairs, passes
 from .simplify import simplified
+from .spaces import columns_are_near, vector_of
+from .triton_folds import Fold, OnlineFold, ReduceFold, identity, reduced
 from .triton_prelude import ROW_HELPERS
 from .triton_space import Space, SpacePrinter, Tile
 from .triton_steps import Selector
 
 _FUNCTION = "row_program"
 _INT32 = 2**31
+_WARP = 32
+_MOST_WARPS = 16
+_MOST_PER_THREAD = 128
 
 
 def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     """Raises ``EmissionError`` where the schedule does not fit."""
-    online = bool(schedule.get("online", False))
+    online = bool(schedule.get("online", False)) and schedule["algorithm"] == "loop"
     if schedule.get("simplify", True):
         program = simplified(program, online)
-    writer = TritonWriter(program, tile_of(program, schedule), str(schedule.get("key", "int64")), online,
-                          str(schedule.get("select", "network")))  # fmt: skip
+    tile, warps = tile_of(program, schedule)
+    writer = TritonWriter(program, tile, str(schedule.get("key", "int64")), online, str(schedule.get("select", "network")))
     names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
     body = "\n".join(f"    {line}" for line in writer.lines())
     code = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *program.symbols])}):\n{body}"
@@ -42,26 +47,34 @@ def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     arguments = [Argument("input", k) for k in range(len(program.inputs))]
     arguments += [Argument("output", k) for k in range(len(program.outputs))]
     arguments += [Argument("size", k) for k in range(len(program.symbols))]
-    launch = Launch(
-        _FUNCTION, tuple(arguments), (writer.grid,), num_warps=int(schedule["warps"]), num_stages=1,
-    )  # fmt: skip
+    launch = Launch(_FUNCTION, tuple(arguments), (writer.grid,), num_warps=warps, num_stages=1)
     return Kernel("triton", source, (launch,))
 
 
-def tile_of(program: RowProgram, schedule: Schedule) -> Tile:
-    """The tile of a schedule; ``depth`` is what the columns need where they fit, else what the schedule says."""
-    lanes, vector, rows = int(schedule["lanes"]), int(schedule["vector"]), int(schedule["rows"])
-    whole = max(lanes * vector, power(program.columns))
+def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
+    """The tile of a schedule and the warps that share it.
+
+    Where columns are neighbours in memory a row is spread over ``lanes`` threads; up to a warp of them, so that a warp
+    holds several rows, else one row per program. Where rows are neighbours, threads go along them first.
+    """
+    lanes, looped = int(schedule["lanes"]), schedule["algorithm"] == "loop"
+    near = columns_are_near(program)
+    vector = vector_of(program) if near else 1
+    whole = max(lanes * vector, 1 << (program.columns - 1).bit_length())
     depth = whole // (lanes * vector)
-    if schedule["algorithm"] == "tile":
-        return Tile(rows, lanes, depth, vector, looped=False)
-    depth = min(depth, int(schedule["depth"]))
-    return Tile(rows, lanes, depth, vector, looped=True)
-
-
-def power(size: int) -> int:
-    """The next power of two."""
-    return 1 << (size - 1).bit_length()
+    if looped:
+        depth = min(depth, int(schedule["depth"]))
+    if depth * vector > _MOST_PER_THREAD:
+        raise EmissionError(f"{depth * vector} columns of a row in one thread")
+    rows = int(schedule["rows"])
+    if near:
+        rows *= max(1, _WARP // lanes)
+        warps = max(1, lanes // _WARP)
+    else:
+        warps = max(1, rows * lanes // (4 * _WARP))
+    if warps > _MOST_WARPS:
+        raise EmissionError(f"{warps} warps in a program")
+    return Tile(rows, lanes, depth, vector, looped), 1 << (warps - 1).bit_length()
 
 
 class TritonWriter:
@@ -69,7 +82,7 @@ class TritonWriter:
 
     def __init__(self, program: RowProgram, tile: Tile, key: str, online: bool, select: str) -> None:
         self.program, self.tile = program, tile
-        self.pairs = online_pairs(program) if online and tile.looped else ()
+        self.pairs = online_pairs(program) if online else ()
         self.total: Dim = product(tuple(extent for _, extent in program.rows))
         self.out: list[str] = []
         self.indent = 0
@@ -154,8 +167,8 @@ class TritonWriter:
         parts += [f"{deep} * {tile.lanes * tile.vector}"] if tile.depth > 1 else []
         parts += [near] if tile.vector > 1 else []
         self.add(f"{name} = {' + '.join(parts)}")
-        outside = self.program.columns % tile.columns != 0
-        self._space(COLUMNS, tile.shape, "[:, None, None, None]", COLUMNS, f"{COLUMNS} < {self.program.columns}" if outside else "")
+        mask = f"{COLUMNS} < {self.program.columns}" if self.program.columns % tile.columns != 0 else ""
+        self._space(COLUMNS, tile.shape, "[:, None, None, None]", COLUMNS, mask)
 
     def axis_space(self, axis: str, width: int) -> None:
         """The space of what a selection selected, ``width`` positions wide."""
@@ -200,7 +213,7 @@ class TritonWriter:
             if any(part is first and second in sweep for first, second in self.pairs):
                 return None
             partner = next((first for first, second in self.pairs if part is second), None)
-            return online_fold(self, partner, part) if partner is not None else reduce_fold(self, part)
+            return OnlineFold(self, partner, part) if partner is not None else ReduceFold(self, part)
         return self.selector.fold(part) if isinstance(part, Select) else None
 
     # --- steps ---
@@ -248,97 +261,6 @@ class TritonWriter:
         return f"tl.reshape({text}, [{self.tile.rows}, {self.tile.columns}])" if axis == COLUMNS else text
 
 
-class Fold:
-    """What a looped sweep keeps while it walks: ``before`` the loop, ``inside`` and ``after`` it."""
-
-    def __init__(self, before: Sequence[str]) -> None:
-        self.before = list(before)
-
-    def inside(self) -> None:
-        raise NotImplementedError
-
-    def after(self) -> None:
-        raise NotImplementedError
-
-
-class _ReduceFold(Fold):
-    def __init__(self, writer: TritonWriter, reduce: Reduce) -> None:
-        self.writer, self.reduce = writer, reduce
-        self.name = writer.fresh("a")
-        kind = TRITON_TYPES[reduce.value.dtype]
-        super().__init__([f"{self.name} = tl.full({writer.tile.shape}, {identity(reduce)}, {kind})"])
-
-    def inside(self) -> None:
-        value = self.writer.masked(COLUMNS, self.reduce.value, identity(self.reduce))
-        combine = {"sum": "{0} + {1}", "amax": "kv_max({0}, {1})", "amin": "kv_min({0}, {1})"}[self.reduce.op]
-        self.writer.add(f"{self.name} = {combine.format(self.name, value)}")
-
-    def after(self) -> None:
-        text = reduced(self.reduce, self.writer.flat(COLUMNS, self.name))
-        self.writer.define_scalar(self.reduce.result, text)
-
-
-class _OnlineFold(Fold):
-    """Running maximum and sum of exponentials below it, per element of the tile; brought together at the end."""
-
-    def __init__(self, writer: TritonWriter, top: Reduce, total: Reduce) -> None:
-        self.writer, self.top, self.total = writer, top, total
-        self.m, self.s = writer.fresh("m"), writer.fresh("s")
-        kind = TRITON_TYPES[top.value.dtype]
-        shape = writer.tile.shape
-        super().__init__([f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"])
-
-    def inside(self) -> None:
-        w, m, s = self.writer, self.m, self.s
-        new, base = w.fresh("m"), w.fresh("m")
-        x = w.masked(COLUMNS, self.top.value, "float('-inf')")
-        w.add(f"{new} = kv_max({m}, {x})")
-        # Nothing but -inf so far: exponentials are taken below zero instead, where they vanish.
-        w.add(f"{base} = tl.where({new} == float('-inf'), 0.0, {new})")
-        w.add(f"{s} = {s} * tl.exp({m} - {base}) + tl.exp({x} - {base})")
-        w.add(f"{m} = {new}")
-
-    def after(self) -> None:
-        w, m, s = self.writer, self.m, self.s
-        w.define_scalar(self.top.result, f"tl.reduce({w.flat(COLUMNS, m)}, 1, kv_max)")
-        top = str(self.top.result.value[0])
-        base = w.fresh("m")
-        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None, None, None]")
-        w.add(f"{s} = {s} * tl.exp({m} - {base})")
-        total = f"tl.sum({w.flat(COLUMNS, s)}, 1)"
-        w.define_scalar(self.total.result, f"tl.where({top} == float('-inf'), float('nan'), {total})")
-
-
-def reduce_fold(writer: TritonWriter, reduce: Reduce) -> Fold:
-    return _ReduceFold(writer, reduce)
-
-
-def online_fold(writer: TritonWriter, top: Reduce, total: Reduce) -> Fold:
-    return _OnlineFold(writer, top, total)
-
-
-def identity(reduce: Reduce) -> str:
-    """What does not change a reduction's result."""
-    if reduce.op == "sum":
-        return "0"
-    if reduce.value.dtype in ex.FLOATS:
-        return "float('-inf')" if reduce.op == "amax" else "float('inf')"
-    if reduce.value.dtype == "bool":
-        raise EmissionError("extremes of booleans")
-    bits = {"int64": 63, "int32": 31, "int16": 15, "int8": 7}.get(reduce.value.dtype)
-    if bits is None:
-        return "0" if reduce.op == "amax" else "255"
-    return f"(-{2**bits})" if reduce.op == "amax" else str(2**bits - 1)
-
-
-def reduced(reduce: Reduce, text: str) -> str:
-    if reduce.op == "sum":
-        return f"tl.sum({text}, 1)"
-    combine = "kv_max" if reduce.op == "amax" else "kv_min"
-    return f"tl.reduce({text}, 1, {combine})"
-
-
-def _reach(spec: object) -> int:
+def _reach(spec: TensorSpec) -> int:
     """One past the last element offset of a static tensor."""
-    shape, stride = spec.shape, spec.stride  # type: ignore[attr-defined]
-    return 1 + sum((int(n) - 1) * int(s) for n, s in zip(shape, stride, strict=True))
+    return 1 + sum((int(n) - 1) * int(s) for n, s in zip(spec.shape, spec.stride, strict=True))

@@ -39,13 +39,13 @@ def kv_key_int(x, greatest: tl.constexpr):
 
 @triton.jit
 def kv_low_float(x, c):
-    return (c << 1) | ((x == 0) & (x.to(tl.int32, bitcast=True) < 0)).to(tl.int32)
+    return (c << 1) | (x.to(tl.int32, bitcast=True) == -2147483648).to(tl.int32)
 
 @triton.jit
 def kv_float_of(key, low, greatest: tl.constexpr):
     k = ~key if greatest else key
-    x = (k ^ ((k >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return tl.where((low & 1) != 0, -x, x)
+    b = k ^ ((k >> 31) & 0x7FFFFFFF)
+    return (b ^ (low << 31)).to(tl.float32, bitcast=True)
 
 @triton.jit
 def kv_half_of(key, low, half: tl.constexpr, greatest: tl.constexpr):

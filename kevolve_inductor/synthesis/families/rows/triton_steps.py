@@ -9,10 +9,11 @@ from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from .program import COLUMNS, Select
+from .triton_folds import Fold
 from .triton_types import Packing, key_of, packing_of
 
 if TYPE_CHECKING:
-    from .triton import Fold, TritonWriter
+    from .triton import TritonWriter
 
 _MOST_EXTRACTED = 16
 
@@ -31,12 +32,12 @@ class Selector:
         if packing is None or (self.method == "extract" and 1 < select.count <= _MOST_EXTRACTED):
             self._extract(select)
             return
-        packed = self._packed(select, packing, select.axis)
+        packed = self.packed(select, packing, select.axis)
         rows = w.tile.rows
         if select.count == 1:
             name = w.fresh("p")
             w.add(f"{name} = tl.min({w.flat(select.axis, packed)}, 1)")
-            self._define(select, packing, name)
+            self.define(select, packing, name)
             return
         width, lanes, deep = self._extent(select.axis)
         threads = f"tl.reshape({packed}, [{rows}, {lanes}, {deep}])"
@@ -50,7 +51,7 @@ class Selector:
             w.add(f"{name} = tl.reshape(kv_sort({threads}, {rows}, {lanes}, {deep}), [{rows}, {width}])")
         assert select.out is not None
         w.axis_space(select.out, width)
-        self._define(select, packing, name)
+        self.define(select, packing, name)
 
     def _extent(self, axis: str) -> tuple[int, int, int]:
         """Width of an axis as a tensor, over how many threads a row is spread there, and positions per thread."""
@@ -60,7 +61,7 @@ class Selector:
         width = int(self.writer.spaces[axis].shape.strip("[]").split(",")[1])
         return width, 1, width
 
-    def _packed(self, select: Select, packing: Packing, axis: str) -> str:
+    def packed(self, select: Select, packing: Packing, axis: str) -> str:
         """The axis' packed values as a name; beyond its end stands the last one."""
         w = self.writer
         value = w.whole(axis, select.value)
@@ -73,7 +74,7 @@ class Selector:
             w.add(f"{name} = tl.where({mask}, {name}, {packing.last})")
         return name
 
-    def _define(self, select: Select, packing: Packing, name: str) -> None:
+    def define(self, select: Select, packing: Packing, name: str) -> None:
         statement, value, position = packing.unpacked(name)
         self.writer.add(statement)
         if select.values is not None:
@@ -111,9 +112,9 @@ class Selector:
             w.add(f"{place} = tl.min({w.flat(select.axis, at)}, 1)")
             w.add(f"{left} = {left} & ({space.position} != {place}{space.row_suffix})")
             found.append(place)
-        self._places(select, found)
+        self.places(select, found)
 
-    def _places(self, select: Select, found: list[str]) -> None:
+    def places(self, select: Select, found: list[str]) -> None:
         """Names the selected: positions as found, values read again from where they stand."""
         w = self.writer
         index = select.indices if select.indices is not None else ex.var(w.fresh("i"), w.program.axes[select.axis])
@@ -139,8 +140,9 @@ class Selector:
             if select.count > 1:
                 raise EmissionError("elements of 64 bits cannot be selected block by block")
             return _PlaceFold(self, select)
-        if wanted > self.writer.tile.per_thread:
-            raise EmissionError(f"{select.count} elements cannot be kept by threads that see {self.writer.tile.per_thread} at once")
+        seen = self.writer.tile.per_thread
+        if wanted > seen:
+            raise EmissionError(f"{select.count} elements cannot be kept by threads that see {seen} at once")
         return _PackedFold(self, select, packing, wanted)
 
 
@@ -148,7 +150,7 @@ def _is_position(part: Expr, axis: str) -> bool:
     return part.op == "var" and part.value[0] == axis
 
 
-class _PackedFold:
+class _PackedFold(Fold):
     """Every thread keeps the first ``wanted`` of what it has seen, in order."""
 
     def __init__(self, selector: Selector, select: Select, packing: Packing, wanted: int) -> None:
@@ -157,11 +159,11 @@ class _PackedFold:
         self.name = w.fresh("q")
         kind = TRITON_TYPES[packing.kind]
         shape = w.tile.shape if wanted == 1 else f"[{w.tile.rows}, {w.tile.lanes}, {wanted}]"
-        self.before = [f"{self.name} = tl.full({shape}, {packing.last}, {kind})"]
+        super().__init__([f"{self.name} = tl.full({shape}, {packing.last}, {kind})"])
 
     def inside(self) -> None:
         w, name = self.selector.writer, self.name
-        packed = self.selector._packed(self.select, self.packing, COLUMNS)
+        packed = self.selector.packed(self.select, self.packing, COLUMNS)
         if self.wanted == 1:
             w.add(f"{name} = kv_lower({name}, {packed})")
             return
@@ -180,10 +182,10 @@ class _PackedFold:
             w.add(f"{name} = kv_first_of_lanes({name}, {w.tile.rows}, {w.tile.lanes}, {self.wanted})")
             assert self.select.out is not None
             w.axis_space(self.select.out, self.wanted)
-        self.selector._define(self.select, self.packing, name)
+        self.selector.define(self.select, self.packing, name)
 
 
-class _PlaceFold:
+class _PlaceFold(Fold):
     """The first element by key and position apart."""
 
     def __init__(self, selector: Selector, select: Select) -> None:
@@ -192,8 +194,9 @@ class _PlaceFold:
         self.key, self.place = w.fresh("p"), w.fresh("i")
         wide = select.value.dtype in ("float64", "int64")
         self.last, kind = ("9223372036854775807", "tl.int64") if wide else ("2147483647", "tl.int32")
-        self.before = [f"{self.key} = tl.full({w.tile.shape}, {self.last}, {kind})",
-                       f"{self.place} = tl.full({w.tile.shape}, 2147483647, tl.int32)"]  # fmt: skip
+        shape = w.tile.shape
+        before = [f"{self.key} = tl.full({shape}, {self.last}, {kind})", f"{self.place} = tl.full({shape}, 2147483647, tl.int32)"]
+        super().__init__(before)
 
     def inside(self) -> None:
         w = self.selector.writer
@@ -212,4 +215,4 @@ class _PlaceFold:
         w.add(f"{best} = tl.min({w.flat(COLUMNS, self.key)}, 1)")
         equal = f"{self.key} == {best}[:, None, None, None]"
         w.add(f"{place} = tl.min({w.flat(COLUMNS, f'tl.where({equal}, {self.place}, 2147483647)')}, 1)")
-        self.selector._places(self.select, [place])
+        self.selector.places(self.select, [place])

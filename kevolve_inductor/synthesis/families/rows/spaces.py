@@ -1,0 +1,215 @@
+"""The schedules worth trying for a row program, the likeliest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ....exc import UnsupportedError
+from ....graph.region import ITEM_SIZES
+from ....platforms.platform import Target
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...family import ScheduleSpace
+from .address import slope
+from .cpp_types import is_wide
+from .program import COLUMNS, Element, RowProgram, Select, online_pairs, passes
+from .reuse import reused
+from .simplify import simplified
+
+Choice = int | str | bool
+
+# Columns of a row that one Triton program can hold, or sort, at once; selected elements a thread can keep in order.
+MOST_HELD = 8192
+MOST_SORTED = 4096
+MOST_KEPT = 64
+# Packed rows of a sort stand on the stack twice.
+_MOST_ON_STACK = 32768
+_LANE_COLUMNS = 1024
+_PARALLEL_ELEMENTS = 1 << 15
+_NEVER = 1 << 62
+# Chips whose double-precision units are few: there doubles are slower to compare than pairs of integers.
+_FEW_DOUBLES = ("sm_75", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121")
+
+
+def check_size(program: RowProgram, device: str) -> None:
+    """Raises ``UnsupportedError`` for rows that no schedule on ``device`` can hold."""
+    columns = program.columns
+    if device == "cpu":
+        if columns > _MOST_ON_STACK and any(is_sort(program, s) for s in program.selects):
+            raise UnsupportedError("size", f"rows of {columns} elements are too long to be sorted on the stack")
+        return
+    whole = any(s.axis == COLUMNS and s.count > 1 and (is_sort(program, s) or s.count > MOST_KEPT) for s in program.selects)
+    if whole and columns > MOST_SORTED:
+        raise UnsupportedError("size", f"rows of {columns} elements are too long to be sorted by one program")
+    for select in program.selects:
+        if is_wide(select) and (select.count > 16 or (select.count > 1 and columns > MOST_HELD)):
+            raise UnsupportedError("dtype", f"{select.count} elements of {select.dtype} cannot be selected at once")
+
+
+def is_sort(program: RowProgram, select: Select) -> bool:
+    return select.count == program.axes[select.axis] and select.count > 1
+
+
+# --- C++ ---
+
+
+def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
+    columns = program.columns
+    near = columns_are_near(program)
+    in_lanes = _fits_lanes(program)
+    first = "lanes" if in_lanes and (columns <= _LANE_COLUMNS or not near) else "scan"
+    algorithms = [first, *(other for other in ("lanes", "scan") if other != first and (other == "scan" or in_lanes))]
+    choices: dict[str, tuple[Choice, ...]] = {
+        "algorithm": tuple(algorithms),
+        "lanes": (16, 8, 32) if in_lanes else (1,),
+        "block": (128, 512, 64),
+        "parallel_from": _parallel_choices(program),
+    }
+    short = simplified(program)
+    if short != program:
+        choices["simplify"] = (True, False)
+    if reused(passes(short), {}) or reused(passes(program), {}):
+        choices["keep"] = (True, False)
+    chosen = [s for s in program.selects if 1 < s.count < program.axes[s.axis]]
+    if chosen:
+        choices["lane_select"] = _lane_selections(chosen)
+        choices["row_select"] = ("bound", "filter", "split")
+    if any(is_sort(program, s) for s in program.selects):
+        choices["row_sort"] = ("radix", "std")
+    return ScheduleSpace(choices)
+
+
+def _lane_selections(chosen: list[Select]) -> tuple[str, ...]:
+    most = max(s.count for s in chosen)
+    if any(is_wide(s) for s in chosen):
+        return ("rank",)
+    ways = ["rank", "insert", "network"] if most <= 4 else ["insert", "rank", "network"]
+    if most > 16:
+        ways.remove("rank")
+    return tuple(ways) if most <= 24 else ("network", "insert")
+
+
+def _fits_lanes(program: RowProgram) -> bool:
+    """More than one row, and selections that lanes can make."""
+    if not program.rows:
+        return False
+    for select in program.selects:
+        extent = program.axes[select.axis]
+        if select.count > 1 and (is_wide(select) and (select.count > 16 or is_sort(program, select))):
+            return False
+        if select.count > 16 and extent > 4096:
+            return False
+    return True
+
+
+def _parallel_choices(program: RowProgram) -> tuple[int, ...]:
+    """From how many tiles of rows on threads share the work; never, as well, where there is little of it."""
+    enough = max(2, _PARALLEL_ELEMENTS // (program.columns * 16))
+    rows = 1
+    for _, extent in program.rows:
+        rows *= extent if isinstance(extent, int) else _PARALLEL_ELEMENTS
+    return (enough, _NEVER) if rows * program.columns < 16 * _PARALLEL_ELEMENTS else (enough,)
+
+
+# --- Triton ---
+
+
+def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
+    choices = _near_tiles(program) if columns_are_near(program) else _far_tiles(program)
+    if _packs_32_bits(program):
+        doubles = ("int64", "float64") if _has_few_doubles(target) else ("float64", "int64")
+        choices["key"] = doubles
+    if any(s.count <= 8 for s in program.selects):
+        choices["select"] = ("network", "extract")
+    if "loop" in choices["algorithm"] and online_pairs(program):
+        choices["online"] = (True, False)
+    if simplified(program) != program:
+        choices["simplify"] = (True, False)
+    return ScheduleSpace(choices)
+
+
+def _near_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
+    """Neighbouring columns are neighbours in memory: a row over ``lanes`` threads."""
+    whole = 1 << (program.columns - 1).bit_length()
+    vector = vector_of(program)
+    kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
+    algorithms = _algorithms(program, whole)
+    if algorithms[0] == "tile":
+        lanes = _lanes_for(whole, vector, 32)
+        if "loop" in algorithms:
+            lanes = tuple(dict.fromkeys((*lanes, 128, 256)))
+    else:
+        lanes = (256, 128, 64, 512, 32)
+    depths = [max(1, per // vector) for per in (max(16, kept), max(8, kept), max(32, kept))]
+    return {
+        "algorithm": algorithms,
+        "lanes": lanes,
+        "rows": (1, 2, 4),
+        "depth": tuple(dict.fromkeys(depths)) if "loop" in algorithms else (1,),
+    }
+
+
+def _far_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
+    """Neighbouring rows are neighbours in memory: ``rows`` of them over threads, columns in each thread."""
+    whole = 1 << (program.columns - 1).bit_length()
+    kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
+    algorithms = _algorithms(program, whole) if whole <= 64 else tuple(reversed(_algorithms(program, whole)))
+    lanes = (1, 4, 8, 2) if whole <= 256 or "loop" in algorithms else _lanes_for(whole, 1, 32)
+    return {
+        "algorithm": algorithms,
+        "lanes": lanes,
+        "rows": (128, 64, 256, 32),
+        "depth": tuple(dict.fromkeys(max(kept, depth) for depth in (8, 16, 4))) if "loop" in algorithms else (1,),
+    }
+
+
+def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:
+    sorts = [s for s in program.selects if s.axis == COLUMNS and (is_sort(program, s) or s.count > MOST_KEPT)]
+    wide = any(is_wide(s) and s.count > 1 for s in program.selects)
+    tile = whole <= (MOST_SORTED if sorts else MOST_HELD)
+    loop = not sorts and not wide and whole > 64
+    if tile and loop:
+        return ("tile", "loop") if whole <= 2048 else ("loop", "tile")
+    return ("tile",) if tile else ("loop",)
+
+
+def _lanes_for(whole: int, vector: int, per_thread: int) -> tuple[int, ...]:
+    """Threads per row, nearest to ``per_thread`` columns each first."""
+    counts = [1 << k for k in range(9)]
+    able = [n for n in counts if max(4, vector) <= whole // n <= 64] or [max(1, whole // (64 if whole > 64 else vector))]
+    wanted = max(1, whole // per_thread)
+    return tuple(sorted(able, key=lambda n: (abs(n.bit_length() - wanted.bit_length()), n)))
+
+
+def vector_of(program: RowProgram) -> int:
+    """Neighbouring columns that a thread loads at once, as far as alignment allows."""
+    best = 1
+    for load in column_loads(program):
+        if slope(load.args[0], COLUMNS) != 1:
+            continue
+        size = 16 // ITEM_SIZES[program.inputs[load.value].dtype]
+        steps = [slope(load.args[0], name) for name, _ in program.rows] + [program.columns]
+        while size > 1 and any(not isinstance(step, int) or step % size for step in steps):
+            size //= 2
+        best = max(best, size)
+    return min(best, 1 << (program.columns - 1).bit_length())
+
+
+def column_loads(program: RowProgram) -> list[Expr]:
+    values: Iterable[Expr] = (s.value for s in program.statements if not isinstance(s, Element) and s.axis == COLUMNS)
+    return list({load: None for value in values for load in ex.loads(value)})
+
+
+def columns_are_near(program: RowProgram) -> bool:
+    """Whether, of the inputs that differ between rows, one has its columns and none its rows next to each other."""
+    inner = program.rows[-1][0] if program.rows else ""
+    slopes = [(slope(load.args[0], COLUMNS), slope(load.args[0], inner)) for load in column_loads(program)]
+    return not any(along != 1 and across == 1 for along, across in slopes)
+
+
+def _packs_32_bits(program: RowProgram) -> bool:
+    return any(s.dtype in ("float32", "int32") or s.value.dtype in ("float32", "int32") for s in program.selects)
+
+
+def _has_few_doubles(target: Target) -> bool:
+    return any(feature in _FEW_DOUBLES for feature in target.features)
