@@ -34,6 +34,8 @@ _BATCH = 8
 _TARGET_SHARE_OF_FLOOR = 0.95
 # The best of many noisy measurements is an optimistic one, so the finalists are measured again.
 _FINALISTS = 3
+# Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
+_LEAST_TRIALS = 3
 _WARM_STARTS = 4
 
 TrialListener = Callable[[int, float], None]
@@ -120,7 +122,8 @@ class Tuner:
     def _explore(self, found: Found, search: _Search, budget: Budget, listener: TrialListener | None) -> None:
         space = found.family.space(found.match, self.target)
         searcher = EvolutionSearcher(space, self.settings.seed, warm=self._warm_starts(found))
-        while budget.stop() is None:
+        least = _LEAST_TRIALS if self.settings.trials is None else min(_LEAST_TRIALS, self.settings.trials)
+        while budget.trials_spent < least or budget.stop() is None:
             batch = [candidate for candidate in (searcher.ask() for _ in range(_BATCH)) if candidate is not None]
             if not batch:
                 logger.debug("%s: %s", found.title, StopReason.EXHAUSTED)
@@ -128,7 +131,7 @@ class Tuner:
             kernels = [self._emit(found, candidate) for candidate in batch]
             self.evaluator.prepare(tuple(kernel for kernel in kernels if isinstance(kernel, Kernel)))
             for candidate, kernel in zip(batch, kernels, strict=True):
-                if budget.stop() is not None:
+                if budget.trials_spent >= least and budget.stop() is not None:
                     return
                 trial = self._try(candidate, kernel, max(self.settings.min_speedup, budget.best))
                 search.trials.append(trial)

@@ -25,6 +25,7 @@ from kevolve_inductor.evaluate.correctness import allowed_error
 from kevolve_inductor.evaluate.gate import check_kernel
 from kevolve_inductor.exc import BuildError, CompilerMissingError, EmissionError, KernelIndexError
 from kevolve_inductor.graph.capture import canonical_kernel, capture
+from kevolve_inductor.graph.dims import evaluate
 from kevolve_inductor.graph.reference import evaluate_fp64, to_graph_module
 from kevolve_inductor.graph.region import Region, TensorSpec
 from kevolve_inductor.kernel import Kernel
@@ -372,12 +373,25 @@ def test_every_algorithm_survives_special_values(tile: str, folder: Path) -> Non
     assert_agrees(region, [rows], output)
 
 
-def test_a_dynamic_batch_takes_any_size(folder: Path) -> None:
-    features = [normal(9, 16) for _ in range(4)]
-    for feature in features:
-        torch._dynamo.mark_dynamic(feature, 0)
-    (match,) = find(separate, features, dynamic=None)
-    assert isinstance(match, Match)
+def dynamic_match(function: Callable[..., Tensor], inputs: Sequence[Tensor], dim: int) -> Match:
+    for value in inputs:
+        torch._dynamo.mark_dynamic(value, dim)
+    (match,) = find(function, inputs, dynamic=None)
+    assert isinstance(match, Match), match
+    return match
+
+
+def feature_major(features: Tensor) -> Tensor:
+    """The batch is not the outermost dimension, so that strides grow with it."""
+    return stacked(features.transpose(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["separate", "feature major"])
+def test_a_dynamic_batch_takes_any_size(kind: str, folder: Path) -> None:
+    if kind == "separate":
+        match = dynamic_match(separate, [normal(9, 16) for _ in range(4)], 0)
+    else:
+        match = dynamic_match(feature_major, [normal(5, 9, 16)], 1)
     region = region_of(match)
     assert region.symbol_names == ("s0",)
     default = FAMILY.space(match, CPU).default
@@ -424,6 +438,7 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 INTERPRETED = [name for name in CASES if "bfloat16" not in name and name != "biased"]
 _INTERPRET = """
 import json, sys, torch
+from kevolve_inductor.graph.dims import evaluate
 from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.graph.region import Region
 from kevolve_inductor.kernel import Kernel
@@ -457,10 +472,11 @@ def triton_schedules(match: Match) -> list[dict[str, Any]]:
 def test_triton_agrees_with_eager_under_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     jobs = []
-    for name in INTERPRETED:
-        match = match_of(name)
+    matches = {name: match_of(name) for name in INTERPRETED}
+    matches["dynamic"] = dynamic_match(feature_major, [normal(5, 9, 16)], 1)
+    for name, match in matches.items():
         for number, schedule in enumerate(triton_schedules(match)):
-            job: dict[str, Any] = {"name": f"{name} {number}", "ids": CASES[name].ids}
+            job: dict[str, Any] = {"name": f"{name} {number}", "ids": CASES[name].ids if name in CASES else 0}
             kernel = kernel_of(match, schedule, "triton")
             jobs.append({**job, "region": region_of(match).to_json(), "kernel": kernel.to_json()})
     (tmp_path / "jobs").write_text(json.dumps(jobs))

@@ -12,9 +12,29 @@ from ...expression.triton import TRITON_TYPES
 from .pieces import Piece, free_parts, terms_of
 from .structure import Plan
 
+_INDEX_BITS = 31
 # From this many stored pieces on, a row's address is selected and the tile loaded once, instead of one load per piece.
 _SELECT_FROM = 3
 _VECTOR_BYTES = 16
+
+
+def needs_wide_offsets(plan: Plan) -> bool:
+    """May an offset within a sample, or a stride, exceed 32 bits? The sample's own offset is always held in 64."""
+    if plan.columns * plan.column_stride >> _INDEX_BITS:
+        return True
+    for value in [*(piece.value for piece in plan.rows), *(segment.value for segment in plan.segments)]:
+        for load in ex.loads(value):
+            spec = plan.inputs[load.value]
+            if any(isinstance(stride, str) for stride in spec.stride):
+                return True
+            inner = [
+                (size, stride)
+                for at, size, stride in zip(load.args, spec.shape, spec.stride, strict=True)
+                if ex.variables(at) & {"r", "d", "c"}
+            ]
+            if sum(int(size) * int(stride) for size, stride in inner if isinstance(size, int)) >> _INDEX_BITS:
+                return True
+    return False
 
 
 class RowLoader:
@@ -22,6 +42,7 @@ class RowLoader:
 
     def __init__(self, plan: Plan, tile: int, chunk: int, group: int, exact: bool) -> None:
         self.plan, self.shape = plan, plan.shape
+        self.wide = ".to(tl.int64)" if needs_wide_offsets(plan) else ""
         self.tile, self.chunk, self.group, self.exact = tile, chunk, group, exact
         stored = [piece for piece in plan.rows if self._is_stored(piece)]
         self.selected = stored if len(stored) >= _SELECT_FROM else []
@@ -29,7 +50,7 @@ class RowLoader:
     def load(self, depth: str) -> Iterator[str]:
         lead = "None, None, " if self.group > 1 else "None, "
         start = "" if depth == "0" else f"{depth} + "
-        yield f"d = ({start}tl.arange(0, {self.chunk}))[{lead}:]"
+        yield f"d = ({start}tl.arange(0, {self.chunk}){self.wide})[{lead}:]"
         parts = [f"d < {self.shape.width}"] if self.shape.width % self.chunk else []
         yield f"inside = {parts[0] if parts else 'd >= 0'}"
         tiles = []

@@ -90,9 +90,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Products:
-    """``node`` is the sum over ``depth`` of the product of ``left`` and ``right``, both views or selections of ``source``.
+    """``node`` sums the products of two values that both view, or select rows of, ``source``.
 
-    ``inner`` are the nodes that multiply and sum, ``path`` those between ``source`` and them.
+    ``inner`` are the nodes that multiply and sum (the last one multiplies), ``path`` those between ``source`` and them.
     """
 
     node: torch.fx.Node
@@ -322,7 +322,7 @@ class Reader:
         inputs, (output,) = specs_of(self.builder.inputs), specs_of([self.root])
         if not any(segment.pairs for segment in segments):
             raise UnsupportedError("structure", "no product is used")
-        if any(part.op == "table" for segment in segments for part in ex.walk(segment.value)):
+        if any(part.op == "table" for one in (*rows, *segments) for part in ex.walk(one.value)):
             raise UnsupportedError("structure", "known positions select something else than pairs")
         folded = {one for node in self.tables for one in self.constants.closure(node)}
         nodes = {*self.builder.inlined, *self.products.inner, *folded, self.root}

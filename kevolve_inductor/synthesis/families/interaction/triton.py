@@ -21,7 +21,7 @@ from ..common import symbols_of
 from .pairs import KnownPairs, LoadedPairs
 from .pieces import free_parts
 from .places import are_few, gathered, layers_of, polynomial
-from .rows import RowLoader
+from .rows import RowLoader, needs_wide_offsets
 from .structure import Plan, Segment
 
 _FUNCTION = "interaction"
@@ -32,7 +32,7 @@ LARGEST_TILE = 128
 def emit_triton(plan: Plan, schedule: Schedule) -> Kernel:
     """Raises ``EmissionError`` where the schedule cannot hold the plan."""
     writer = _Writer(plan, schedule)
-    symbols = symbols_of([*plan.inputs, plan.output])
+    symbols = writer.symbols
     names = [f"in{k}" for k in range(len(plan.inputs))] + ["out0", *symbols]
     code = "\n".join([f"@triton.jit\ndef {_FUNCTION}({', '.join(names)}):", *_indented(writer.body(), 1)])
     source = "\n\n".join(part for part in (used_helpers(TRITON_PRELUDE, code), code) if part) + "\n"
@@ -55,6 +55,8 @@ class _Writer:
         self.chunk = min(max(16, _power(self.shape.width)), int(schedule["chunk"]))
         self.store = str(schedule["store"])
         self.precision = str(schedule["precision"])
+        self.wide = ".to(tl.int64)" if needs_wide_offsets(plan) else ""
+        self.symbols = symbols_of([*plan.inputs, plan.output])
         batch = self.shape.batch
         self.exact = isinstance(batch, int) and batch % self.samples == 0
         if self.tile > LARGEST_TILE:
@@ -64,8 +66,11 @@ class _Writer:
 
     def body(self) -> Iterator[str]:
         lead = "None, " if self.group > 1 else ""
-        yield f"rows = tl.arange(0, {self.tile})[{lead}:, None]"
-        yield f"others = tl.arange(0, {self.tile})[{lead}None, :]"
+        if self.wide:
+            for name in self.symbols:
+                yield f"{name} = {name} + tl.program_id(0).to(tl.int64) * 0"
+        yield f"rows = tl.arange(0, {self.tile}){self.wide}[{lead}:, None]"
+        yield f"others = tl.arange(0, {self.tile}){self.wide}[{lead}None, :]"
         for number, segment in enumerate(self.plan.segments):
             yield from self._prepared(number, segment)
         yield f"first = tl.program_id(0).to(tl.int64) * {self.samples}"
@@ -121,7 +126,7 @@ class _Writer:
 
     def _dense_block(self, number: int, segment: Segment, columns: str, lead: str) -> Iterator[str]:
         b, live = ("bs", "lives") if self.group > 1 else ("b", "live")
-        yield f"c{number} = ({columns})" + (f"[{lead}:]" if lead else "")
+        yield f"c{number} = ({columns}){self.wide}" + (f"[{lead}:]" if lead else "")
         yield f"m{number} = (c{number} < {segment.count}) & {live}"
         printer = TritonPrinter(self.plan.inputs, live, prefix=f"v{number}_")
         printer.name(ex.var("b", self.shape.batch), b)
@@ -186,10 +191,10 @@ class _Writer:
 
     def _picked(self, number: int, segment: Segment, columns: str) -> Iterator[str]:
         """For consecutive columns, the elements of the square that belong there."""
-        yield f"c{number} = {columns}"
+        yield f"c{number} = ({columns}){self.wide}"
         if isinstance(segment.pairs, KnownPairs):
             yield f"pick{number} = {gathered(segment.pairs, f'c{number}', self.tile)}"
-            yield f"pick{number} = tl.where(c{number} < {segment.count}, pick{number}, 0)"
+            yield f"pick{number} = tl.where(c{number} < {segment.count}, pick{number}, 0).to(tl.int32)"
             return
         assert isinstance(segment.pairs, LoadedPairs)
         yield f"m{number} = c{number} < {segment.count}"

@@ -78,8 +78,7 @@ class JaggedFamily(Family):
             choices["events"] = (1, 4, 16)
         lengths = [task.length for task in plan.tasks if isinstance(task, Dense)]
         if lengths:
-            # The least of a row's last tile left empty, then the widest.
-            choices["positions"] = tuple(sorted((16, 8, 4, 32, 1), key=lambda p: (-(-max(lengths) // p) * p, -p)))
+            choices["positions"] = _by_waste(max(lengths))
         choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
         return ScheduleSpace(choices)
 
@@ -132,6 +131,11 @@ def _too_small(match: Match) -> Rejection | None:
     if most < _LEAST_ELEMENTS:
         return Rejection("size", f"{most} elements are too few for a kernel of their own", match.family, match.nodes)
     return None
+
+
+def _by_waste(length: int) -> tuple[int, ...]:
+    """Positions per tile: those that leave the least of a row's last tile empty first, and of these the widest."""
+    return tuple(sorted((16, 8, 4, 32, 1), key=lambda positions: (-(-length // positions) * positions, -positions)))
 
 
 def _narrow(plan: JaggedPlan) -> bool:
