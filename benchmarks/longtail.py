@@ -183,13 +183,16 @@ def _bind(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Cal
 
 def _search_row(compile_s: float) -> dict[str, Any]:
     """What the search did, from the report of the compile that just ran."""
-    regions = report.last_run().regions
+    run = report.last_run()
+    regions = run.regions
     return {
         "compile_s": compile_s,
         "search_s": sum(region.search_s for region in regions),
         "trials": sum(region.trials for region in regions),
         "swapped": sum(region.kernel_us is not None for region in regions),
         "verdicts": [f"{region.title}: {region.verdict}" for region in regions],
+        "graphs": [graph.verdict for graph in run.graph_verdicts],
+        "rejections": [f"{family}: {message}" for family, _, message in run.rejections],
     }
 
 

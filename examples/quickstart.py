@@ -28,8 +28,8 @@ from torch.nn import functional
 @dataclass(frozen=True)
 class Sizes:
     identifiers: int = 16
-    counters: int = 96
-    histories: int = 3
+    counters: int = 64
+    histories: int = 2
     kept_events: int = 10
     table: int = 20_000
     width: int = 16

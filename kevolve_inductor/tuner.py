@@ -33,6 +33,7 @@ _BATCH = 8
 # A kernel this close to the floor is not searched further (where others of the field stop as well).
 _TARGET_SHARE_OF_FLOOR = 0.95
 # The best of many noisy measurements is an optimistic one, so the finalists are measured again.
+_LEAST_TARGET = 1.25
 _FINALISTS = 3
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
 _LEAST_TRIALS = 3
@@ -117,6 +118,9 @@ class Tuner:
         left = None if seconds is None else max(seconds - spent, 0.0)
         best_us = min(search.baselines_us.values(), default=0.0)
         target = best_us * _TARGET_SHARE_OF_FLOOR / found.floor_us if found.floor_us > 0 and best_us else None
+        if target is not None:
+            # A floor is an estimate: where the baseline seems to stand on it already, a little may still be won.
+            target = max(target, _LEAST_TARGET)
         return Budget(self.settings.trials, left, self.clock, target=target)
 
     def _explore(self, found: Found, search: _Search, budget: Budget, listener: TrialListener | None) -> None:

@@ -16,7 +16,7 @@ from .build import gate
 from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Mismatch, Passed, Refused, TimedOut, from_json
 from .inputs import distributions_for, screened
 from .job import CrossJob, GraphJob, Job, JudgeJob, OpenJob, Role, RunJob, TimeJob, WorkerSetup
-from .prepare import Preparer
+from .prepare import BUILD_LIMIT_S, Preparer
 from .process import Answer, Died, Hung, WorkerSlot
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class WorkerEvaluator:
             return refusal
         if self._platform.available() is not None:
             return self._cross_compiled(kernel, region)
-        if self._preparer is not None:
-            self._preparer.wait_for(kernel)
+        if self._preparer is not None and not self._preparer.wait_for(kernel):
+            return TimedOut(BUILD_LIMIT_S)
         first, rest = screened(distributions_for(region, workload))
         checked = self._check(kernel, first, TimeJob(kernel, 0.0, 0.0))
         if not isinstance(checked, TimeJob):

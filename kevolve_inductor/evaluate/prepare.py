@@ -15,10 +15,11 @@ from ..kernel import Kernel
 from ..platforms.cpu import compile_cpp, generate_cpp
 from ..platforms.platform import Platform
 from .job import CrossJob, WorkerSetup
-from .process import WorkerSlot
+from .process import Hung, WorkerSlot
 
 _MOST_PROCESSES = 8
-_BUILD_LIMIT_S = 60.0
+# Triton spends minutes on a kernel whose tile spills badly, and that kernel is never the fast one.
+BUILD_LIMIT_S = 15.0
 
 
 class Preparer:
@@ -30,7 +31,7 @@ class Preparer:
     def __init__(self, platform: Platform, setup: WorkerSetup, scratch: Path) -> None:
         cores = len(os.sched_getaffinity(0))
         self._platform, self._folder = platform, Path(setup.folder)
-        self._builds: dict[str, Future[None]] = {}
+        self._builds: dict[str, Future[bool]] = {}
         self._builders: SimpleQueue[WorkerSlot] = SimpleQueue()
         self._slots: list[WorkerSlot] = []
         count = cores
@@ -48,22 +49,25 @@ class Preparer:
             if kernel.digest not in self._builds:
                 self._builds[kernel.digest] = self._pool.submit(build, kernel, region)
 
-    def _build_cpp(self, kernel: Kernel, region: Region) -> None:
+    def _build_cpp(self, kernel: Kernel, region: Region) -> bool:
         with suppress(KevolveError, OSError):
             compile_cpp(generate_cpp(kernel, region), self._folder)
+        return True
 
-    def _build_triton(self, kernel: Kernel, region: Region) -> None:
+    def _build_triton(self, kernel: Kernel, region: Region) -> bool:
         slot = self._builders.get()
+        job = CrossJob(kernel, region, self._platform.target().features[0])
         try:
             with suppress(KevolveError):
-                slot.ask(CrossJob(kernel, region, self._platform.target().features[0]), _BUILD_LIMIT_S, in_session=False)
+                return not isinstance(slot.ask(job, BUILD_LIMIT_S, in_session=False), Hung)
         finally:
             self._builders.put(slot)
+        return True
 
-    def wait_for(self, kernel: Kernel) -> None:
+    def wait_for(self, kernel: Kernel) -> bool:
+        """Until the kernel's build has ended; false where it took too long and was given up."""
         future = self._builds.get(kernel.digest)
-        if future is not None:
-            wait([future])
+        return future is None or future.result()
 
     def wait_until_quiet(self) -> None:
         """Until nothing is being built on the processors that are about to be timed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,9 @@ def resolve_target(target: str) -> Callable[..., Any]:
     """The operator of a node. Raises ``ValueError`` for a name that is not a registered operator."""
     if target == "getitem":
         return operator.getitem
+    if target.startswith("prims."):
+        # Inductor's own operators exist once this module has been imported.
+        importlib.import_module("torch._inductor.inductor_prims")
     namespace, _, rest = target.partition(".")
     name, _, overload = rest.partition(".")
     try:

@@ -224,9 +224,8 @@ def inputs_of(region: Region, ids: int, batch: int = 0) -> list[Tensor]:
 
 
 def tensor_of(spec: TensorSpec, ids: int, batch: int) -> Tensor:
-    shape, stride = (
-        [batch if isinstance(size, str) else size for size in sizes] for sizes in (spec.shape, spec.stride)
-    )
+    symbols = {f"s{k}": batch for k in range(4)}
+    shape, stride = ([evaluate(size, symbols) for size in sizes] for sizes in (spec.shape, spec.stride))
     value = torch.empty_strided(shape, stride, dtype=getattr(torch, spec.dtype))
     if value.is_floating_point():
         return value.copy_(torch.randn(shape))

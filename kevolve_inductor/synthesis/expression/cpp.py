@@ -33,7 +33,13 @@ static inline uint16_t kv_to_bf16(float x) {
   uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return x != x ? uint16_t((u >> 16) | 0x40u) : uint16_t(r);
 }
-static inline float kv_from_fp16(uint16_t x) { _Float16 h = std::bit_cast<_Float16>(x); return float(h); }
+// By bits: of a converted _Float16 the compiler makes comparisons of halves, which are calls into its runtime.
+static inline float kv_from_fp16(uint16_t x) {
+  uint32_t m = x & 0x7fffu;
+  float scaled = std::bit_cast<float>(m << 13) * 0x1p112f;
+  uint32_t u = m >= 0x7c00u ? 0x7f800000u | (m << 13) : std::bit_cast<uint32_t>(scaled);
+  return std::bit_cast<float>(u | (uint32_t(x & 0x8000u) << 16));
+}
 static inline uint16_t kv_to_fp16(float x) { return std::bit_cast<uint16_t>((_Float16)x); }
 static inline float kv_round_bf16(float x) { return kv_from_bf16(kv_to_bf16(x)); }
 static inline float kv_round_fp16(float x) { return float((_Float16)x); }

@@ -322,7 +322,8 @@ class Reader:
         inputs, (output,) = specs_of(self.builder.inputs), specs_of([self.root])
         if not any(segment.pairs for segment in segments):
             raise UnsupportedError("structure", "no product is used")
-        if any(part.op == "table" for one in (*rows, *segments) for part in ex.walk(one.value)):
+        values = [*(piece.value for piece in rows), *(segment.value for segment in segments)]
+        if any(part.op == "table" for value in values for part in ex.walk(value)):
             raise UnsupportedError("structure", "known positions select something else than pairs")
         folded = {one for node in self.tables for one in self.constants.closure(node)}
         nodes = {*self.builder.inlined, *self.products.inner, *folded, self.root}

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ....exc import EmissionError
 from ....graph.dims import product
 from ....graph.region import TensorSpec
 from ...expression import CPP_PRELUDE
 from ...expression import expression as ex
-from ...expression.access import replace_variables
+from ...expression.access import replace, replace_variables
 from ...expression.cpp import CPP_TYPES, literal, signature, to_storage
 from ...expression.expression import Expr
 from ...expression.loops import Store, Task, merged
@@ -25,7 +24,6 @@ from .runs import Opening, RowPrinter, Run, open_row, plain_fails
 
 # Partial sums of this many positions are added up, so that the error of long sums grows slowly.
 _PARTIAL = 64
-_MOST_ACCUMULATORS = 8192
 _COMBINED = {"add": "{0} + {1}", "maximum": "kv_max({0}, {1})", "minimum": "kv_min({0}, {1})"}
 
 
@@ -40,6 +38,9 @@ def source_of(plan: JaggedPlan, schedule: Schedule) -> str:
     for k, task in enumerate(tasks):
         rows = f"int64_t({task.rows[1]})"
         last = f"std::min<int64_t>(block + {block}, {rows})"
+        if _whole(task.fails):
+            functions.append(_check(task, f"check{k}", plan))
+            body.append(f"if (check{k}({', '.join([*arguments, *plan.symbols])})) return 1;")
         body += [
             f"#pragma omp parallel for schedule({schedule['order']}) reduction(|:failed) if({rows} > {block})",
             f"for (int64_t block = 0; block < {rows}; block += {block})",
@@ -55,12 +56,32 @@ def respelled(task: JaggedTask, method: Method) -> JaggedTask:
     return dataclasses.replace(task, body=rewritten(task.body, method), value=rewritten(task.value, method))
 
 
-def _function(task: JaggedTask, name: str, plan: JaggedPlan, schedule: Schedule) -> str:
-    """``int64_t row<k>(pointers, sizes, begin, end)``: the rows from ``begin`` to ``end``."""
-    head = signature(name, plan.inputs, plan.outputs, (*plan.symbols, "begin", "end"))
+def _whole(fails: Sequence[Expr]) -> list[Expr]:
+    """Those that are the same for all rows."""
+    return [fail for fail in fails if not ex.variables(fail)]
+
+
+def _of_rows(fails: Sequence[Expr]) -> list[Expr]:
+    return [fail for fail in fails if ex.variables(fail)]
+
+
+def _check(task: JaggedTask, name: str, plan: JaggedPlan) -> str:
+    row = Opening()
+    wrong = plain_fails(row, _whole(task.fails))
+    return "\n".join([f"{_head(name, plan, ())} {{", "int64_t bad = 0;", *row.lines, f"return bad | int64_t({wrong});", "}"])
+
+
+def _head(name: str, plan: JaggedPlan, more: tuple[str, ...]) -> str:
+    head = signature(name, plan.inputs, plan.outputs, (*plan.symbols, *more))
     head = head.replace('extern "C" int64_t', "static inline int64_t")
     for k in range(len(plan.inputs)):
         head = head.replace(f"__restrict in{k}", f"__restrict a{k}")
+    return head
+
+
+def _function(task: JaggedTask, name: str, plan: JaggedPlan, schedule: Schedule) -> str:
+    """``int64_t row<k>(pointers, sizes, begin, end)``: the rows from ``begin`` to ``end``."""
+    head = _head(name, plan, ("begin", "end"))
     body = _dense(task, plan.outputs, schedule) if isinstance(task, Dense) else _reduce(task, plan.outputs)
     loop = [f"for (int64_t {ROW} = begin; {ROW} < end; ++{ROW}) {{", *body, "}"]
     return "\n".join([f"{head} {{", "int64_t bad = 0;", *loop, "return bad;", "}"])
@@ -68,9 +89,9 @@ def _function(task: JaggedTask, name: str, plan: JaggedPlan, schedule: Schedule)
 
 def _guarded(row: Opening, fails: Sequence[Expr], body: list[str]) -> list[str]:
     """A row that fails is left alone: its reads may be out of range."""
-    wrong = plain_fails(row, fails)
+    wrong = plain_fails(row, _of_rows(fails))
     opening = list(row.lines)
-    if not fails:
+    if not _of_rows(fails):
         return [*opening, *body]
     return [*opening, f"if ({wrong}) {{ bad = 1; continue; }}", *body]
 
@@ -164,12 +185,10 @@ def _masked(task: Dense, row: Opening, outputs: Sequence[TensorSpec]) -> list[st
 
 
 def _reduce(task: Reduce, outputs: Sequence[TensorSpec]) -> list[str]:
-    count = product(tuple(extent for _, extent in task.inner))
-    if not isinstance(count, int) or count > _MOST_ACCUMULATORS:
-        raise EmissionError(f"{count} sums per row do not fit on the stack")
+    count = int(product(tuple(extent for _, extent in task.inner)))
     row = Opening() if task.length is None else open_row(task.body, task.length)
     kind = CPP_TYPES[task.held]
-    wrong = plain_fails(row, task.fails)
+    wrong = plain_fails(row, _of_rows(task.fails))
     start = [f"{kind} {ACCUMULATOR}[{count}];"]
     start += [f"for (int64_t i = 0; i < {count}; ++i) {ACCUMULATOR}[i] = {literal(task.empty, task.held)};"]
     if task.length is None:
@@ -184,23 +203,17 @@ def _reduce(task: Reduce, outputs: Sequence[TensorSpec]) -> list[str]:
                 for line in _sum(task, run.value or task.body, run.low, run.high, row.printer, count)
             ]
             body = [f"if ({' & '.join(row.fast) or 'true'}) {{", *fast, "} else {", *body, "}"]
-    check = [f"if ({wrong}) {{ bad = 1; continue; }}"] if task.fails else []
+    check = [f"if ({wrong}) {{ bad = 1; continue; }}"] if _of_rows(task.fails) else []
     return [*row.lines, *check, *start, *body, *_finish(task, row.printer, outputs)]
 
 
 def _own(task: Reduce) -> Expr:
     """The body of a segment: events are within the values, since its spans are."""
-    position = ex.var(POSITION, 2**31)
-    return replace_variables(_unwrapped(task.body), {POSITION: position})
-
-
-def _unwrapped(expr: Expr) -> Expr:
-    from ...expression.access import replace
 
     def plain(part: Expr, _: bool) -> Expr | None:
         return part.args[0] if part.op == "within" and part.args[0].op == "var" else None
 
-    return replace(expr, plain)
+    return replace(task.body, plain)
 
 
 def _place(task: Reduce) -> str:

@@ -20,7 +20,7 @@ from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
 from .plan import Dense, JaggedPlan, JaggedTask, Reduce
-from .structure import Reader, Scan, inlinable, pieces
+from .structure import Reader, Scan, inlinable, is_tensor, pieces
 from .triton import launches_of
 
 # Fewer elements than this, read or written, are not worth a kernel of their own.
@@ -100,7 +100,7 @@ def _match(scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node]) 
     builder = ExpressionBuilder(scan.device, lambda node: node in inside)
     reader = Reader(builder, piece)
     tasks = tuple(reader.task(node, k) for k, node in enumerate(outputs))
-    used = {source for node in reader.used for source in node.all_input_nodes}
+    used = {source for node in reader.used for source in node.all_input_nodes if is_tensor(source)}
     for source in sorted(used - inside - set(reader.used), key=str):
         builder.input_index(source)
     common.check_acyclic(builder.inputs, outputs)

@@ -76,6 +76,8 @@ class Reduce:
 
 
 ACCUMULATOR = "acc"
+# Sums of one row are kept on the stack of a thread.
+MOST_ACCUMULATORS = 8192
 
 JaggedTask = Dense | Reduce
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch.fx
 
 from ....graph.dims import Dim
@@ -18,7 +19,7 @@ from ...expression.views import VIEWS
 _RESHAPES = ("aten.unsqueeze.default", "aten.expand.default", "aten.view.default", "aten.reshape.default",
              "aten.clone.default", "aten.alias.default")  # fmt: skip
 _CONVERSIONS = ("prims.convert_element_type.default", "aten._to_copy.default")
-_SEARCHES = ("aten.searchsorted.Tensor", "aten.bucketize.Tensor")
+_SEARCHES = ("aten.searchsorted.Tensor", "aten.bucketize.Tensor", "aten.repeat_interleave.Tensor")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RowMap:
 
     def is_complete(self, rows: Dim) -> bool:
         """Is there a border, or a clamp, behind every row?"""
-        return self.clamped or self.count == (rows if self.shift == 0 else _one_more(rows))
+        return self.clamped or difference(self.count, rows) == -self.shift
 
     def has_trailing(self, rows: Dim) -> Expr | None:
         """Whether events follow the last row, which eager refuses."""
@@ -77,8 +78,12 @@ class RowMap:
         return ex.make("maximum", "int64", (bounded, ex.index(0)))
 
 
-def _one_more(rows: Dim) -> Dim:
-    return rows + 1 if isinstance(rows, int) else f"{rows} + 1"
+def difference(a: Dim, b: Dim) -> int | None:
+    """``a - b`` where it is the same for all sizes."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b
+    apart = sympy.sympify(f"({a}) - ({b})")
+    return int(apart) if apart.is_Integer else None
 
 
 def read_row_map(builder: ExpressionBuilder, node: torch.fx.Node, rows: Dim) -> tuple[RowMap, list[torch.fx.Node]] | None:
@@ -124,15 +129,15 @@ def _is_count(node: Any) -> bool:
 
 
 def _is_last(value: Any, rows: Dim) -> bool:
-    if isinstance(value, (int, torch.fx.Node)) and not isinstance(value, bool):
-        last = dim_of(value)
-        return last == rows - 1 if isinstance(rows, int) else last in (f"{rows} - 1", f"{rows}-1")
-    return False
+    is_size = isinstance(value, (int, torch.fx.Node, torch.SymInt)) and not isinstance(value, bool)
+    return is_size and difference(dim_of(value), rows) == -1
 
 
 def _search(
     builder: ExpressionBuilder, node: torch.fx.Node, shift: int, clamped: bool
 ) -> tuple[RowMap, list[torch.fx.Node]] | None:
+    if target_name(node) == "aten.repeat_interleave.Tensor":
+        return _repeated(builder, node, shift, clamped)
     borders, values = node.args[:2] if "searchsorted" in target_name(node) else reversed(node.args[:2])
     if not _is_count(values) or not isinstance(borders, torch.fx.Node) or len(shape_of(borders)) != 1:
         return None
@@ -147,19 +152,37 @@ def _search(
     return RowMap(border, count, right, shift, clamped, True, events), [node, values, borders, *used]
 
 
+def _repeated(
+    builder: ExpressionBuilder, node: torch.fx.Node, shift: int, clamped: bool
+) -> tuple[RowMap, list[torch.fx.Node]] | None:
+    """``repeat_interleave(lengths)``, where the lengths are differences of offsets."""
+    lengths = node.args[0]
+    offsets = _summed(builder, lengths) if isinstance(lengths, torch.fx.Node) and not shift else None
+    if offsets is None or not isinstance(lengths, torch.fx.Node):
+        return None
+    border, used = offsets
+    return RowMap(border, shape_of(lengths)[0], True, shift, clamped, True, shape_of(node)[0]), [node, *used]
+
+
 def _telescoped(
     builder: ExpressionBuilder, node: torch.fx.Node
 ) -> tuple[Callable[[Expr], Expr], list[torch.fx.Node]] | None:
     """A running sum of differences of neighbouring offsets: ``offsets[k + 1] - offsets[0]``."""
     if target_name(node) != "aten.cumsum.default" or not isinstance(node.args[0], torch.fx.Node):
         return None
-    difference = node.args[0]
+    return _summed(builder, node.args[0])
+
+
+def _summed(
+    builder: ExpressionBuilder, difference: torch.fx.Node
+) -> tuple[Callable[[Expr], Expr], list[torch.fx.Node]] | None:
+    """The sums of the first ``k + 1`` elements of ``difference``, where these are differences of neighbouring offsets."""
     if target_name(difference) != "aten.sub.Tensor" or len(difference.args) > 2 or difference.kwargs:
         return None
     high, low = difference.args[:2]
     if not isinstance(high, torch.fx.Node) or not isinstance(low, torch.fx.Node):
         return None
-    at = ex.var("border", shape_of(node)[0])
+    at = ex.var("border", shape_of(difference)[0])
     above, place_above, used_above = _located(high, at)
     below, place_below, used_below = _located(low, at)
     if above is not below or len(shape_of(above)) != 1 or ex.distance(place_below, place_above) != 1:

@@ -14,7 +14,7 @@ from ...expression import ExpressionBuilder
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from .plan import Span
-from .rows import RowMap, read_row_map
+from .rows import RowMap, difference, read_row_map
 from .windows import at_position, slope
 
 Index = tuple[Expr, ...]
@@ -47,7 +47,8 @@ class Scatter:
         if found is None or not found[0].is_complete(self.rows):
             raise UnsupportedError("structure", f"the rows that {node} writes to do not come from offsets")
         self.row_map, self.used = found
-        if shape_of(self.values) != (self.row_map.events, *shape[2:]):
+        given = shape_of(self.values)
+        if given[1:] != shape[2:] or not given or difference(given[0], self.row_map.events) != 0:
             raise UnsupportedError("structure", f"{node} broadcasts its values")
         self.shift, self.capped = self._column(indices[0], indices[1])
 
@@ -162,6 +163,7 @@ def read_segments(builder: ExpressionBuilder, node: torch.fx.Node) -> Segments:
         raise UnsupportedError("structure", f"the rows that {node} adds to do not come from offsets")
     if name != "aten.index_put.default" and found[0].shift == -1:
         raise UnsupportedError("structure", f"{node} refuses rows below zero")
-    if shape_of(values)[1:] != shape_of(node)[1:] or shape_of(values)[0] != found[0].events:
+    given = shape_of(values)
+    if given[1:] != shape_of(node)[1:] or not given or difference(given[0], found[0].events) != 0:
         raise UnsupportedError("structure", f"{node} broadcasts its values")
     return Segments(values, fill, tuple(found[1]), found[0], rows)

@@ -10,11 +10,12 @@ import torch
 import torch.fx
 
 from ....exc import UnsupportedError
-from ....graph.meta import dim_of, dtype_name, hinted_numel, shape_of, spec_of, target_name, tensor_of
+from ....graph.dims import Dim, product
+from ....graph.meta import dtype_name, hinted_numel, shape_of, spec_of, target_name, tensor_of
 from ...expression import ExpressionBuilder, is_constant, is_expressible, is_pointwise, is_view
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from .plan import ACCUMULATOR, POSITION, ROW, Combine, Dense, JaggedTask, Reduce, Span
+from .plan import ACCUMULATOR, MOST_ACCUMULATORS, POSITION, ROW, Combine, Dense, JaggedTask, Reduce, Span
 from .scatter import Placed, Scatter, Segments, read_segments
 from .windows import moves_in_step
 
@@ -160,9 +161,13 @@ class Reader:
 
     def task(self, node: torch.fx.Node, output: int) -> JaggedTask:
         reduction = self._reduction_of(node)
-        if reduction is None:
-            return self._dense(node, output)
-        return self._reduced(node, reduction, output)
+        task = self._dense(node, output) if reduction is None else self._reduced(node, reduction, output)
+        inner = product(tuple(extent for _, extent in task.inner))
+        if not isinstance(inner, int):
+            raise UnsupportedError("dynamic", f"{node} holds {inner} elements at each position")
+        if reduction is not None and inner > MOST_ACCUMULATORS:
+            raise UnsupportedError("size", f"{inner} sums per row do not fit on the stack")
+        return task
 
     def _use(self, *nodes: torch.fx.Node) -> None:
         self.used.update(dict.fromkeys(nodes))
@@ -335,8 +340,8 @@ class Reader:
         return Reduce((ROW, shape[0]), None, inner, spans, body, combine, held, start, fails, body, body, output)
 
 
-def _variable(name: str, size: Any) -> Expr:
-    return ex.index(0) if size == 1 and name not in (ROW, POSITION) else ex.var(name, dim_of(size))
+def _variable(name: str, size: Dim) -> Expr:
+    return ex.index(0) if size == 1 and name not in (ROW, POSITION) else ex.var(name, size)
 
 
 def _roles(index: Expr) -> tuple[str, str] | None:
