@@ -42,7 +42,7 @@ static inline float kv_from_fp16(uint16_t x) {
 }
 static inline uint16_t kv_to_fp16(float x) { return std::bit_cast<uint16_t>((_Float16)x); }
 static inline float kv_round_bf16(float x) { return kv_from_bf16(kv_to_bf16(x)); }
-static inline float kv_round_fp16(float x) { return float((_Float16)x); }
+static inline float kv_round_fp16(float x) { return kv_from_fp16(kv_to_fp16(x)); }
 template <typename T> static inline T kv_abs(T x) { return x < T(0) ? T(-x) : (x == T(0) ? T(0) : x); }
 template <typename T> static inline T kv_sign(T x) { return T((x > T(0)) - (x < T(0))); }
 template <typename T> static inline T kv_max(T a, T b) { return (a > b || a != a) ? a : b; }
