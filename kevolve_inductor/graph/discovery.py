@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.fx
 
@@ -162,10 +163,17 @@ def _is_index(node: torch.fx.Node) -> bool:
 
 
 def _indexed_range(match: Match) -> InputRange | None:
-    extents = [
-        hint_of(size)
-        for node in match.nodes
-        if str(node.target) in _INDEXING
-        for size in tensor_of(node.args[0]).shape[:1]  # type: ignore[arg-type]
-    ]
+    """Positions that are valid in every axis the region indexes."""
+    extents = [extent for node in match.nodes if str(node.target) in _INDEXING for extent in _indexed_extents(node)]
     return InputRange(0, max(min(extents) - 1, 0)) if extents else None
+
+
+def _indexed_extents(node: torch.fx.Node) -> list[int]:
+    arguments: tuple[Any, ...] = node.args
+    shape = tensor_of(arguments[0]).shape
+    match str(node.target):
+        case "aten.index.Tensor" | "aten._unsafe_index.Tensor":
+            return [hint_of(size) for size, positions in zip(shape, arguments[1], strict=False) if positions is not None]
+        case "aten.embedding.default":
+            return [hint_of(shape[0])]
+    return [hint_of(shape[arguments[1]])]

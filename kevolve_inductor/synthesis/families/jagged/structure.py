@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -259,6 +260,8 @@ class Reader:
         result = ex.var(ACCUMULATOR, None, task.held)
         if target_name(reduction) == "aten.mean.dim":
             result = ex.make("truediv", task.held, (result, ex.const(task.length or 0, task.held)))
+        elif _options(reduction).get("reduce") == "mean":
+            result = _mean(task, result, _options(reduction).get("initial"))
         result = ex.cast(result, held)
         expected = tuple(_variable(ROW if d == 0 else f"y{d}", size) for d, size in enumerate(shape_of(reduction)))
 
@@ -310,13 +313,12 @@ class Reader:
         return self._events(node, segments.values, segments.spans(row), "add", fill.value, segments.fails(), held, output)
 
     def _segment_reduce(self, node: torch.fx.Node, output: int) -> Reduce:
-        """``segment_reduce(data, "sum" | "max" | "min", offsets=…)`` along the first axis."""
-        options = dict(zip(("data", "reduce", "lengths", "indices", "offsets", "axis", "unsafe", "initial"), node.args,
-                           strict=False)) | node.kwargs  # fmt: skip
+        """``segment_reduce(data, "sum" | "mean" | "max" | "min", offsets=…)`` along the first axis."""
+        options = _options(node)
         offsets, values, how = options.get("offsets"), options["data"], str(options["reduce"])
-        combine: Combine | None = {"sum": "add", "max": "maximum", "min": "minimum"}.get(how)  # type: ignore[assignment]
+        combine: Combine | None = {"sum": "add", "mean": "add", "max": "maximum", "min": "minimum"}.get(how)  # type: ignore[assignment]
         if not isinstance(offsets, torch.fx.Node) or combine is None or options.get("axis", 0) != 0:
-            raise UnsupportedError("structure", f"{node} is no sum, maximum or minimum by offsets along the first axis")
+            raise UnsupportedError("structure", f"{node} is no sum, mean, maximum or minimum by offsets along the first axis")
         if not isinstance(values, torch.fx.Node) or len(shape_of(offsets)) != 1:
             raise UnsupportedError("structure", f"{node} has several rows of offsets")
         held = _held(node)
@@ -338,6 +340,23 @@ class Reader:
         index = (at, *(_variable(f"y{d}", size) for d, size in enumerate(shape) if d > 0))
         body = ex.cast(self.builder.build(values, index), held)
         return Reduce((ROW, shape[0]), None, inner, spans, body, combine, held, start, fails, body, body, output)
+
+
+def _options(node: torch.fx.Node) -> dict[str, Any]:
+    """Arguments of ``segment_reduce`` by name; nothing for another operator."""
+    if target_name(node) not in _SEGMENTS:
+        return {}
+    names = ("data", "reduce", "lengths", "indices", "offsets", "axis", "unsafe", "initial")
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def _mean(task: Reduce, total: Expr, initial: float | None) -> Expr:
+    """Of an empty segment NaN, or the initial value."""
+    count = ex.make("sub", "int64", (task.spans[0].high, task.spans[0].low))
+    filled = ex.make("gt", "bool", (count, ex.index(0)))
+    share = ex.make("truediv", task.held, (total, ex.cast(count, task.held)))
+    empty = ex.const(math.nan if initial is None else initial, task.held)
+    return ex.make("where", task.held, (filled, share, empty))
 
 
 def _variable(name: str, size: Dim) -> Expr:

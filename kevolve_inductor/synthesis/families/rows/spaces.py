@@ -154,7 +154,10 @@ def _far_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
     whole = 1 << (program.columns - 1).bit_length()
     kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
     algorithms = _algorithms(program, whole) if whole <= 64 else tuple(reversed(_algorithms(program, whole)))
-    lanes = (1, 4, 8, 2) if whole <= 256 or "loop" in algorithms else _lanes_for(whole, 1, 32)
+    if "loop" in algorithms:
+        lanes = tuple(n for n in (1, 4, 8, 2) if "tile" not in algorithms or whole // n <= 128)
+    else:
+        lanes = _lanes_for(whole, 1, 32)
     return {
         "algorithm": algorithms,
         "lanes": lanes,

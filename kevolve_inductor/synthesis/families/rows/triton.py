@@ -68,7 +68,7 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
         raise EmissionError(f"{depth * vector} columns of a row in one thread")
     rows = int(schedule["rows"])
     if near:
-        rows *= max(1, _WARP // lanes)
+        rows = rows * max(1, _WARP // lanes) if program.rows else 1
         warps = max(1, lanes // _WARP)
     else:
         warps = max(1, rows * lanes // (4 * _WARP))
@@ -182,7 +182,7 @@ class TritonWriter:
         row_mask = row.row_mask + suffix if row.row_mask else ""
         names = {name: text + suffix for name, text in row.names.items()}
         self.spaces[axis] = Space(self.program, axis, shape, suffix, position, row_mask, mask, {**names, axis: position})
-        self.printers[axis] = self.spaces[axis].printer("t" if axis == COLUMNS else f"{axis}_t")
+        self.printers[axis] = self.spaces[axis].printer(f"{axis}_")
 
     # --- sweeps ---
 
@@ -198,7 +198,7 @@ class TritonWriter:
         self.add(f"for c0 in range(0, {self.program.columns}, {self.tile.columns}):")
         self.indent += 1
         self.add(f"{COLUMNS} = c0 + block")
-        self.printers[COLUMNS] = self.spaces[COLUMNS].printer("t")
+        self.printers[COLUMNS] = self.spaces[COLUMNS].printer(f"{COLUMNS}_")
         for fold in folds:
             fold.inside()
         for part in step.sweep:
@@ -233,6 +233,8 @@ class TritonWriter:
         value = self.value(store.axis, store.value)
         offset = self.value(store.axis, store.offset)
         guard = f", mask={space.whole_mask}" if space.whole_mask else ""
+        if not self.program.rows and store.axis is None:
+            offset = f"{offset} + row"  # The one row is row 0; its address has to be a tensor as its value is.
         self.add(f"tl.store(out{store.output} + ({offset}), {value}{guard})")
 
     def _reduce(self, reduce: Reduce) -> None:
