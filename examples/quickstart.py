@@ -109,11 +109,11 @@ class ClickModel(nn.Module):
         self.top = mlp(sizes.width + count * (count - 1) // 2, 64, 64)
         self.mixture = ExpertMixture(64, sizes)
 
-    def forward(self, identifiers: Tensor, counters: Tensor, *histories: Tensor) -> Tensor:
-        """Columns as the log reader delivers them: ids ``[features, rows]``, counters ``[features, rows]``, then the
-        values and offsets of each history. Returns one probability per task, ``[rows, tasks]``."""
+    def forward(self, identifiers: Tensor, counters: Tensor, offsets: Tensor, *histories: Tensor) -> Tensor:
+        """Columns as the log reader delivers them: ids ``[features, rows]``, counters ``[features, rows]``, then
+        where each row's events begin and what they were (item, shop). Returns a probability per task, ``[rows, tasks]``."""
         embedded = [table(hash_ids(ids, self.sizes.table)) for table, ids in zip(self.id_tables, identifiers, strict=True)]
-        embedded += self.pooled_histories(histories)
+        embedded += self.pooled_histories(offsets, histories)
         dense = self.bottom(self.quantiles(counters))
         features = torch.stack([dense, *embedded], dim=1)
         products = torch.bmm(features, features.transpose(1, 2))
@@ -128,11 +128,11 @@ class ClickModel(nn.Module):
             columns.append(torch.bucketize(values, borders) * (2.0 / borders.shape[0]) - 1.0)
         return torch.stack(columns, dim=1)
 
-    def pooled_histories(self, histories: tuple[Tensor, ...]) -> list[Tensor]:
+    def pooled_histories(self, offsets: Tensor, histories: tuple[Tensor, ...]) -> list[Tensor]:
         """Embedded events summed with weights that decay with age; padding weighs nothing."""
         pooled = []
-        decay = torch.pow(0.8, torch.arange(self.sizes.kept_events, device=histories[0].device))
-        for table, values, offsets in zip(self.history_tables, histories[::2], histories[1::2], strict=True):
+        decay = torch.pow(0.8, torch.arange(self.sizes.kept_events, device=offsets.device))
+        for table, values in zip(self.history_tables, histories, strict=True):
             events = first_events(values, offsets, self.sizes.kept_events)
             weights = torch.where(events != 0, decay, 0.0)
             pooled.append(table(hash_ids(events, self.sizes.table), per_sample_weights=weights))
@@ -144,11 +144,9 @@ def example_inputs(sizes: Sizes, rows: int, device: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     identifiers = torch.randint(1, 2**62, (sizes.identifiers, rows), generator=generator)
     counters = torch.empty(sizes.counters, rows).exponential_(0.01, generator=generator)
-    inputs = [identifiers, counters]
-    for _ in range(sizes.histories):
-        lengths = torch.randint(0, 41, (rows,), generator=generator)
-        offsets = functional.pad(lengths.cumsum(0), (1, 0))
-        inputs += [torch.randint(1, 2**62, (int(offsets[-1]),), generator=generator), offsets]
+    offsets = functional.pad(torch.randint(0, 41, (rows,), generator=generator).cumsum(0), (1, 0))
+    inputs = [identifiers, counters, offsets]
+    inputs += [torch.randint(1, 2**62, (int(offsets[-1]),), generator=generator) for _ in range(sizes.histories)]
     return [tensor.to(device) for tensor in inputs]
 
 

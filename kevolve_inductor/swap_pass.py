@@ -143,13 +143,12 @@ class GraphPlan:
     def _decide(self, discovery: Discovery, tuner: Tuner) -> list[Decision]:
         decisions: list[Decision] = []
         deadline = time.monotonic() + self.settings.effective_budget_s
-        left = sum(found.promise for found in discovery.found)
+        total = len(discovery.found)
         for position, found in enumerate(discovery.found):
-            announce(Progress(position, len(discovery.found), found.title))
-            seconds = (deadline - time.monotonic()) * (found.promise / left if left > 0 else 1.0)
-            decisions.append(self._decide_one(found, tuner, seconds, position, len(discovery.found)))
-            left -= found.promise
-        announce(Progress(len(discovery.found), len(discovery.found), "whole graph"))
+            announce(Progress(position, total, found.title))
+            seconds = (deadline - time.monotonic()) * _part(discovery.found[position:])
+            decisions.append(self._decide_one(found, tuner, seconds, position, total))
+        announce(Progress(total, total, "whole graph"))
         return decisions
 
     def _decide_one(self, found: Found, tuner: Tuner, seconds: float, position: int, total: int) -> Decision:
@@ -227,6 +226,18 @@ class GraphPlan:
         if verdict is not None:
             words = verdict.reason or ("confirmed" if _holds(verdict) else "slower or different: swaps undone")
             self.report.graph_verdicts.append(GraphRow(verdict.inductor_us, verdict.kevolve_us, words))
+
+
+def _part(left: Sequence[Found]) -> float:
+    """The first region's part of the budget that is left: half goes by promise, half evenly, since every region has the
+    same costs before its first trial. Equal regions are one search."""
+    promises: dict[str, float] = {}
+    for found in left:
+        key = found.captured.region.digest
+        promises[key] = promises.get(key, 0.0) + found.promise
+    total = sum(promises.values())
+    mine = promises[left[0].captured.region.digest]
+    return 0.5 / len(promises) + 0.5 * (mine / total if total > 0 else 1 / len(promises))
 
 
 def _renamed(swaps: Sequence[Swap], names: Mapping[str, str]) -> tuple[Swap, ...]:
