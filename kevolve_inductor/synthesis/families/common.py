@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch.fx
 
 from ...exc import UnsupportedError
 from ...graph.capture import identifiers
-from ...graph.meta import spec_of, tensor_of
+from ...graph.meta import hinted_numel, spec_of, tensor_of
 from ...graph.region import TensorSpec
 from ..expression import is_constant, is_expressible, is_view
 
@@ -51,6 +52,14 @@ def check_acyclic(inputs: Iterable[torch.fx.Node], outputs: Iterable[torch.fx.No
         if node not in seen:
             seen.add(node)
             stack.extend(node.all_input_nodes)
+
+
+def elements(node: torch.fx.Node) -> float:
+    """Number of elements at the sizes seen; infinite where a size depends on data and nothing was seen."""
+    try:
+        return hinted_numel(node)
+    except UnsupportedError:
+        return math.inf
 
 
 def specs_of(nodes: Iterable[torch.fx.Node]) -> tuple[TensorSpec, ...]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
-from ....graph.meta import hinted_numel, target_name
+from ....graph.meta import target_name
 from ....graph.region import TensorSpec
 from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
@@ -167,7 +167,7 @@ def _chunks(nodes: list[torch.fx.Node]) -> Iterator[list[torch.fx.Node]]:
 
 def _why_not(match: Match, device: str) -> Rejection | None:
     """Where Inductor does as well, or there is too little to do."""
-    total = sum(hinted_numel(node) for node in match.outputs)
+    total = sum(common.elements(node) for node in match.outputs)
     if total < LEAST_ELEMENTS:
         return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
     searches = any(target_name(node) in SEARCHES for node in match.nodes)

@@ -67,7 +67,7 @@ def _skeleton(task: Task) -> _Skeleton:
     counts: list[int] = []
     for part in _parts(task):
         value = repr(part.value)
-        if part.op == "const" and part.dtype in _PARAMETER_DTYPES:
+        if part.op == "shift" or (part.op == "const" and part.dtype in _PARAMETER_DTYPES):
             constants.append(part)
             value = "parameter"
         elif part.op in ACCESSES:
@@ -98,11 +98,35 @@ def grouped(tasks: Sequence[Task], outputs: Sequence[str], share: bool = True) -
     Without ``share`` every task is a group of its own, with its numbers written into the code.
     """
     found: dict[str, list[tuple[Task, _Skeleton]]] = {}
-    for position, task in enumerate(tasks):
+    for position, task in enumerate(map(_explicit, tasks)):
         skeleton = _skeleton(task)
         dtypes = [outputs[k] for k in skeleton.results]
         found.setdefault(f"{skeleton.key}\n{dtypes}{'' if share else position}", []).append((task, skeleton))
     return [_group([t for t, _ in members], [s for _, s in members]) for members in found.values()]
+
+
+def _explicit(task: Task) -> Task:
+    """``task`` with a ``shift`` in every offset: its constant, if only zero, as a part of its own.
+
+    The first column is then built like all others, and equal constants of different meaning stay apart.
+    """
+    numbers = count()
+
+    def shifted(offset: Expr) -> Expr:
+        if offset.op == "const":
+            return ex.make("shift", "int64", value=(next(numbers), offset.value))
+        has_constant = offset.op == "add" and offset.args[1].op == "const"
+        rest, constant = offset.args if has_constant else (offset, ex.index(0))
+        return ex.make("add", "int64", (rest, ex.make("shift", "int64", value=(next(numbers), constant.value))))
+
+    done: dict[Expr, Expr] = {}
+    for part in _parts(task):
+        args = tuple(done[argument] for argument in part.args)
+        if part.op in ACCESSES:
+            args = (*args[:-1], shifted(args[-1]))
+        done[part] = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
+    stores = tuple(Store(done[s.value], shifted(done[s.offset]), s.output) for s in task.stores)
+    return Task(task.axes, stores)
 
 
 def _group(tasks: list[Task], skeletons: list[_Skeleton]) -> Group:
@@ -111,10 +135,12 @@ def _group(tasks: list[Task], skeletons: list[_Skeleton]) -> Group:
     parameters: list[Parameter] = []
     variables: dict[Expr, Expr] = {}
     for position, constant in enumerate(first.constants):
-        values = tuple(skeleton.constants[position].value for skeleton in skeletons)
+        values = tuple(_number(skeleton.constants[position]) for skeleton in skeletons)
         if any(value != values[0] for value in values):
             parameters.append(Parameter(next(names), constant.dtype, values))
             variables[constant] = ex.var(parameters[-1].name, None, constant.dtype)
+        elif constant.op == "shift":
+            variables[constant] = ex.index(int(values[0]))
     counts: dict[Expr, str] = {}
     for position, search in enumerate(part for part in _parts(body) if part.op == "search"):
         borders = tuple(skeleton.counts[position] for skeleton in skeletons)
@@ -134,6 +160,11 @@ def _group(tasks: list[Task], skeletons: list[_Skeleton]) -> Group:
         tuple(zip(*(skeleton.results for skeleton in skeletons), strict=True)),
         tuple(parameters),
     )
+
+
+def _number(constant: Expr) -> int | float:
+    value: int | float = constant.value[1] if constant.op == "shift" else constant.value
+    return value
 
 
 def _readdressed(expr: Expr, slots: dict[int, int], counts: dict[Expr, str]) -> Expr:

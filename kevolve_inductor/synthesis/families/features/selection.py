@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
 import torch.fx
 
-from ....graph.meta import hinted_numel, target_name, tensor_of
+from ....graph.meta import target_name, tensor_of
 from ...expression import is_constant, is_expressible, is_pointwise, is_view
+from ..common import elements
 
 SEARCHES = ("aten.bucketize.Tensor", "aten.searchsorted.Tensor")
 _DIVISIONS = ("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.fmod.Tensor", "aten.fmod.Scalar",
@@ -60,6 +62,8 @@ def members_of(graph: torch.fx.Graph, device: str) -> set[torch.fx.Node]:
     for node in graph.nodes:
         if not is_tensor(node) or tensor_of(node).device.type != device or not is_expressible(node):
             continue
+        if elements(node) == math.inf:
+            continue
         if is_trigger(node, varying) or (any(s in members for s in node.all_input_nodes) and _continues(node, members)):
             members.add(node)
     return _without_trailing_views(graph, members)
@@ -70,11 +74,11 @@ def _continues(node: torch.fx.Node, members: set[torch.fx.Node]) -> bool:
         return target_name(node) != "aten.expand.default"
     if target_name(node) == "aten.cat.default":
         parts: list[torch.fx.Node] = node.args[0]  # type: ignore[assignment]
-        inside = sum(hinted_numel(part) for part in parts if part in members)
-        return 2 * inside >= hinted_numel(node)
+        inside = sum(elements(part) for part in parts if part in members)
+        return 2 * inside >= elements(node)
     if not is_pointwise(node):
         return target_name(node) in _INDEXED_READS and _is_small_lookup(node, members)
-    return hinted_numel(node) <= max(hinted_numel(s) for s in node.all_input_nodes if s in members)
+    return elements(node) <= max(elements(s) for s in node.all_input_nodes if s in members)
 
 
 def _is_small_lookup(node: torch.fx.Node, members: set[torch.fx.Node]) -> bool:
@@ -85,8 +89,8 @@ def _is_small_lookup(node: torch.fx.Node, members: set[torch.fx.Node]) -> bool:
     computed = [n for n in indices if n in members]
     if not computed:
         return source in members
-    grows = hinted_numel(node) > max(hinted_numel(n) for n in computed)
-    return not grows and source not in members and hinted_numel(source) <= _LARGEST_TABLE
+    grows = elements(node) > max(elements(n) for n in computed)
+    return not grows and source not in members and elements(source) <= _LARGEST_TABLE
 
 
 def _without_trailing_views(graph: torch.fx.Graph, members: set[torch.fx.Node]) -> set[torch.fx.Node]:
@@ -151,8 +155,9 @@ def inlinable(
         own = int(not (is_view(node) or is_constant(node)))
         steps[node] = own + max(steps[user] for user in users)
         alone = len(users) == len(node.users)
-        cheap = (is_pointwise(node) and _is_not_wider(node)) or _is_rearrangement(node, varying)
-        if not own or (cheap and (alone or steps[node] <= _LONGEST_RECOMPUTED)):
+        again = steps[node] <= _LONGEST_RECOMPUTED and _is_not_wider(node)
+        repeats = is_pointwise(node) and target_name(node) != "aten.cat.default"
+        if not own or ((repeats or _is_rearrangement(node, varying)) and (alone or again)):
             inside.add(node)
     return inside
 
@@ -171,19 +176,19 @@ def _is_rearrangement(node: torch.fx.Node, varying: set[torch.fx.Node]) -> bool:
     if target_name(node) not in _INDEXED_READS or not isinstance(source, torch.fx.Node):
         return False
     fixed = all(other not in varying for other in node.all_input_nodes if other is not source)
-    return fixed and hinted_numel(node) <= hinted_numel(source)
+    return fixed and elements(node) <= elements(source)
 
 
 def _is_not_wider(node: torch.fx.Node) -> bool:
     """Reading a producer's own inputs must not cost much more than reading the producer."""
-    return target_name(node) != "aten.cat.default" and 2 * _hinted_bytes(node) >= _read_bytes(node)
+    return 2 * _hinted_bytes(node) >= _read_bytes(node)
 
 
-def _hinted_bytes(node: torch.fx.Node) -> int:
-    return hinted_numel(node) * tensor_of(node).element_size()
+def _hinted_bytes(node: torch.fx.Node) -> float:
+    return elements(node) * tensor_of(node).element_size()
 
 
-def _read_bytes(node: torch.fx.Node) -> int:
+def _read_bytes(node: torch.fx.Node) -> float:
     return sum(_hinted_bytes(source) for source in node.all_input_nodes if is_tensor(source))
 
 

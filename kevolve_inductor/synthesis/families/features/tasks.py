@@ -86,21 +86,20 @@ def flattened(task: Task, inputs: Sequence[TensorSpec]) -> Task:
 def fused(tasks: Iterable[Task]) -> list[Task]:
     """Tasks over the same space that read the same elements become one, so that what they share is computed once."""
     result: list[Task] = []
-    by_read: dict[tuple[tuple[Axis, ...], Expr], int] = {}
+    homes: dict[tuple[tuple[Axis, ...], Expr], int] = {}
     for task in tasks:
-        reads = {(task.axes, access) for access in accesses(task.values) if ex.variables(offset_of(access))}
-        written = {store.output for store in task.stores}
-        homes = sorted({by_read[read] for read in reads if read in by_read})
-        fits = [
-            home
-            for home in homes
-            if len(result[home].stores) < MOST_STORES and written.isdisjoint(s.output for s in result[home].stores)
-        ]
-        if fits:
-            home = fits[0]
-            result[home] = Task(task.axes, result[home].stores + task.stores)
-        else:
+        reads = [(task.axes, access) for access in accesses(task.values) if ex.variables(offset_of(access))]
+        home = next((homes[read] for read in reads if read in homes and _fits(result[homes[read]], task)), None)
+        if home is None:
             home = len(result)
             result.append(task)
-        by_read.update({read: home for read in reads if read not in by_read})
+            homes.update(dict.fromkeys(reads, home))
+        else:
+            result[home] = Task(task.axes, result[home].stores + task.stores)
+            homes.update({read: home for read in reads if read not in homes})
     return result
+
+
+def _fits(home: Task, task: Task) -> bool:
+    written = {store.output for store in home.stores}
+    return len(home.stores) < MOST_STORES and written.isdisjoint(store.output for store in task.stores)

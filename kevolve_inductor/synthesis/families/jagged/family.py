@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
-from ....graph.meta import hint_of, hinted_numel, tensor_of
 from ....kernel import Argument, Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
@@ -104,6 +103,8 @@ def _match(scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node]) 
     for source in sorted(used - inside - set(reader.used), key=str):
         builder.input_index(source)
     common.check_acyclic(builder.inputs, outputs)
+    if any(common.elements(node) == math.inf for node in (*builder.inputs, *outputs)):
+        raise UnsupportedError("dynamic", "a size depends on data")
     inputs, results = common.specs_of(builder.inputs), common.specs_of(outputs)
     plan = JaggedPlan(tasks, inputs, results, common.symbols_of((*inputs, *results)))
     nodes = common.in_graph_order(scan.graph, [*builder.inlined, *reader.used])
@@ -125,9 +126,9 @@ def _known(task: JaggedTask) -> list[int]:
 
 
 def _too_small(match: Match) -> Rejection | None:
-    most = max(hinted_numel(node) for node in (*match.inputs, *match.outputs))
-    if any(hint_of(size) == 0 for node in match.outputs for size in tensor_of(node).shape):
+    if min(common.elements(node) for node in match.outputs) == 0:
         return Rejection("size", "nothing to compute", match.family, match.nodes)
+    most = max(common.elements(node) for node in (*match.inputs, *match.outputs))
     if most < _LEAST_ELEMENTS:
         return Rejection("size", f"{most} elements are too few for a kernel of their own", match.family, match.nodes)
     return None

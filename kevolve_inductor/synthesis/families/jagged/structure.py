@@ -12,10 +12,11 @@ import torch.fx
 
 from ....exc import UnsupportedError
 from ....graph.dims import Dim, product
-from ....graph.meta import dtype_name, hinted_numel, shape_of, spec_of, target_name, tensor_of
+from ....graph.meta import dtype_name, shape_of, spec_of, target_name, tensor_of
 from ...expression import ExpressionBuilder, is_constant, is_expressible, is_pointwise, is_view
 from ...expression import expression as ex
 from ...expression.expression import Expr
+from ..common import elements
 from .plan import ACCUMULATOR, MOST_ACCUMULATORS, POSITION, ROW, Combine, Dense, JaggedTask, Reduce, Span
 from .scatter import Placed, Scatter, Segments, read_segments
 from .windows import moves_in_step
@@ -100,8 +101,8 @@ def _continues(node: torch.fx.Node, sources: list[torch.fx.Node], pools: bool) -
         return target_name(node) != "aten.expand.default" and is_expressible(node)
     if target_name(node) in _POOLS:
         return pools
-    grown = max(hinted_numel(source) for source in sources)
-    return is_pointwise(node) and target_name(node) != "aten.cat.default" and hinted_numel(node) <= grown
+    grown = max(elements(source) for source in sources)
+    return is_pointwise(node) and target_name(node) != "aten.cat.default" and elements(node) <= grown
 
 
 def _without_trailing_views(graph: torch.fx.Graph, piece: list[torch.fx.Node]) -> list[torch.fx.Node]:
@@ -114,7 +115,7 @@ def _without_trailing_views(graph: torch.fx.Graph, piece: list[torch.fx.Node]) -
 
 def _cuts_off(node: torch.fx.Node) -> bool:
     """A slice: what it leaves out need not be computed."""
-    return hinted_numel(node) < hinted_numel(node.args[0])  # type: ignore[arg-type]
+    return elements(node) < elements(node.args[0])  # type: ignore[arg-type]
 
 
 def inlinable(scan: Scan, piece: Iterable[torch.fx.Node], others: set[torch.fx.Node]) -> set[torch.fx.Node]:

@@ -37,8 +37,9 @@ class TilePrinter(TritonPrinter):
     def _read(self, expr: Expr, arguments: list[str]) -> str:
         slot, stored = expr.value
         masks = self._masks_of(expr.args[0])
-        if expr in self.guards:
-            condition, holds = self.guards[expr]
+        condition, holds = self.guards.get(expr, (None, True))
+        # A mask has no more axes than what it masks.
+        if condition is not None and ex.variables(condition) <= ex.variables(expr.args[0]):
             masks.append(self.value(condition) if holds else f"({self.value(condition)} == 0)")
         masked = f", mask={' & '.join(masks)}, other=0" if masks else ""
         text = f"tl.load(in{slot} + {arguments[0]}{masked})"

@@ -7,7 +7,7 @@ columns goes block by block: all values of the block into tiles, then each tile 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ....exc import EmissionError
@@ -23,11 +23,11 @@ from .cpp_steps import step_for
 from .cpp_types import converter
 from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, passes
 from .reuse import reused
-from .simplify import simplified
+from .simplify import shortened, with_exponentials_below, without_maxima
 
 # Elements of one input kept transposed for the whole row; beyond that every sweep transposes it block by block.
 _WHOLE_TILE = 16384
-_STACK_BYTES = 1 << 20
+_STACK_BYTES = 1 << 21
 # From here on reductions of a short axis go through tiles as well.
 _LONG_AXIS = 32
 
@@ -65,13 +65,22 @@ class Plan:
 
 def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     """The kernel's text; its entry is ``kevolve_kernel``. Raises ``EmissionError``."""
-    if schedule.get("simplify", True):
-        program = simplified(program)
+    simplify = bool(schedule.get("simplify", True))
+    program = with_exponentials_below(shortened(program) if simplify else program)
+    if simplify:
+        program = without_maxima(program)
     body = RowBody(program, Plan.of(schedule, program))
     function = body.function()
     entry = body.entry()
     text = "\n".join([*function, *entry, ""])
     return f"{CPP_PRELUDE}{pieces_for(text)}\n{text}"
+
+
+class RowPrinter(CppPrinter):
+    """Knows the operators that only row programs have."""
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {**super().specials(), "exp_below": lambda e, a: f"kv_exp_below({a[0]})"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class RowBody:
 
     def array(self, kind: str, name: str, extent: int, fill: str = "") -> str:
         """The declaration of a tile of ``extent`` positions."""
-        size = {"double": 8, "int64_t": 8, "bool": 1}.get(kind, 8 if "packed" in kind else 4)
+        size = {"double": 8, "int64_t": 8, "bool": 1}.get(kind, 16 if "packed" in kind else 4)
         self.stack_bytes += size * extent * max(1, self.plan.lanes)
         if self.stack_bytes > _STACK_BYTES:
             raise EmissionError(f"a row's tiles need {self.stack_bytes} bytes of stack")
@@ -131,7 +140,7 @@ class RowBody:
         self.texts[name] = pattern.format(at=index)
 
     def printer(self) -> CppPrinter:
-        printer = CppPrinter(self.program.flat_inputs)
+        printer = RowPrinter(self.program.flat_inputs)
         for name, extent in self.rows:
             lane = self.plan.lanes and name == self.inner
             printer.name(ex.var(name, extent), "(first + l)" if lane else name)

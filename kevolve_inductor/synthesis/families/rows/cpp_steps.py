@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_RANKED = 16
 _MOST_INSERTED = 64
+_MOST_IN_RUNS = 16
 _MOST_SORTED = 4096
 _MOST_GROUPS = 128
 # Rows of a multiple of this length are folded where they lie; others are padded in a tile.
@@ -162,6 +163,8 @@ def _in_lanes(body: RowBody, select: Select, axis: str, block: int) -> Step:
         raise EmissionError("64-bit values with their positions do not fit in lanes")
     if body.plan.lane_select == "insert" and select.count <= _MOST_INSERTED:
         return _insert(body, select, axis, block)
+    if body.plan.lane_select == "runs" and select.count <= _MOST_IN_RUNS:
+        return _runs(body, select, axis, block)
     return _network(body, select, axis)
 
 
@@ -189,6 +192,22 @@ def _insert(body: RowBody, select: Select, axis: str, block: int) -> Step:
     step.declares.append(body.array(f"{code}::packed", best, select.count))
     step.declares.append(f"for (int j = 0; j < {select.count} * L; ++j) {best}[j] = {code}::last;")
     step.folds.append(f"kv_insert<{select.count}, L>({best}, {tile.name}, n);")
+    _define(body, select, code, best)
+    return step
+
+
+def _runs(body: RowBody, select: Select, axis: str, block: int) -> Step:
+    step = Step(select.value, _nothing)
+    code = _code(body, select, axis, step)
+    tile = _tile(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
+    best = body.fresh("q")
+    kept = 1 << (select.count - 1).bit_length()
+    step.declares.append(body.array(f"{code}::packed", best, kept))
+    step.declares.append(f"for (int j = 0; j < {kept} * L; ++j) {best}[j] = {code}::last;")
+    if body.program.axes[axis] % kept:
+        end = f"(n + {kept} - 1) / {kept} * {kept} * L"
+        step.folds.append(f"for (int64_t j = n * L; j < {end}; ++j) {tile.name}[j] = {code}::last;")
+    step.folds.append(f"kv_keep_runs<{kept}, L>({best}, {tile.name}, n);")
     _define(body, select, code, best)
     return step
 
@@ -266,7 +285,7 @@ def _whole_row(body: RowBody, select: Select, axis: str) -> Step:
     if select.count < extent:
         step.finish.append(f"std::nth_element({tile}, {tile} + {select.count - 1}, {tile} + {extent});")
         step.finish.append(f"std::sort({tile}, {tile} + {select.count});")
-    elif body.plan.row_sort == "radix" and not is_wide(select):
+    elif body.plan.row_sort == "radix":
         scratch = body.fresh("q")
         step.declares.append(body.array(f"{code}::packed", scratch, extent))
         step.finish.append(f"kv_radix({tile}, {scratch}, {extent}, {code}::low_bits, {code}::bits);")

@@ -56,7 +56,14 @@ class Grower:
             self._forwards(chosen, domain, banned)
             if len(chosen) == before:
                 break
+        self._prune(chosen)
         return chosen
+
+    def _prune(self, chosen: set[torch.fx.Node]) -> None:
+        """Give back pointwise results that their users would compute on the way from values that are written anyway."""
+        for node in reversed(self._sorted(chosen)):
+            if node in chosen and all(user not in chosen and _fuses(user) for user in _effective_users(node)):
+                chosen.difference_update(_spare(node, chosen))
 
     # --- producers ---
 
@@ -193,6 +200,27 @@ def _parent(node: torch.fx.Node) -> list[torch.fx.Node]:
     source = node.args[0] if node.args else None
     taken = target_name(node) == "getitem" and isinstance(source, torch.fx.Node) and not is_view_of_split(node)
     return [source] if taken and isinstance(source, torch.fx.Node) else []
+
+
+def _spare(node: torch.fx.Node, chosen: set[torch.fx.Node]) -> list[torch.fx.Node]:
+    """A pointwise result with the chain of such before it, down to values that leave anyway; empty if it ends elsewhere."""
+    chain: list[torch.fx.Node] = []
+    while not (is_selection(node) or is_reduction(node) or _parent(node)):
+        chain.append(node)
+        operands = {operand for operand in _producers(node) if operand in chosen}
+        if operands and all(any(u not in chosen for u in _effective_users(operand)) for operand in operands):
+            return chain
+        if len(operands) != 1:
+            return []
+        (node,) = operands
+        if any(user not in chain for user in _effective_users(node)):
+            return []
+    return []
+
+
+def _fuses(node: torch.fx.Node) -> bool:
+    """Whether Inductor computes a node together with the pointwise steps before it."""
+    return is_expressible(node) or is_reduction(node) or target_name(node).split(".")[1:2] in (["any"], ["all"])
 
 
 def _producers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:

@@ -10,7 +10,7 @@ from ...expression.operators import OPERATORS
 from .program import COLUMNS, Element, Pass, Statement, Store
 
 _COSTLY = 4
-_SLOW_OPERATORS = {"truediv", "floordiv", "mod", "fmod", "bucketize", "check_index"}
+_SLOW_OPERATORS = {"truediv", "floordiv", "mod", "fmod", "bucketize", "check_index", "exp_below"}
 
 
 def reused(steps: Sequence[Pass], cells: Mapping[Expr, Expr]) -> dict[Expr, str]:

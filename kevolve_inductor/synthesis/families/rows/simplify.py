@@ -16,8 +16,27 @@ _RISING = {"exp", "sigmoid", "tanh"}
 
 def simplified(program: RowProgram, online: bool = False) -> RowProgram:
     """``program`` with all rules applied. ``online``: maxima and sums of exponentials that go together are left so."""
-    shorter = cancelled(selected_early(program))
+    shorter = shortened(program)
     return shorter if online and online_pairs(shorter) else without_maxima(shorter)
+
+
+def shortened(program: RowProgram) -> RowProgram:
+    """``program`` with less to compute; maxima are still reductions of their own."""
+    return cancelled(selected_early(program))
+
+
+def with_exponentials_below(program: RowProgram) -> RowProgram:
+    """Exponentials of something minus its own maximum are marked as such: ``exp_below`` is cheaper than ``exp``."""
+    tops = {(s.value, s.result) for s in program.statements if isinstance(s, Reduce) and s.op == "amax"}
+
+    def marked(part: Expr) -> Expr | None:
+        if part.op == "exp" and part.args[0].op == "sub" and part.args[0].args in tops:
+            return ex.make("exp_below", part.dtype, part.args)
+        return None
+
+    statements = [s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, marked)) for s in program.statements]
+    stores = [replace(store, value=ex.substitute(store.value, marked)) for store in program.stores]
+    return replace(program, statements=tuple(statements), stores=tuple(stores))
 
 
 def selected_early(program: RowProgram) -> RowProgram:

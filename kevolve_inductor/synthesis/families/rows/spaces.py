@@ -25,6 +25,7 @@ MOST_KEPT = 64
 # Packed rows of a sort stand on the stack twice.
 _MOST_ON_STACK = 32768
 _LANE_COLUMNS = 1024
+_SHORT_COLUMNS = 512
 _PARALLEL_ELEMENTS = 1 << 15
 _NEVER = 1 << 62
 # Chips whose double-precision units are few: there doubles are slower to compare than pairs of integers.
@@ -57,11 +58,12 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     columns = program.columns
     near = columns_are_near(program)
     in_lanes = _fits_lanes(program)
-    first = "lanes" if in_lanes and (columns <= _LANE_COLUMNS or not near) else "scan"
+    sorts = any(is_sort(program, s) for s in program.selects)
+    first = "lanes" if in_lanes and (columns <= (MOST_SORTED if sorts else _LANE_COLUMNS) or not near) else "scan"
     algorithms = [first, *(other for other in ("lanes", "scan") if other != first and (other == "scan" or in_lanes))]
     choices: dict[str, tuple[Choice, ...]] = {
         "algorithm": tuple(algorithms),
-        "lanes": (16, 8, 32) if in_lanes else (1,),
+        "lanes": ((16, 8, 32) if columns <= _SHORT_COLUMNS else (8, 16)) if in_lanes else (1,),
         "block": (128, 512, 64),
         "parallel_from": _parallel_choices(program),
     }
@@ -74,7 +76,7 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if chosen:
         choices["lane_select"] = _lane_selections(chosen)
         choices["row_select"] = ("bound", "filter", "split")
-    if any(is_sort(program, s) for s in program.selects):
+    if sorts:
         choices["row_sort"] = ("radix", "std")
     return ScheduleSpace(choices)
 
@@ -83,10 +85,9 @@ def _lane_selections(chosen: list[Select]) -> tuple[str, ...]:
     most = max(s.count for s in chosen)
     if any(is_wide(s) for s in chosen):
         return ("rank",)
-    ways = ["rank", "insert", "network"] if most <= 4 else ["insert", "rank", "network"]
     if most > 16:
-        ways.remove("rank")
-    return tuple(ways) if most <= 24 else ("network", "insert")
+        return ("insert", "network") if most <= 24 else ("network", "insert")
+    return ("rank", "runs", "insert", "network") if most <= 4 else ("runs", "insert", "rank", "network")
 
 
 def _fits_lanes(program: RowProgram) -> bool:
