@@ -117,8 +117,15 @@ class GraphPlan:
         """The swaps that hold, after everything that may be measured has been. Fills the report."""
         discovery = discover(self.graph, FAMILIES, self.ranges, self._ceilings(), self.platform.name)
         self._report_rejections(discovery)
-        if not discovery.found:
-            return ()
+        kept = self._kept(discovery) if discovery.found else ()
+        if self.settings.report is not None:
+            try:
+                self.report.write(self.settings.report)
+            except OSError as error:
+                logger.warning("the report cannot be written to %s: %s", self.settings.report, error)
+        return kept
+
+    def _kept(self, discovery: Discovery) -> tuple[Swap, ...]:
         with self._factory(self.platform, self.store, self.settings) as evaluator:
             tuner = Tuner(self.settings, self.platform, self.store, evaluator)
             decisions = self._decide(discovery, tuner)

@@ -157,6 +157,11 @@ def test_fuel_limits_the_swaps(settings):
     assert len(verdicts) == 2 and verdicts.count("swapped") == 1
 
 
+def test_report_is_written_where_it_was_asked_for(settings, tmp_path):
+    compiled(gate, replace(settings, report=tmp_path / "report"), Judge(), (torch.randn(100, 64),))
+    assert "swapped" in (tmp_path / "report" / "report.txt").read_text()
+
+
 def test_interrupted_search_keeps_the_best_so_far(settings):
     class Interrupted(Judge):
         def evaluate(self, kernel, beat=0.0):

@@ -35,7 +35,7 @@ from kevolve_inductor.testing.evaluators import (
     row_sum_workload,
 )
 
-LIMIT_S = 4.0
+LIMIT_S = 10.0
 END = "  return 0;\n}"
 
 

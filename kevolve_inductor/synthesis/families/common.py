@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch.fx
 
@@ -12,6 +12,7 @@ from ...graph.capture import identifiers
 from ...graph.meta import hinted_numel, spec_of, tensor_of
 from ...graph.region import TensorSpec
 from ..expression import is_constant, is_expressible, is_view
+from ..family import Schedule, ScheduleSpace
 
 
 def absorbable(graph: torch.fx.Graph, core: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
@@ -73,3 +74,10 @@ def symbols_of(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
     ``Argument("size", k)`` counts within them; ``graph.capture.canonical_kernel`` then takes the order of the region.
     """
     return tuple(sorted({name for spec in specs for dim in (*spec.shape, *spec.stride) for name in identifiers(dim)}))
+
+
+def seeded(choices: Mapping[str, tuple[int | str | bool, ...]], *changes: Schedule) -> ScheduleSpace:
+    """The space of ``choices`` with seeds: the default, then it with each of ``changes`` that only names existing values."""
+    space = ScheduleSpace(choices)
+    fitting = [c for c in changes if all(name in choices and value in choices[name] for name, value in c.items())]
+    return ScheduleSpace(choices, tuple({**space.default, **change} for change in ({}, *fitting)))

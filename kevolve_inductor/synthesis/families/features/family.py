@@ -203,7 +203,7 @@ def _cpp_space(plan: FeaturesPlan, target: Target) -> ScheduleSpace:
     if _can_roll(plan, "reciprocal"):
         choices["columns"] = ("apart", "together")
     choices |= {"block": (1024, 512, 2048, 4096), "grain": (8, 32, 2), "order": ("dynamic", "static")}
-    return ScheduleSpace(choices)
+    return common.seeded(choices, {"search": "split"}, {"block": 4096, "order": "static"}, {"columns": "together"})
 
 
 def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
@@ -221,7 +221,8 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2)}
-    return ScheduleSpace(choices)
+    changes = ({"search": "pivots"}, {"block": 2048, "num_warps": 8}, {"block": 512, "num_warps": 2}, {"columns": "apart"})
+    return common.seeded(choices, *changes)
 
 
 def _steps(plan: FeaturesPlan) -> tuple[int, ...]:

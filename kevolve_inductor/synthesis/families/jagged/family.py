@@ -70,7 +70,7 @@ class JaggedFamily(Family):
                 wide = "avx512f" in target.features
                 choices["remainder"] = ("reciprocal", "native") if wide else ("native", "reciprocal")
             choices |= {"rows": (256, 64, 1024), "order": ("dynamic", "static")}
-            return ScheduleSpace(choices)
+            return common.seeded(choices, {"runs": "split"}, {"runs": "masked"}, {"rows": 1024, "order": "static"})
         if divides:
             choices["remainder"] = ("multiply", "native")
         if any(isinstance(task, Reduce) for task in plan.tasks):
@@ -79,7 +79,8 @@ class JaggedFamily(Family):
         if lengths:
             choices["positions"] = _by_waste(max(lengths))
         choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
-        return ScheduleSpace(choices)
+        changes = ({"tile": 2048}, {"tile": 2048, "num_warps": 8}, {"positions": 4}, {"events": 4}, {"events": 16})
+        return common.seeded(choices, *changes)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: JaggedPlan = match.plan

@@ -357,7 +357,20 @@ class _Assembler:
             outputs=results,
             symbols=symbols_of((*specs, *results)),
         )
-        return without_unused(program)
+        return _with_maxima(without_unused(program))
+
+
+def _with_maxima(program: RowProgram) -> RowProgram:
+    """Extremes of which nobody asks the position are reductions."""
+
+    def plain(step: Statement) -> Statement:
+        if not isinstance(step, Select) or step.out is not None or step.indices is not None or step.order == "smallest":
+            return step
+        if step.values is None or step.value.dtype == "bool":
+            return step
+        return Reduce(step.values, "amax" if step.order == "greatest" else "amin", step.axis, step.value)
+
+    return replace(program, statements=tuple(plain(step) for step in program.statements))
 
 
 def _divided(total: Expr, number: float) -> Expr:

@@ -43,6 +43,7 @@ class Plan:
     row_select: str
     row_sort: str
     parallel_from: int
+    order: str
 
     @classmethod
     def of(cls, schedule: Schedule, program: RowProgram) -> Plan:
@@ -55,6 +56,7 @@ class Plan:
             row_select=str(schedule.get("row_select", "filter")),
             row_sort=str(schedule.get("row_sort", "radix")),
             parallel_from=int(schedule.get("parallel_from", 1)),
+            order="dynamic, 16" if schedule.get("order") == "dynamic" else "static",
         )
 
     @property
@@ -376,7 +378,8 @@ class RowBody:
         head = signature("kevolve_kernel", program.inputs, program.outputs, program.symbols)
         lines = [f"{head} {{", f"const int64_t inner = {inner}, tiles = (inner + {step - 1}) / {step};"]
         lines += [f"const int64_t count = int64_t({total}) * tiles;", "int64_t failed = 0;"]
-        lines += [f"#pragma omp parallel for schedule(static) reduction(|:failed) if(count >= {self.plan.parallel_from})"]
+        shared = f"if(count >= {self.plan.parallel_from}) schedule({self.plan.order})"
+        lines += [f"#pragma omp parallel for reduction(|:failed) {shared}"]
         lines += ["for (int64_t item = 0; item < count; ++item) {"]
         rest = "(item / tiles)" if self.plan.lanes else "item"
         for name, extent in reversed(outer):

@@ -66,6 +66,7 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
         "lanes": ((16, 8, 32) if columns <= _SHORT_COLUMNS else (8, 16)) if in_lanes else (1,),
         "block": (128, 512, 64),
         "parallel_from": _parallel_choices(program),
+        "order": ("static", "dynamic"),
     }
     short = simplified(program)
     if short != program:
@@ -116,11 +117,13 @@ def _parallel_choices(program: RowProgram) -> tuple[int, ...]:
 
 
 def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
-    choices = _near_tiles(program) if columns_are_near(program) else _far_tiles(program)
+    choices = _near_tiles(program, target.warp_size // 32) if columns_are_near(program) else _far_tiles(program)
     if _packs_32_bits(program):
         doubles = ("int64", "float64") if _has_few_doubles(target) else ("float64", "int64")
         choices["key"] = doubles
-    if any(s.count <= 8 for s in program.selects):
+    if all(s.count == 1 for s in program.selects):
+        choices["select"] = ("extract", "network")
+    elif any(s.count <= 8 for s in program.selects):
         choices["select"] = ("network", "extract")
     if "loop" in choices["algorithm"] and online_pairs(program):
         choices["online"] = (True, False)
@@ -129,8 +132,11 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     return ScheduleSpace(choices)
 
 
-def _near_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
-    """Neighbouring columns are neighbours in memory: a row over ``lanes`` threads."""
+def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice, ...]]:
+    """Neighbouring columns are neighbours in memory: a row over ``lanes`` threads.
+
+    ``rows`` counts what 32 threads hold; warps of 64 threads are filled with two of it.
+    """
     whole = 1 << (program.columns - 1).bit_length()
     vector = vector_of(program)
     kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
@@ -141,11 +147,11 @@ def _near_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
             lanes = tuple(dict.fromkeys((*lanes, 128, 256)))
     else:
         lanes = (256, 128, 64, 512, 32)
-    depths = [max(1, per // vector) for per in (max(16, kept), max(8, kept), max(32, kept))]
+    depths = [max(1, max(per, kept) // vector) for per in (8, 16, 4, 32)]
     return {
         "algorithm": algorithms,
         "lanes": lanes,
-        "rows": (1, 2, 4),
+        "rows": (2, 1, 4) if half_warps == 2 else (1, 2, 4),
         "depth": tuple(dict.fromkeys(depths)) if "loop" in algorithms else (1,),
     }
 
@@ -154,14 +160,12 @@ def _far_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
     """Neighbouring rows are neighbours in memory: ``rows`` of them over threads, columns in each thread."""
     whole = 1 << (program.columns - 1).bit_length()
     kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
-    algorithms = _algorithms(program, whole) if whole <= 64 else tuple(reversed(_algorithms(program, whole)))
-    if "loop" in algorithms:
-        lanes = tuple(n for n in (1, 4, 8, 2) if "tile" not in algorithms or whole // n <= 128)
-    else:
-        lanes = _lanes_for(whole, 1, 32)
+    algorithms = _algorithms(program, whole)
+    if "loop" in algorithms and whole > 64:
+        algorithms = ("loop",)
     return {
         "algorithm": algorithms,
-        "lanes": lanes,
+        "lanes": (4, 1, 8, 2) if algorithms == ("loop",) else _lanes_for(whole, 1, 32),
         "rows": (128, 64, 256, 32),
         "depth": tuple(dict.fromkeys(max(kept, depth) for depth in (8, 16, 4))) if "loop" in algorithms else (1,),
     }
@@ -205,10 +209,10 @@ def column_loads(program: RowProgram) -> list[Expr]:
 
 
 def columns_are_near(program: RowProgram) -> bool:
-    """Whether, of the inputs that differ between rows, one has its columns and none its rows next to each other."""
+    """Whether no input that differs along the columns has its rows next to each other instead of them."""
     inner = program.rows[-1][0] if program.rows else ""
     slopes = [(slope(load.args[0], COLUMNS), slope(load.args[0], inner)) for load in column_loads(program)]
-    return not any(along != 1 and across == 1 for along, across in slopes)
+    return not any(along not in (0, 1) and across == 1 for along, across in slopes)
 
 
 def _packs_32_bits(program: RowProgram) -> bool:

@@ -60,7 +60,10 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     lanes, looped = int(schedule["lanes"]), schedule["algorithm"] == "loop"
     near = columns_are_near(program)
     vector = vector_of(program) if near else 1
-    whole = max(lanes * vector, 1 << (program.columns - 1).bit_length())
+    power = 1 << (program.columns - 1).bit_length()
+    if lanes * vector > 2 * power:
+        raise EmissionError(f"{lanes} threads for {program.columns} columns")
+    whole = max(lanes * vector, power)
     depth = whole // (lanes * vector)
     if looped:
         depth = min(depth, int(schedule["depth"]))

@@ -29,7 +29,10 @@ class Selector:
     def select(self, select: Select) -> None:
         w = self.writer
         packing = packing_of(select, w.program.axes[select.axis], self.key)
-        if packing is None or (self.method == "extract" and 1 < select.count <= _MOST_EXTRACTED):
+        if select.count == 1 and (packing is None or self.method == "extract"):
+            self._first(select)
+            return
+        if packing is None or (self.method == "extract" and select.count <= _MOST_EXTRACTED):
             self._extract(select)
             return
         packed = self.packed(select, packing, select.axis)
@@ -89,6 +92,38 @@ class Selector:
         else:
             w.add(f"{result.value[0]} = {text}")
             w.spaces[select.out].name(str(result.value[0]), str(result.value[0]))
+
+    # --- one element ---
+
+    def _first(self, select: Select) -> None:
+        """The best value, then the lowest position that has it."""
+        w = self.writer
+        values = w.fresh("x")
+        w.add(f"{values} = {self.held(select)}")
+        self.first_of(select, values, w.spaces[select.axis].position)
+
+    def held(self, select: Select) -> str:
+        """The axis' values in the dtype they are compared in, the worst beyond its end."""
+        w = self.writer
+        value = w.whole(select.axis, select.value)
+        if held_dtype(select) != select.value.dtype:
+            value = f"{value}.to({TRITON_TYPES[held_dtype(select)]})"
+        mask = w.spaces[select.axis].axis_mask
+        return f"tl.where({mask}, {value}, {worst(select)})" if mask else value
+
+    def first_of(self, select: Select, values: str, positions: str) -> None:
+        """``positions`` that were never set, and those of values as bad as can be, count as the first."""
+        w = self.writer
+        suffix = w.spaces[select.axis].row_suffix
+        best, place = w.fresh("x"), w.fresh("i")
+        w.add(f"{best} = {best_of(select, w.flat(select.axis, values))}{suffix}")
+        equal = f"({values} == {best})"
+        if select.value.dtype in ex.FLOATS:
+            equal = f"({equal} | (({values} != {values}) & ({best} != {best})))"
+        at = f"tl.where({equal}, {positions}, 2147483647)"
+        w.add(f"{place} = tl.min({w.flat(select.axis, at)}, 1)")
+        w.add(f"{place} = tl.where({place} >= {w.program.axes[select.axis]}, 0, {place})")
+        self.places(select, [place])
 
     # --- one element after another ---
 
@@ -186,33 +221,54 @@ class _PackedFold(Fold):
 
 
 class _PlaceFold(Fold):
-    """The first element by key and position apart."""
+    """The first element by value and position apart."""
 
     def __init__(self, selector: Selector, select: Select) -> None:
         self.selector, self.select = selector, select
         w = selector.writer
-        self.key, self.place = w.fresh("p"), w.fresh("i")
-        wide = select.value.dtype in ("float64", "int64")
-        self.last, kind = ("9223372036854775807", "tl.int64") if wide else ("2147483647", "tl.int32")
-        shape = w.tile.shape
-        before = [f"{self.key} = tl.full({shape}, {self.last}, {kind})", f"{self.place} = tl.full({shape}, 2147483647, tl.int32)"]
-        super().__init__(before)
+        self.best, self.place = w.fresh("x"), w.fresh("i")
+        shape, kind = w.tile.shape, TRITON_TYPES[held_dtype(select)]
+        super().__init__([f"{self.best} = tl.full({shape}, {worst(select)}, {kind})",
+                          f"{self.place} = tl.full({shape}, 2147483647, tl.int32)"])  # fmt: skip
 
     def inside(self) -> None:
-        w = self.selector.writer
-        keys, better = w.fresh("p"), w.fresh("g")
-        w.add(f"{keys} = {key_of(self.select, w.whole(COLUMNS, self.select.value))}")
-        mask = w.spaces[COLUMNS].axis_mask
-        inside = f" & ({mask})" if mask else ""
-        # The last key may be a legitimate one: what was never set gives way to anything.
-        w.add(f"{better} = (({keys} < {self.key}) | ({self.place} == 2147483647)){inside}")
-        w.add(f"{self.key} = tl.where({better}, {keys}, {self.key})")
+        w, best = self.selector.writer, self.best
+        values, better = w.fresh("x"), w.fresh("g")
+        w.add(f"{values} = {self.selector.held(self.select)}")
+        w.add(f"{better} = {is_better(self.select, values, best)}")
+        w.add(f"{best} = tl.where({better}, {values}, {best})")
         w.add(f"{self.place} = tl.where({better}, {COLUMNS}, {self.place})")
 
     def after(self) -> None:
-        w = self.selector.writer
-        best, place = w.fresh("p"), w.fresh("i")
-        w.add(f"{best} = tl.min({w.flat(COLUMNS, self.key)}, 1)")
-        equal = f"{self.key} == {best}[:, None, None, None]"
-        w.add(f"{place} = tl.min({w.flat(COLUMNS, f'tl.where({equal}, {self.place}, 2147483647)')}, 1)")
-        self.selector.places(self.select, [place])
+        self.selector.first_of(self.select, self.best, self.place)
+
+
+def held_dtype(select: Select) -> str:
+    """In what values are compared; booleans and bytes as small integers."""
+    return {"bool": "int8", "uint8": "int16"}.get(select.value.dtype, select.value.dtype)
+
+
+def worst(select: Select) -> str:
+    """A value that no other one is behind."""
+    dtype = held_dtype(select)
+    if dtype in ex.FLOATS:
+        return {"greatest": "float('-inf')", "least": "float('inf')", "smallest": "float('nan')"}[select.order]
+    bits = {"int64": 63, "int32": 31, "int16": 15, "int8": 7}[dtype]
+    return f"(-{2**bits})" if select.order == "greatest" else str(2**bits - 1)
+
+
+def is_better(select: Select, new: str, old: str) -> str:
+    if select.value.dtype not in ex.FLOATS:
+        return f"{new} {'>' if select.order == 'greatest' else '<'} {old}"
+    if select.order == "smallest":
+        return f"({new} < {old}) | (({old} != {old}) & ({new} == {new}))"
+    sign = "<=" if select.order == "greatest" else ">="
+    return f"(({new} {sign} {old}) == 0) & ({old} == {old})"
+
+
+def best_of(select: Select, values: str) -> str:
+    if select.value.dtype not in ex.FLOATS:
+        return f"tl.{'max' if select.order == 'greatest' else 'min'}({values}, 1)"
+    if select.order == "smallest":
+        return f"tl.min(tl.where({values} != {values}, float('inf'), {values}), 1)"
+    return f"tl.reduce({values}, 1, {'kv_max' if select.order == 'greatest' else 'kv_min'})"
