@@ -169,7 +169,7 @@ def passes(program: RowProgram, joined: Iterable[tuple[Reduce, Reduce]] = ()) ->
     sweeps: dict[int, list[Statement | Store]] = {}
     afters: dict[int, list[Statement | Store]] = {}
     for step in (*program.statements, *program.stores):
-        known = [ready[name] for name in _used(step) if name in ready]
+        known = [ready[name] for name in used_by(step) if name in ready]
         level = max(known, default=-1)
         if _axis(step) == COLUMNS:
             if id(step) in partner:
@@ -179,7 +179,7 @@ def passes(program: RowProgram, joined: Iterable[tuple[Reduce, Reduce]] = ()) ->
         else:
             level = max(level, 0)
             afters.setdefault(level, []).append(step)
-        ready.update(dict.fromkeys(_defined(step), level))
+        ready.update(dict.fromkeys(results_of(step), level))
     last = max([*sweeps, *afters], default=0)
     return tuple(Pass(tuple(sweeps.get(k, ())), tuple(afters.get(k, ()))) for k in range(last + 1))
 
@@ -209,7 +209,7 @@ def without_unused(program: RowProgram) -> RowProgram:
                 continue
         elif step.result.value[0] not in used:
             continue
-        used |= _used(step)
+        used |= used_by(step)
         kept.append(step)
     return replace(program, statements=tuple(reversed(kept)))
 
@@ -218,14 +218,16 @@ def _axis(step: Statement | Store) -> str | None:
     return None if isinstance(step, Element) else step.axis
 
 
-def _used(step: Statement | Store) -> set[str]:
+def used_by(step: Statement | Store) -> set[str]:
+    """Names of the variables that a step reads."""
     if isinstance(step, Element):
         return {step.source.value[0]}
     used = ex.variables(step.value)
     return used | ex.variables(step.offset) if isinstance(step, Store) else used
 
 
-def _defined(step: Statement | Store) -> list[str]:
+def results_of(step: Statement | Store) -> list[str]:
+    """Names of the variables that a step defines."""
     if isinstance(step, Store):
         return []
     results = (step.values, step.indices) if isinstance(step, Select) else (step.result,)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ...expression import expression as ex
 from ...expression.expression import FLOATS, Expr
-from .program import Element, Reduce, RowProgram, Select, Statement, online_pairs, without_unused
+from .program import Element, Reduce, RowProgram, Select, Statement, online_pairs, results_of, used_by, without_unused
 
 _RISING = {"exp", "sigmoid", "tanh"}
 
@@ -126,26 +126,43 @@ def _renamed(step: Statement, replaced: dict[Expr, Expr]) -> Statement:
 def without_maxima(program: RowProgram) -> RowProgram:
     """A maximum of what is selected from, greatest first, is the first element selected."""
     statements: list[Statement] = []
-    moved: dict[Select, Select] = {}
+    made: dict[Select, Expr] = {}
     scalars: dict[Expr, Expr] = {}
     for step in program.statements:
-        step = _renamed(step, scalars)
+        if step in made:
+            continue
         select = _same_choice(program, step) if isinstance(step, Reduce) else None
-        if select is not None and isinstance(step, Reduce):
-            if select not in moved:
-                values = select.values or ex.var(f"{_name(select)}_first", None, select.value.dtype)
-                moved[select] = replace(select, values=values)
-                statements.append(moved[select])
-            first = moved[select].values
-            assert first is not None
-            if select.out is None:
-                scalars[step.result] = first
-            else:
-                statements.append(Element(step.result, first, 0))
-        elif not any(step is other or (isinstance(step, Select) and step == other) for other in moved):
-            statements.append(step)
+        if select is None or not isinstance(step, Reduce):
+            statements.append(_renamed(step, scalars))
+            continue
+        if select not in made:
+            first = select.values or ex.var(f"{_name(select)}_first", None, select.value.dtype)
+            made[select] = first
+            statements = [s for s in statements if s != select]
+            statements.append(replace(select, values=first))
+        if select.out is None:
+            scalars[step.result] = made[select]
+        else:
+            statements.append(Element(step.result, made[select], 0))
     stores = tuple(replace(store, value=_rewritten(store.value, scalars)) for store in program.stores)
-    return without_unused(replace(program, statements=tuple(statements), stores=stores))
+    return without_unused(replace(program, statements=_ordered(statements), stores=stores))
+
+
+def _ordered(statements: list[Statement]) -> tuple[Statement, ...]:
+    """Every statement behind those whose results it uses, else as they were."""
+    maker = {name: step for step in statements for name in results_of(step)}
+    done: dict[int, Statement] = {}
+
+    def place(step: Statement) -> None:
+        if id(step) not in done:
+            for name in sorted(used_by(step)):
+                if name in maker and maker[name] is not step:
+                    place(maker[name])
+            done[id(step)] = step
+
+    for step in statements:
+        place(step)
+    return tuple(done.values())
 
 
 def _same_choice(program: RowProgram, reduce: Reduce) -> Select | None:

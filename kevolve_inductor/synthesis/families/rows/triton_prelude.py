@@ -39,13 +39,14 @@ def kv_key_int(x, greatest: tl.constexpr):
 
 @triton.jit
 def kv_low_float(x, c):
-    return (c << 1) | (x.to(tl.int32, bitcast=True) == -2147483648).to(tl.int32)
+    b = x.to(tl.int32, bitcast=True)
+    changed = b ^ (x + 0.0).to(tl.int32, bitcast=True)
+    return (c << 1) + ((changed >> 31) & 1)
 
 @triton.jit
 def kv_float_of(key, low, greatest: tl.constexpr):
     k = ~key if greatest else key
-    b = k ^ ((k >> 31) & 0x7FFFFFFF)
-    return (b ^ (low << 31)).to(tl.float32, bitcast=True)
+    return (k ^ ((k >> 31) & 0x7FFFFFFF) ^ (low << 31)).to(tl.float32, bitcast=True)
 
 @triton.jit
 def kv_half_of(key, low, half: tl.constexpr, greatest: tl.constexpr):
@@ -55,7 +56,9 @@ def kv_half_of(key, low, half: tl.constexpr, greatest: tl.constexpr):
 
 @triton.jit
 def kv_pack_float64(key, low):
-    bits = ((key.to(tl.int64) + 2147483648) << 20) | low.to(tl.int64) | 0x4330000000000000
+    above = ((key >> 12) & 0xFFFFF) ^ 0x43380000
+    below = (key << 20) | low
+    bits = (above.to(tl.int64) << 32) | (below.to(tl.int64) & 0xFFFFFFFF)
     return bits.to(tl.float64, bitcast=True)
 
 @triton.jit
@@ -69,7 +72,7 @@ def kv_pack_int32(key, low):
 @triton.jit
 def kv_unpack_float64(p):
     bits = p.to(tl.int64, bitcast=True)
-    return (((bits >> 20) & 0xFFFFFFFF) - 2147483648).to(tl.int32), (bits & 0xFFFFF).to(tl.int32)
+    return (bits >> 20).to(tl.int32) ^ -2147483648, bits.to(tl.int32) & 0xFFFFF
 
 @triton.jit
 def kv_unpack_int64(p):
