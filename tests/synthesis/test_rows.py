@@ -18,6 +18,7 @@ from family_checks import (
     CUDA,
     Found,
     assert_same,
+    assert_triton_agrees,
     build,
     empty_like,
     find,
@@ -458,6 +459,8 @@ def interpret() -> None:
                 outputs = [empty_like(value) for value in expected]
                 launch(kernel_of(FAMILY, match, schedule, "triton"), inputs, outputs, {})
                 assert_chosen_well(case, found, match, outputs)
+    dynamic = find(FAMILY, gate, [torch.randn(30, 16)], dynamic=True)
+    assert_triton_agrees(FAMILY, dynamic, [FAMILY.space(dynamic.match, CUDA).default])
 
 
 def test_triton_chooses_as_eager_under_the_interpreter() -> None:

@@ -113,14 +113,14 @@ class RowBody:
         self.count += 1
         return f"{prefix}{self.count}"
 
-    def array(self, kind: str, name: str, extent: int, fill: str = "") -> str:
+    def array(self, kind: str, name: str, extent: int) -> str:
         """The declaration of a tile of ``extent`` positions."""
         size = {"double": 8, "int64_t": 8, "bool": 1}.get(kind, 16 if "packed" in kind else 4)
         self.stack_bytes += size * extent * max(1, self.plan.lanes)
         if self.stack_bytes > _STACK_BYTES:
             raise EmissionError(f"a row's tiles need {self.stack_bytes} bytes of stack")
         lanes = f" * {self.plan.width}" if self.plan.lanes else ""
-        return f"alignas(64) {kind} {name}[{extent}{lanes}]{fill};"
+        return f"alignas(64) {kind} {name}[{extent}{lanes}];"
 
     def at(self, name: str, position: str) -> str:
         return f"{name}[({position}) * L + l]" if self.plan.lanes else f"{name}[{position}]"

@@ -226,11 +226,16 @@ template <int K, int L, typename P> static inline void kv_keep_runs(P* best, con
 
 # The same by values and places apart: no packing, any type; of equal values the earlier stays in front.
 SELECTIONS["kv_rank"] = r"""
-template <int O, int K, bool Filling, typename V, typename P>
+template <int O, bool Numbers, typename V> static inline auto kv_ahead(V x, V v) {
+  if constexpr (!Numbers) return kv_before<O>(x, v);
+  else if constexpr (O == 0) return x > v;
+  else return x < v;
+}
+template <int O, int K, bool Numbers, bool Filling, typename V, typename P>
 static inline void kv_rank_one(V (&v)[K], P (&p)[K], V x, P i) {
 #pragma GCC unroll 64
   for (int j = 0; j < K; ++j) {
-    auto better = kv_before<O>(x, v[j]);
+    auto better = kv_ahead<O, Numbers>(x, v[j]);
     if constexpr (Filling) better |= p[j] < 0;
     V w = better ? x : v[j];
     x = better ? v[j] : x;
@@ -240,27 +245,62 @@ static inline void kv_rank_one(V (&v)[K], P (&p)[K], V x, P i) {
     p[j] = o;
   }
 }
+// Two neighbours at once into a list of two: ordered by themselves, then one comparison for each place.
+template <int O, typename V, typename P> static inline void kv_rank_two(V (&v)[2], P (&p)[2], V x, V y, P i, P j) {
+  auto turn = kv_ahead<O, true>(y, x);
+  V h = turn ? y : x, l = turn ? x : y;
+  P hi = turn ? j : i, li = turn ? i : j;
+  auto lead = kv_ahead<O, true>(h, v[0]);
+  V t = lead ? v[0] : v[1], u = lead ? l : h;
+  P ti = lead ? p[0] : p[1], ui = lead ? li : hi;
+  v[0] = lead ? h : v[0];
+  p[0] = lead ? hi : p[0];
+  auto second = kv_ahead<O, true>(u, t);
+  v[1] = second ? u : t;
+  p[1] = second ? ui : ti;
+}
+template <int O, int K, int L, bool Numbers, typename T, typename I>
+static inline void kv_rank_lanes(T* value, I* place, const T* tile, int64_t n, int64_t at) {
+  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  typedef typename kv_simd<T, V>::type vec;
+  typedef typename kv_simd<I, V>::type ints;
+  vec v[K];
+  ints p[K];
+#pragma GCC unroll 64
+  for (int j = 0; j < K; ++j) {
+    v[j] = at == 0 ? vec{} : kv_get<vec>(value + j * L);
+    p[j] = at == 0 ? ints{} - I(1) : kv_get<ints>(place + j * L);
+  }
+  int64_t c = 0;
+  for (; at == 0 && c < K; ++c) kv_rank_one<O, K, Numbers, true>(v, p, kv_get<vec>(tile + c * L), ints{} + I(c));
+  if constexpr (K == 2 && Numbers)
+    for (; c + 1 < n; c += 2) {
+      ints q = ints{} + I(at + c);
+      kv_rank_two<O>(v, p, kv_get<vec>(tile + c * L), kv_get<vec>(tile + c * L + L), q, q + I(1));
+    }
+  for (; c < n; ++c) kv_rank_one<O, K, Numbers, false>(v, p, kv_get<vec>(tile + c * L), ints{} + I(at + c));
+#pragma GCC unroll 64
+  for (int j = 0; j < K; ++j) {
+    kv_put(value + j * L, v[j]);
+    kv_put(place + j * L, p[j]);
+  }
+}
 template <int O, int K, int L, typename T, typename I>
 static inline void kv_rank(T* value, I* place, const T* tile, int64_t n, int64_t at) {
   constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
   typedef typename kv_simd<T, V>::type vec;
-  typedef typename kv_simd<I, V>::type ints;
   for (int h = 0; h < L; h += V) {
-    vec v[K];
-    ints p[K];
-#pragma GCC unroll 64
-    for (int j = 0; j < K; ++j) {
-      v[j] = at == 0 ? vec{} : kv_get<vec>(value + j * L + h);
-      p[j] = at == 0 ? ints{} - I(1) : kv_get<ints>(place + j * L + h);
+    bool numbers = true;
+    if constexpr (T(0.5) != T(0)) {
+      // NaN, which needs more comparisons, would show in a sum; so would infinities.
+      vec sum = at == 0 ? vec{} : kv_get<vec>(value + h) + kv_get<vec>(value + (K - 1) * L + h);
+      for (int64_t c = 0; c < n; ++c) sum += kv_get<vec>(tile + c * L + h);
+      T rest = 0;
+      for (int l = 0; l < V; ++l) rest += sum[l] - sum[l];
+      numbers = rest == 0;
     }
-    int64_t c = 0;
-    for (; at == 0 && c < K; ++c) kv_rank_one<O, K, true>(v, p, kv_get<vec>(tile + c * L + h), ints{} + I(c));
-    for (; c < n; ++c) kv_rank_one<O, K, false>(v, p, kv_get<vec>(tile + c * L + h), ints{} + I(at + c));
-#pragma GCC unroll 64
-    for (int j = 0; j < K; ++j) {
-      kv_put(value + j * L + h, v[j]);
-      kv_put(place + j * L + h, p[j]);
-    }
+    if (numbers) kv_rank_lanes<O, K, L, true>(value + h, place + h, tile + h, n, at);
+    else kv_rank_lanes<O, K, L, false>(value + h, place + h, tile + h, n, at);
   }
 }
 """

@@ -21,6 +21,7 @@ _MOST_INSERTED = 64
 _MOST_IN_RUNS = 16
 _MOST_SORTED = 4096
 _MOST_GROUPS = 128
+_MOST_BUFFERED = 1 << 17
 # Rows of a multiple of this length are folded where they lie; others are padded in a tile.
 _WHOLE_VECTORS = 16
 
@@ -49,9 +50,10 @@ def step_for(body: RowBody, step: Statement | Store, axis: str, block: int) -> S
         return _first(body, step, axis, block)
     if body.plan.lanes:
         return _in_lanes(body, step, axis, block)
-    if body.plan.row_select == "bound" and _groups(step) <= min(_MOST_GROUPS, body.program.axes[axis] // 4):
+    extent = body.program.axes[axis]
+    if body.plan.row_select == "bound" and _groups(step) <= min(_MOST_GROUPS, extent // 4) and extent <= _MOST_BUFFERED:
         return _bound(body, step, axis)
-    if body.plan.row_select != "split" and step.count < body.program.axes[axis]:
+    if body.plan.row_select != "split" and step.count < extent:
         return _filter(body, step, axis, block)
     return _whole_row(body, step, axis)
 
@@ -257,7 +259,6 @@ def _bound(body: RowBody, select: Select, axis: str) -> Step:
     best = body.fresh("q")
     step.declares.append(body.array(f"{code}::packed", best, select.count))
     step.declares.append(f"for (int j = 0; j < {select.count}; ++j) {best}[j] = {code}::last;")
-
     row = body.memory_of(select.value, kind, axis)
     if row is None:
         row = body.fresh("b")

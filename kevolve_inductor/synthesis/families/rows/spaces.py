@@ -59,7 +59,8 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     near = columns_are_near(program)
     in_lanes = _fits_lanes(program)
     sorts = any(is_sort(program, s) for s in program.selects)
-    first = "lanes" if in_lanes and (columns <= (MOST_SORTED if sorts else _LANE_COLUMNS) or not near) else "scan"
+    short = columns <= (MOST_SORTED if sorts else _LANE_COLUMNS) and not _has_few_rows(program)
+    first = "lanes" if in_lanes and (short or not near) else "scan"
     algorithms = [first, *(other for other in ("lanes", "scan") if other != first and (other == "scan" or in_lanes))]
     choices: dict[str, tuple[Choice, ...]] = {
         "algorithm": tuple(algorithms),
@@ -68,10 +69,10 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
         "parallel_from": _parallel_choices(program),
         "order": ("static", "dynamic"),
     }
-    short = simplified(program)
-    if short != program:
+    simple = simplified(program)
+    if simple != program:
         choices["simplify"] = (True, False)
-    if reused(passes(short), {}) or reused(passes(program), {}):
+    if reused(passes(simple), {}) or reused(passes(program), {}):
         choices["keep"] = (True, False)
     chosen = [s for s in program.selects if 1 < s.count < program.axes[s.axis]]
     if chosen:
@@ -88,7 +89,7 @@ def _lane_selections(chosen: list[Select]) -> tuple[str, ...]:
         return ("rank",)
     if most > 16:
         return ("insert", "network") if most <= 24 else ("network", "insert")
-    return ("rank", "runs", "insert", "network") if most <= 4 else ("runs", "insert", "rank", "network")
+    return ("rank", "runs", "insert", "network") if most <= 6 else ("runs", "rank", "insert", "network")
 
 
 def _fits_lanes(program: RowProgram) -> bool:
@@ -102,6 +103,11 @@ def _fits_lanes(program: RowProgram) -> bool:
         if select.count > 16 and extent > 4096:
             return False
     return True
+
+
+def _has_few_rows(program: RowProgram) -> bool:
+    """Fewer neighbouring rows than lanes."""
+    return not program.rows or (isinstance(program.rows[-1][1], int) and program.rows[-1][1] < 8)
 
 
 def _parallel_choices(program: RowProgram) -> tuple[int, ...]:
