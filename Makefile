@@ -14,6 +14,7 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 types: $(INSTALLED)
 	$(PY) -m mypy

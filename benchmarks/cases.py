@@ -224,7 +224,7 @@ def _searchsorted_columns(device: str) -> Instance:
     rows = 65536 if device == "cpu" else 262144
     values = [_normal(device, rows) for _ in range(16)]
     for column in values:
-        column[:: 37] = math.nan
+        column[::37] = math.nan
     borders = [_borders(device, 17 + 31 * index) for index in range(16)]
     return Instance(searchsorted_columns, (*values, *borders))
 

@@ -250,7 +250,9 @@ def _selection_problem(
     return _value_problem(scores.gather(selection.dim, expected), scores.gather(selection.dim, actual))
 
 
-def describe(clock: Clock, ceilings: Ceilings, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def describe(
+    clock: Clock, ceilings: Ceilings, arguments: argparse.Namespace, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     speedups = [row["speedup"] for row in rows if "speedup" in row]
     return record.header("longtail", clock) | {
         "ceilings": {"bytes_per_s": ceilings.bytes_per_s, "flops_per_s": ceilings.flops_per_s},

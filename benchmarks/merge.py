@@ -1,6 +1,6 @@
 """Joins result files of one benchmark that ran in shards on equal devices of one machine.
 
-    python -m benchmarks.merge OUT.json SHARD.json [SHARD.json ...]
+python -m benchmarks.merge OUT.json SHARD.json [SHARD.json ...]
 """
 
 from __future__ import annotations

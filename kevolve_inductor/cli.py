@@ -203,7 +203,9 @@ def _evidence(entry: Entry) -> str:
     if evaluation.get("status") == "passed":
         times = ", ".join(f"{name} {time:.1f}" for name, time in sorted(evaluation["baselines_us"].items()))
         lines.append(f"kernel   {evaluation['latency_us']:.1f} µs (baselines: {times} µs)")
-        lines.append(f"speedup  {evaluation['speedup']:.2f}×, at least {evaluation['speedup_low']:.2f}× with 95 % confidence")
+        lines.append(
+            f"speedup  {evaluation['speedup']:.2f}×, at least {evaluation['speedup_low']:.2f}× with 95 % confidence"
+        )
         diagnosis = evaluation["diagnosis"]
         share = f"{diagnosis['ceiling_share']:.0%} of the ceiling"
         lines.append(f"limited by {diagnosis['limiter']} ({share}; from {diagnosis['source']})")

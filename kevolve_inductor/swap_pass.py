@@ -203,7 +203,9 @@ class GraphPlan:
         except UnsupportedError as error:
             return GraphVerdict(None, None, True, f"not measured: {error.message}")
         kernels = sorted(swap.kernel.digest for swap in wanted)
-        key = digest_of({"graph": captured.region.digest, "kernels": kernels, "target": self.platform.target().to_json()})
+        key = digest_of(
+            {"graph": captured.region.digest, "kernels": kernels, "target": self.platform.target().to_json()}
+        )
         known = self.store.recall("graph", key)
         if known is not None:
             return GraphVerdict(**known)

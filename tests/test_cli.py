@@ -16,7 +16,9 @@ from kevolve_inductor.testing.stores import example_entry, example_kernel
 @pytest.fixture
 def filled(store):
     kernel = example_kernel()
-    evidence = Passed(20.0, {"eager": 100.0, "inductor": 80.0}, 4.0, 3.9, 0.0, Diagnosis("memory", "a test", 1e9, 1e9, 0.5), 0.1)
+    evidence = Passed(
+        20.0, {"eager": 100.0, "inductor": 80.0}, 4.0, 3.9, 0.0, Diagnosis("memory", "a test", 1e9, 1e9, 0.5), 0.1
+    )
     entry = example_entry(kernel=kernel, evaluation=to_json(evidence))
     Store.open(store).put(entry, kernel)
     return entry

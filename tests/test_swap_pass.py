@@ -73,7 +73,9 @@ def compiled(function, settings, judge, inputs, *, dynamic=False, before=()):
     torch._dynamo.reset()
 
     def backend(gm, example_inputs):
-        swap = SwapPass(settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before)
+        swap = SwapPass(
+            settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before
+        )
         return compile_fx(gm, example_inputs, config_patches={"post_grad_custom_post_pass": swap})
 
     result = torch.compile(function, backend=backend, dynamic=dynamic)
@@ -248,7 +250,9 @@ def test_users_own_pass_runs_first_and_joins_the_uuid(settings):
     compiled(gate, settings, Judge(), (torch.randn(100, 64),), before=(Mine("a"),))
     assert "aten.topk.default" in seen[0]
     store = Store.open(settings.store)
-    ids = {SwapPass(settings, CpuPlatform(), store, None, (), before).uuid() for before in ((), (Mine("a"),), (Mine("b"),))}
+    ids = {
+        SwapPass(settings, CpuPlatform(), store, None, (), before).uuid() for before in ((), (Mine("a"),), (Mine("b"),))
+    }
     assert len(ids) == 3
     assert SwapPass(settings, CpuPlatform(), store, None, (), (Mine(None),)).uuid() is None
 

@@ -1,7 +1,7 @@
 """Writes the generated parts of README.md from the measurements under benchmarks/results/.
 
-    python tools/readme.py            rewrite the parts between the markers
-    python tools/readme.py --check    exit code 1 where they are not what the measurements say
+python tools/readme.py            rewrite the parts between the markers
+python tools/readme.py --check    exit code 1 where they are not what the measurements say
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ class Built:
     build_s: float
 
 
-def build(kernel: Kernel, region: Region, executor: Executor, folder: Path) -> Built | BuildFailed | ResourceFailed | Refused:
+def build(
+    kernel: Kernel, region: Region, executor: Executor, folder: Path
+) -> Built | BuildFailed | ResourceFailed | Refused:
     """Gate, compile, load. Raises only what is no fault of the kernel's (``CompilerMissingError``, ``OSError``)."""
     refusal = gate(kernel)
     if refusal is not None:

@@ -90,9 +90,7 @@ class Judge:
         inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
         return evaluate_fp64(self.region, inputs, {k: outputs[k] for k in self._selected})
 
-    def _compare(
-        self, distribution: str, reference: Reference, outputs: Sequence[torch.Tensor]
-    ) -> Agreed | Mismatch:
+    def _compare(self, distribution: str, reference: Reference, outputs: Sequence[torch.Tensor]) -> Agreed | Mismatch:
         if reference.faults:
             fault = reference.faults[0]
             return _mismatch("valid selection", "selection", distribution, fault.output, fault.wrong, None)

@@ -11,7 +11,9 @@ from ..exc import GateError
 _HEADERS = frozenset(
     "cstdint cstddef cmath cstring algorithm limits bit array utility type_traits numeric immintrin.h arm_neon.h omp.h".split()
 )
-_DIRECTIVES = re.compile(r"#\s*(include\s*<[\w./]+>|pragma\s+(omp|GCC)\b.*|if\b.*|ifdef\b.*|ifndef\b.*|elif\b.*|else|endif)\s*$")
+_DIRECTIVES = re.compile(
+    r"#\s*(include\s*<[\w./]+>|pragma\s+(omp|GCC)\b.*|if\b.*|ifdef\b.*|ifndef\b.*|elif\b.*|else|endif)\s*$"
+)
 # Foreign code, control flow that leaves the function, memory that outlives the call, and what runs at load time.
 _REFUSED_WORDS = frozenset(
     "asm __asm __asm__ _Pragma throw try catch goto new delete typeid dynamic_cast virtual import export "
@@ -133,7 +135,14 @@ def _check_directive(token: _Token) -> None:
     if included and included[1] not in _HEADERS:
         raise GateError(text, token.line)
     for word in re.findall(r"[A-Za-z_]\w*", text):
-        if word in _REFUSED_WORDS or word in ("poison", "push_macro", "pop_macro", "__has_include", "diagnostic", "dependency"):
+        if word in _REFUSED_WORDS or word in (
+            "poison",
+            "push_macro",
+            "pop_macro",
+            "__has_include",
+            "diagnostic",
+            "dependency",
+        ):
             raise GateError(f"{word} in a directive", token.line)
 
 
@@ -197,7 +206,14 @@ def _own_names(code: Sequence[_Token]) -> set[str]:
         if before.text in ("struct", "class", "typename", "using", "union", "enum"):
             own.add(token.text)
         elif after == "(":
-            is_definition = _text_after_group(code, position + 1) in ("{", "const", "noexcept", ":", "->", "__attribute__")
+            is_definition = _text_after_group(code, position + 1) in (
+                "{",
+                "const",
+                "noexcept",
+                ":",
+                "->",
+                "__attribute__",
+            )
             # A variable initialised in parentheses stands inside a function, as a prototype does; calling it needs a body.
             if is_definition or _is_initialised_variable(code, position):
                 own.add(token.text)

@@ -247,7 +247,9 @@ def _offsets(recipe: _Recipe, allowed: InputRange) -> torch.Tensor:
         case "large":
             share = share**_RAGGED_SHARE
         case "uniform" if recipe.shape:
-            share = torch.linspace(0, 1, recipe.shape[-1], device=recipe.device, dtype=torch.float64).expand(recipe.shape)
+            share = torch.linspace(0, 1, recipe.shape[-1], device=recipe.device, dtype=torch.float64).expand(
+                recipe.shape
+            )
     values = _sorted((share * (high - low) + low).to(torch.int64), False).clone()
     if recipe.shape and recipe.shape[-1] > 0:
         values[..., 0] = low

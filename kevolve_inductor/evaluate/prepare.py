@@ -78,4 +78,3 @@ class Preparer:
         self._pool.shutdown(wait=True, cancel_futures=True)
         for slot in self._slots:
             slot.close()
-

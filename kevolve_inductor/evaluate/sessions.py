@@ -87,9 +87,7 @@ class BenchSession:
             return {"evaluation": to_json(built)}
         inputs = generate(self._region, self._workload, job.distribution, self._seed, self._executor.device)
         try:
-            result = run_guarded(
-                built.compiled, self._region, self._symbols, inputs, self._executor, job.distribution
-            )
+            result = run_guarded(built.compiled, self._region, self._symbols, inputs, self._executor, job.distribution)
         except ResourceError as error:
             return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
         except RuntimeError as error:
@@ -121,7 +119,13 @@ class BenchSession:
             return {"evaluation": to_json(refusal)}
         diagnosis = diagnose(self._region, self._symbols, timing.latency_us, ceilings, built.compiled.resources)
         passed = Passed(
-            timing.latency_us, timing.baselines_us, timing.speedup, timing.speedup_low, job.max_error, diagnosis, job.build_s
+            timing.latency_us,
+            timing.baselines_us,
+            timing.speedup,
+            timing.speedup_low,
+            job.max_error,
+            diagnosis,
+            job.build_s,
         )
         return {"evaluation": to_json(passed)}
 

@@ -63,7 +63,9 @@ def estimate_s(node: torch.fx.Node, ceilings: Ceilings) -> float:
     return total / ceilings.bytes_per_s * _SLOW.get(name, _FUSED_SHARE)
 
 
-def least_bytes(inputs: Sequence[torch.fx.Node], nodes: Iterable[torch.fx.Node], outputs: Sequence[torch.fx.Node]) -> int:
+def least_bytes(
+    inputs: Sequence[torch.fx.Node], nodes: Iterable[torch.fx.Node], outputs: Sequence[torch.fx.Node]
+) -> int:
     """Bytes any kernel must move: every input once, of an indexed table only what is read, and every output once."""
     inside = set(nodes)
     total = sum(value_bytes(node.meta["val"]) for node in outputs)
@@ -80,5 +82,3 @@ def floor_s(total_bytes: int, flops: int, dtype: str, ceilings: Ceilings) -> flo
     """The larger of memory time and arithmetic time at the measured ceilings."""
     rate = ceilings.flops_per_s.get(dtype) or max(ceilings.flops_per_s.values(), default=math.inf)
     return max(total_bytes / ceilings.bytes_per_s, flops / rate)
-
-

@@ -173,7 +173,9 @@ def _indexed_extents(node: torch.fx.Node) -> list[int]:
     shape = tensor_of(arguments[0]).shape
     match str(node.target):
         case "aten.index.Tensor" | "aten._unsafe_index.Tensor":
-            return [hint_of(size) for size, positions in zip(shape, arguments[1], strict=False) if positions is not None]
+            return [
+                hint_of(size) for size, positions in zip(shape, arguments[1], strict=False) if positions is not None
+            ]
         case "aten.embedding.default":
             return [hint_of(shape[0])]
     return [hint_of(shape[arguments[1]])]

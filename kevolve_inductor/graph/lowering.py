@@ -70,7 +70,12 @@ class CppLaunch(ExternKernel):
     """A call of a compiled C++ function: inputs, outputs, sizes. A fusion barrier that writes its outputs in place."""
 
     def __init__(
-        self, program: Program, inputs: Sequence[TensorBox], outputs: Sequence[TensorBox], sizes: Sequence[Any], device: Any
+        self,
+        program: Program,
+        inputs: Sequence[TensorBox],
+        outputs: Sequence[TensorBox],
+        sizes: Sequence[Any],
+        device: Any,
     ) -> None:
         buffers = self.unwrap_storage([self.realize_input(box) for box in (*inputs, *outputs)])
         super().__init__(None, NoneLayout(device=device), buffers, tuple(sizes))

@@ -121,9 +121,7 @@ def to_graph_module(
 
 
 class _ModuleBuilder:
-    def __init__(
-        self, region: Region, device: str | torch.device | None, symbols: Mapping[str, int] | None
-    ) -> None:
+    def __init__(self, region: Region, device: str | torch.device | None, symbols: Mapping[str, int] | None) -> None:
         self.graph = torch.fx.Graph()
         self.device = device
         self.constants = symbols
@@ -213,7 +211,9 @@ class _Interpreter:
         self.bitwise: dict[str, bool] = dict.fromkeys(self.eager, True)
         self.device = inputs[0].device if inputs else None
         self.chosen = {
-            node: Chosen(output, chosen[output]) for node, output in outputs_of_selections(region).items() if output in chosen
+            node: Chosen(output, chosen[output])
+            for node, output in outputs_of_selections(region).items()
+            if output in chosen
         }
         self.faults: list[SelectionFault] = []
 

@@ -58,4 +58,3 @@ def _size_node(graph: torch.fx.Graph, tensor: torch.fx.Node, dim: int) -> torch.
     node = graph.call_function(torch.ops.aten.sym_size.int, (tensor, dim))
     node.meta["val"] = tensor.meta["val"].shape[dim]
     return node
-

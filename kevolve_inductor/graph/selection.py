@@ -87,7 +87,9 @@ class Selection:
             is_extreme=is_extreme,
             dim=options.get("dim", None if node.target in _INDICES else -1),
             keepdim=bool(options.get("keepdim", False)),
-            descending=bool(options.get("largest", True) if kind == "topk" else options.get("descending", "max" in kind)),
+            descending=bool(
+                options.get("largest", True) if kind == "topk" else options.get("descending", "max" in kind)
+            ),
             is_sorted=bool(options.get("sorted", True)),
             first_of_ties=is_extreme or bool(options.get("stable", False)),
             eager_scores=eager,
@@ -167,7 +169,9 @@ def _picked(selection: Selection, scores: torch.Tensor, indices: torch.Tensor) -
     return rows.gather(dim, at).reshape(indices.shape)
 
 
-def _aligned(selection: Selection, scores: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+def _aligned(
+    selection: Selection, scores: torch.Tensor, indices: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Scores and indices with the same number of dimensions, and the one selected along."""
     if selection.dim is None or scores.dim() == 0:
         return scores.reshape(-1), indices.reshape(-1), 0

@@ -154,7 +154,10 @@ def _target(threads: int) -> Target:
     toolchain = {"torch": torch.__version__, "python": platform.python_version()}
     try:
         compiler = find_compiler()
-        toolchain |= {"compiler": compiler.version, "flags": hashlib.sha256(" ".join(compiler.flags).encode()).hexdigest()[:16]}
+        toolchain |= {
+            "compiler": compiler.version,
+            "flags": hashlib.sha256(" ".join(compiler.flags).encode()).hexdigest()[:16],
+        }
     except CompilerMissingError:
         toolchain["compiler"] = "none"
     return Target(
@@ -184,7 +187,9 @@ def _cpu_information() -> dict[str, str]:
 def _chip() -> str:
     entries = _cpu_information()
     # Virtual machines name very different chips alike, so family and model belong to the name.
-    numbers = "/".join(entries.get(name, "") for name in ("cpu family", "model", "stepping", "CPU implementer", "CPU part"))
+    numbers = "/".join(
+        entries.get(name, "") for name in ("cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    )
     return f"{entries.get('model name') or platform.processor() or platform.machine()} ({numbers.strip('/')})"
 
 

@@ -27,9 +27,7 @@ class CpuKernel:
     built: BuiltCpp
     resources: Resources = Resources()
 
-    def __call__(
-        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]
-    ) -> None:
+    def __call__(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]) -> None:
         self.built.call(*inputs, *outputs, *symbols)
 
 

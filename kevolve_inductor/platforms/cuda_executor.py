@@ -29,9 +29,7 @@ class CudaKernel:
     symbol_names: tuple[str, ...]
     resources: Resources
 
-    def __call__(
-        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]
-    ) -> None:
+    def __call__(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]) -> None:
         named = dict(zip(self.symbol_names, symbols, strict=True))
         launch_functions(self.kernel, self.functions, inputs, outputs, named)
 

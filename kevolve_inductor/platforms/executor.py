@@ -34,9 +34,7 @@ class CompiledKernel(Protocol):
     @property
     def resources(self) -> Resources: ...
 
-    def __call__(
-        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]
-    ) -> None:
+    def __call__(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]) -> None:
         """Write ``outputs``. Raises ``KernelIndexError`` where an index was out of range."""
         ...
 

@@ -153,7 +153,9 @@ def _signature(
     """Types, constants and alignment by parameter, as Triton's own launcher would find them for aligned tensors."""
     constants = dict(launch.constants)
     if len(names) != len(launch.arguments) + len(constants):
-        raise BuildError("launch", f"{launch.function} has {len(names)} parameters, not {len(launch.arguments) + len(constants)}")
+        raise BuildError(
+            "launch", f"{launch.function} has {len(names)} parameters, not {len(launch.arguments) + len(constants)}"
+        )
     unknown = set(constants) - set(names[len(launch.arguments) :])
     if unknown:
         raise BuildError("launch", f"{launch.function} has no constant {sorted(unknown)[0]}")

@@ -51,7 +51,9 @@ def test_seeds_and_positions_give_other_values_and_processes_do_not():
 
 
 @pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name not in ("beyond", "below")])
-@pytest.mark.parametrize("allowed", [InputRange(0, 9), InputRange(-5, 3), InputRange(7, 7), InputRange(-(2**63), 2**63 - 1)])
+@pytest.mark.parametrize(
+    "allowed", [InputRange(0, 9), InputRange(-5, 3), InputRange(7, 7), InputRange(-(2**63), 2**63 - 1)]
+)
 def test_integers_stay_within_their_range(distribution, allowed):
     values = one(INTEGERS, distribution, allowed)
     assert allowed.low <= int(values.min()) and int(values.max()) <= allowed.high

@@ -68,7 +68,9 @@ def test_symbols_are_read_from_the_inputs(rows):
     assert evaluate_fp64(symbolic_region(), [x]).exact[0].shape == (rows, 2 * rows)
 
 
-@pytest.mark.parametrize("target", ["aten.no_such_thing.default", "os.system.call", "aten.add", "builtins.eval.x", "add"])
+@pytest.mark.parametrize(
+    "target", ["aten.no_such_thing.default", "os.system.call", "aten.add", "builtins.eval.x", "add"]
+)
 def test_only_operators_are_resolved(target):
     with pytest.raises(ValueError):
         resolve_target(target)

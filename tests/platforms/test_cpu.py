@@ -158,7 +158,7 @@ def test_what_is_built_is_found_again_and_rebuilt_where_it_was_changed(tmp_path)
 
 def test_an_object_may_import_arithmetic_only(tmp_path):
     smuggled = ROW_SUM_SOURCE.replace("return 0;", "auto run = [](auto f) { return f(); }; return run(getpid) == 0;")
-    smuggled = "#include <algorithm>\nextern \"C\" int getpid();\n" + smuggled
+    smuggled = '#include <algorithm>\nextern "C" int getpid();\n' + smuggled
     with pytest.raises(GateError, match="getpid"):
         CpuPlatform().build(row_sum_kernel(smuggled), row_sum_region(), tmp_path)
 

@@ -16,7 +16,7 @@ from kevolve_inductor.platforms.triton_build import compile_for, load_triton
 pytest.importorskip("triton")
 HERE = str(Path(__file__).parent)
 
-SOURCE = '''
+SOURCE = """
 @triton.jit
 def scaled(value, factor):
     return value * factor
@@ -27,7 +27,7 @@ def row_sum(x, out, n, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     value = tl.load(x + row * WIDTH + at, mask=at < WIDTH, other=0.0)
     tl.store(out + row, scaled(tl.sum(value, 0), 2.0), mask=row < n)
-'''
+"""
 
 
 def region():
@@ -50,7 +50,7 @@ def test_compiles_without_a_gpu(target, tmp_path):
     assert 0 <= resources.shared_bytes < 4096
 
 
-PRODUCT = '''
+PRODUCT = """
 @triton.jit
 def product(x, out, SIZE: tl.constexpr):
     at = tl.arange(0, SIZE)
@@ -60,7 +60,7 @@ def product(x, out, SIZE: tl.constexpr):
         right = tl.load(x + at[None, :] * SIZE + at[:, None] + step)
         total += tl.dot(left, right)
     tl.store(out + at[:, None] * SIZE + at[None, :], total)
-'''
+"""
 
 
 @pytest.mark.parametrize(("target", "limit"), [("sm_90", 227), ("gfx942", 64)])

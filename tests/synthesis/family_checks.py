@@ -138,7 +138,9 @@ def empty_like(value: Tensor) -> Tensor:
     return empty.fill_(bool(value.numel() % 2) if value.dtype is torch.bool else 113)
 
 
-def run_cpp(call: Callable[..., None], inputs: Sequence[Tensor], expected: Sequence[Tensor], *sizes: int) -> list[Tensor]:
+def run_cpp(
+    call: Callable[..., None], inputs: Sequence[Tensor], expected: Sequence[Tensor], *sizes: int
+) -> list[Tensor]:
     outputs = [empty_like(value) for value in expected]
     call(*inputs, *outputs, *sizes)
     return outputs
@@ -157,7 +159,12 @@ def assert_same(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 
 def assert_matches_eager(
-    family: Family, match: Match, inputs: Sequence[Tensor], sizes: Sequence[int], folder: Path, schedule: Mapping[str, Any]
+    family: Family,
+    match: Match,
+    inputs: Sequence[Tensor],
+    sizes: Sequence[int],
+    folder: Path,
+    schedule: Mapping[str, Any],
 ) -> None:
     """The kernel against the region itself, on inputs of any size."""
     expected = to_graph_module(region_of(match))(*inputs)

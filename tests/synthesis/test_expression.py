@@ -72,7 +72,9 @@ def run_cpp(functions, inputs, tmp_path):
     entry = signature("kevolve_kernel", in_specs, out_specs, ())
     body = loops(out_specs[0].shape, [*printer.lines, *stores])
     source = f"{CPP_PRELUDE}\n{entry} {{\nint64_t bad = 0;\n{body}\nreturn bad;\n}}"
-    arguments = [Argument("input", k) for k in range(len(in_specs))] + [Argument("output", k) for k in range(len(outputs))]
+    arguments = [Argument("input", k) for k in range(len(in_specs))] + [
+        Argument("output", k) for k in range(len(outputs))
+    ]
     kernel = Kernel("cpp", source, (Launch("kevolve_kernel", tuple(arguments)),))
     nodes = [n for n in outputs[0].graph.nodes if n.op == "call_function"]
     region = capture(nodes, builder.inputs, outputs).region

@@ -54,7 +54,7 @@ def awkward(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     values = (torch.randn(shape) * 8).round() / 8
     flat = values.view(-1)
     for place, value in enumerate((math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40)):
-        flat[place :: 97] = value
+        flat[place::97] = value
     return values.to(dtype)
 
 
@@ -222,7 +222,9 @@ def test_columns_of_one_tensor_become_one_space() -> None:
 
 
 def test_plain_arithmetic_is_left_to_inductor() -> None:
-    found = find(FAMILY, lambda x, i: (torch.log1p(x.clamp(min=0)) * 2, i * 3 + 1), [torch.randn(5000), identifiers(5000)])
+    found = find(
+        FAMILY, lambda x, i: (torch.log1p(x.clamp(min=0)) * 2, i * 3 + 1), [torch.randn(5000), identifiers(5000)]
+    )
     assert found.results == []
 
 
@@ -239,7 +241,9 @@ def test_one_hash_is_worth_it_on_a_cpu_only() -> None:
     found = find(FAMILY, many_hashes, [identifiers(5000)])
     assert isinstance(found.match, Match)
     for node in found.graph.nodes:
-        node.meta["val"] = torch.empty_like(node.meta["val"], device="meta") if isinstance(node.meta.get("val"), Tensor) else None
+        node.meta["val"] = (
+            torch.empty_like(node.meta["val"], device="meta") if isinstance(node.meta.get("val"), Tensor) else None
+        )
     (rejection,) = FAMILY.find(found.graph, "meta")
     assert not isinstance(rejection, Match) and rejection.code == "structure"
 
@@ -377,7 +381,9 @@ def test_sixty_four_features_compile_for_hopper(folder: Path) -> None:
     pytest.importorskip("triton")
     from kevolve_inductor.platforms.triton_build import compile_for
 
-    match = find(FAMILY, many_buckets, [*(torch.randn(4096) for _ in range(64)), *(borders(128) for _ in range(64))]).match
+    match = find(
+        FAMILY, many_buckets, [*(torch.randn(4096) for _ in range(64)), *(borders(128) for _ in range(64))]
+    ).match
     assert len(match.inputs) + len(match.outputs) == 192
     kernel = kernel_of(FAMILY, match, FAMILY.space(match, CUDA).default, "triton")
     resources = compile_for(kernel, region_of(match), "sm_90", folder)

@@ -527,7 +527,6 @@ def on_gpu(value: Tensor) -> Tensor:
     return memory.copy_(value)
 
 
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_triton_agrees_with_eager_on_a_gpu(name: str) -> None:

@@ -50,7 +50,7 @@ def awkward(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     flat = values.view(-1)
     if dtype.is_floating_point:
         for place, value in enumerate((math.nan, math.inf, -math.inf, 0.0, -0.0, -0.0)):
-            flat[place :: 13] = value
+            flat[place::13] = value
         return values.to(dtype)
     result = values.to(dtype)
     result.view(-1)[::7], result.view(-1)[3::11] = torch.iinfo(dtype).max, torch.iinfo(dtype).min
@@ -318,7 +318,11 @@ def test_different_axes_are_different_regions() -> None:
 
 @pytest.mark.parametrize(
     ("function", "code"),
-    [(lambda v: v.argmax(), "structure"), (lambda v: torch.topk(v, 0), "size"), (lambda v: torch.sort(v[:0], dim=0), "size")],
+    [
+        (lambda v: v.argmax(), "structure"),
+        (lambda v: torch.topk(v, 0), "size"),
+        (lambda v: torch.sort(v[:0], dim=0), "size"),
+    ],
 )
 def test_what_is_left_alone_says_why(function: Callable[..., Any], code: str) -> None:
     (rejection,) = find(FAMILY, function, [torch.randn(9, 20)]).results

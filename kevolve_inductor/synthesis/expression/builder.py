@@ -151,4 +151,3 @@ class ExpressionBuilder:
         if isinstance(argument, (bool, int, float)):
             return ex.const(argument, dtype)
         return ex.size(dim_of(argument))
-

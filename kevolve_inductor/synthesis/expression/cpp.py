@@ -265,7 +265,9 @@ def to_storage(text: str, dtype: str) -> str:
     return f"({CPP_STORAGE[dtype]})({text})"
 
 
-def signature(function: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], symbols: Sequence[str]) -> str:
+def signature(
+    function: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], symbols: Sequence[str]
+) -> str:
     """The entry function's declaration: inputs ``in<k>``, outputs ``out<k>``, then one ``int64_t`` per symbol."""
     parameters = [f"const {CPP_STORAGE[s.dtype]}* __restrict in{k}" for k, s in enumerate(inputs)]
     parameters += [f"{CPP_STORAGE[s.dtype]}* __restrict out{k}" for k, s in enumerate(outputs)]

@@ -197,7 +197,9 @@ def lower_bound(expr: Expr) -> int | None:
 
 def distance(low: Expr, high: Expr) -> int | None:
     """``high - low`` of two index expressions that differ by a constant, else ``None``."""
-    ends = [(e, 0) if e.op != "add" or e.args[1].op != "const" else (e.args[0], int(e.args[1].value)) for e in (low, high)]
+    ends = [
+        (e, 0) if e.op != "add" or e.args[1].op != "const" else (e.args[0], int(e.args[1].value)) for e in (low, high)
+    ]
     ends = [(index(0), int(e.value)) if e.op == "const" else (e, more) for e, more in ends]
     return ends[1][1] - ends[0][1] if ends[0][0] is ends[1][0] else None
 

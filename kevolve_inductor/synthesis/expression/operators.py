@@ -14,6 +14,7 @@ from typing import Literal
 # among themselves, the result is bool), "bool" (arguments are tested for non-zero).
 Promotion = Literal["same", "float", "compare", "bool"]
 
+
 @dataclass(frozen=True)
 class Operator:
     """One pointwise operator. ``triton`` may name libdevice functions; ``flops`` counts it for floors."""
@@ -22,6 +23,7 @@ class Operator:
     triton: str
     promotion: Promotion = "same"
     flops: int = 1
+
 
 OPERATORS: dict[str, Operator] = {
     "add": Operator("({0} + {1})", "({0} + {1})"),

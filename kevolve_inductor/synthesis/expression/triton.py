@@ -18,7 +18,7 @@ TRITON_TYPES = {
 }  # fmt: skip
 
 # `//` and `%` of Triton truncate as C does; eager rounds towards minus infinity.
-TRITON_PRELUDE = '''
+TRITON_PRELUDE = """
 @triton.jit
 def kv_remainder(a, b):
     r = a % b
@@ -81,7 +81,7 @@ def kv_bucketize(borders, step, count: tl.constexpr, halvings: tl.constexpr, val
     last = tl.load(borders + low * step).to(value.dtype)
     below = ~(last > value) if right else ~(last >= value)
     return (low + below.to(tl.int32)).to(tl.int64)
-'''
+"""
 
 
 def used_helpers(library: str, code: str) -> str:

@@ -226,7 +226,9 @@ def _bundles(made: Sequence[CppGroup]) -> list[list[CppGroup]]:
     bundles: list[list[CppGroup]] = []
     for one in made:
         written = _written(one)
-        partner = next((b for b in bundles if b[0].blocks == one.blocks and any(written & _written(o) for o in b)), None)
+        partner = next(
+            (b for b in bundles if b[0].blocks == one.blocks and any(written & _written(o) for o in b)), None
+        )
         if partner is None:
             bundles.append([one])
         else:
@@ -240,7 +242,9 @@ def _written(one: CppGroup) -> set[int]:
 
 def _goes_together(bundle: Sequence[CppGroup]) -> bool:
     tasks = sum(one.group.size for one in bundle)
-    return tasks > 1 and any(len(set(slot)) < one.group.size or len(bundle) > 1 for one in bundle for slot in one.group.results)
+    return tasks > 1 and any(
+        len(set(slot)) < one.group.size or len(bundle) > 1 for one in bundle for slot in one.group.results
+    )
 
 
 def _items(bundle: Sequence[CppGroup], grain: int) -> str:
@@ -290,4 +294,3 @@ def _call(one: CppGroup, symbols: Sequence[str]) -> str:
         arguments += [f"{one.name}_o{slot}[task]" for slot in range(len(group.results))]
         arguments += [f"{one.name}_{parameter.name}[task]" for parameter in group.parameters]
     return f"{one.name}({', '.join([*arguments, 'block', *symbols])})"
-

@@ -221,7 +221,12 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2)}
-    changes = ({"search": "pivots"}, {"block": 2048, "num_warps": 8}, {"block": 512, "num_warps": 2}, {"columns": "apart"})
+    changes = (
+        {"search": "pivots"},
+        {"block": 2048, "num_warps": 8},
+        {"block": 512, "num_warps": 2},
+        {"columns": "apart"},
+    )
     return common.seeded(choices, *changes)
 
 

@@ -136,9 +136,7 @@ def components(nodes: Iterable[torch.fx.Node]) -> Iterator[list[torch.fx.Node]]:
     yield from pieces.values()
 
 
-def inlinable(
-    graph: torch.fx.Graph, members: set[torch.fx.Node], others: set[torch.fx.Node]
-) -> set[torch.fx.Node]:
+def inlinable(graph: torch.fx.Graph, members: set[torch.fx.Node], others: set[torch.fx.Node]) -> set[torch.fx.Node]:
     """``members`` and the producers that are computed again inside rather than read; ``others`` belong to other regions.
 
     Views and constants always; what only the region needs; and short pointwise chains that others need as well.
@@ -166,7 +164,9 @@ def _is_search_row(node: torch.fx.Node, users: list[torch.fx.Node]) -> bool:
     """Borders that are computed: every value of the search reads many of them, so they are written once."""
     if is_view(node):
         return False
-    borders = [user.args[0 if "searchsorted" in target_name(user) else 1] for user in users if target_name(user) in SEARCHES]
+    borders = [
+        user.args[0 if "searchsorted" in target_name(user) else 1] for user in users if target_name(user) in SEARCHES
+    ]
     return node in borders
 
 
@@ -195,4 +195,3 @@ def _read_bytes(node: torch.fx.Node) -> float:
 def sinks(nodes: Iterable[torch.fx.Node], inside: set[torch.fx.Node]) -> list[torch.fx.Node]:
     """Those of ``nodes`` whose value is needed outside."""
     return [node for node in nodes if any(user not in inside for user in node.users)]
-

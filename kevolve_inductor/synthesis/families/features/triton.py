@@ -186,9 +186,7 @@ def _coordinates(group: Group) -> list[str]:
     return [*lines, f"{group.body.axes[0][0]} = {rest}"]
 
 
-def _call(
-    group: Group, name: str, at: str, programs: str, symbols: Sequence[str], schedule: Schedule
-) -> list[str]:
+def _call(group: Group, name: str, at: str, programs: str, symbols: Sequence[str], schedule: Schedule) -> list[str]:
     """Find the task of program ``at`` of the group, and its pointers and numbers; then run its blocks."""
     common = [*symbols, "BLOCK", "STEPS"]
     values = [_values(group, task) for task in range(group.size)]
@@ -205,7 +203,9 @@ def _call(
 
 
 def _values(group: Group, task: int) -> list[str]:
-    pointers = [f"in{numbers[task]}" for numbers in group.pointers] + [f"out{numbers[task]}" for numbers in group.results]
+    pointers = [f"in{numbers[task]}" for numbers in group.pointers] + [
+        f"out{numbers[task]}" for numbers in group.results
+    ]
     return pointers + [_number(parameter, task) for parameter in group.parameters]
 
 

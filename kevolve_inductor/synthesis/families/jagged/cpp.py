@@ -68,7 +68,9 @@ def _of_rows(fails: Sequence[Expr]) -> list[Expr]:
 def _check(task: JaggedTask, name: str, plan: JaggedPlan) -> str:
     row = Opening()
     wrong = plain_fails(row, _whole(task.fails))
-    return "\n".join([f"{_head(name, plan, ())} {{", "int64_t bad = 0;", *row.lines, f"return bad | int64_t({wrong});", "}"])
+    return "\n".join(
+        [f"{_head(name, plan, ())} {{", "int64_t bad = 0;", *row.lines, f"return bad | int64_t({wrong});", "}"]
+    )
 
 
 def _head(name: str, plan: JaggedPlan, more: tuple[str, ...]) -> str:

@@ -142,5 +142,7 @@ def _by_waste(length: int) -> tuple[int, ...]:
 
 def _narrow(plan: JaggedPlan) -> bool:
     """Rows so short that branches on their lengths cost more than reading under a mask."""
-    widths = [t.length * math.prod(e for _, e in t.inner if isinstance(e, int)) for t in plan.tasks if isinstance(t, Dense)]
+    widths = [
+        t.length * math.prod(e for _, e in t.inner if isinstance(e, int)) for t in plan.tasks if isinstance(t, Dense)
+    ]
     return max(widths, default=0) <= 256

@@ -86,7 +86,9 @@ def difference(a: Dim, b: Dim) -> int | None:
     return int(apart) if apart.is_Integer else None
 
 
-def read_row_map(builder: ExpressionBuilder, node: torch.fx.Node, rows: Dim) -> tuple[RowMap, list[torch.fx.Node]] | None:
+def read_row_map(
+    builder: ExpressionBuilder, node: torch.fx.Node, rows: Dim
+) -> tuple[RowMap, list[torch.fx.Node]] | None:
     """The row map that ``node`` computes for events ``0, 1, …``, and the nodes it is made of; ``None`` for another value."""
     used: list[torch.fx.Node] = []
     shift, clamped = 0, False
@@ -147,7 +149,10 @@ def _search(
     offsets = _telescoped(builder, borders)
     if offsets is None:
         source = borders
-        return RowMap(lambda k: builder.build(source, (k,)), count, right, shift, clamped, False, events), [node, values]
+        return RowMap(lambda k: builder.build(source, (k,)), count, right, shift, clamped, False, events), [
+            node,
+            values,
+        ]
     border, used = offsets
     return RowMap(border, count, right, shift, clamped, True, events), [node, values, borders, *used]
 

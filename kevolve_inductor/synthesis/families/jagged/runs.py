@@ -81,9 +81,7 @@ def open_row(value: Expr, length: int) -> Opening:
         cuts = [("0", "low0", False)] if windows[0].lows else []
         cuts += [("low0", "high0", True), ("high0", f"{length}", False)]
     for low, high, inside in cuts:
-        known = {
-            condition: (inside and window == windows[0]) == holds for condition, (window, holds) in found.items()
-        }
+        known = {condition: (inside and window == windows[0]) == holds for condition, (window, holds) in found.items()}
         row.runs.append(_run(row, value, low, high, inside, known))
     return row
 
@@ -139,7 +137,9 @@ def _walked(row: Opening, check: Expr, way: int, low: str, high: str) -> Expr:
     first, last = _ends(row, check.args[0], low, high)
     extent = f"uint64_t({check.value[0]})"
     distance = f"{last} - {first} == {way} * ({high} - 1 - {low})"
-    row.fast.append(f"(({low} >= {high}) | ((uint64_t({first}) < {extent}) & (uint64_t({last}) < {extent}) & ({distance})))")
+    row.fast.append(
+        f"(({low} >= {high}) | ((uint64_t({first}) < {extent}) & (uint64_t({last}) < {extent}) & ({distance})))"
+    )
     name = f"base{len(row.lines)}"
     row.lines.append(f"const int64_t {name} = {first} - {way} * int64_t({low});")
     start = ex.var(name)

@@ -311,7 +311,9 @@ class Reader:
         if fill.op != "const":
             raise UnsupportedError("structure", f"{node} adds to values that are not all the same")
         row = _variable(ROW, segments.rows)
-        return self._events(node, segments.values, segments.spans(row), "add", fill.value, segments.fails(), held, output)
+        return self._events(
+            node, segments.values, segments.spans(row), "add", fill.value, segments.fails(), held, output
+        )
 
     def _segment_reduce(self, node: torch.fx.Node, output: int) -> Reduce:
         """``segment_reduce(data, "sum" | "mean" | "max" | "min", offsets=…)`` along the first axis."""
@@ -319,7 +321,9 @@ class Reader:
         offsets, values, how = options.get("offsets"), options["data"], str(options["reduce"])
         combine: Combine | None = {"sum": "add", "mean": "add", "max": "maximum", "min": "minimum"}.get(how)  # type: ignore[assignment]
         if not isinstance(offsets, torch.fx.Node) or combine is None or options.get("axis", 0) != 0:
-            raise UnsupportedError("structure", f"{node} is no sum, mean, maximum or minimum by offsets along the first axis")
+            raise UnsupportedError(
+                "structure", f"{node} is no sum, mean, maximum or minimum by offsets along the first axis"
+            )
         if not isinstance(values, torch.fx.Node) or len(shape_of(offsets)) != 1:
             raise UnsupportedError("structure", f"{node} has several rows of offsets")
         held = _held(node)

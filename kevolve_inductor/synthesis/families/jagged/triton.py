@@ -280,4 +280,8 @@ def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
     printer.name(ex.var(ACCUMULATOR, None, task.held), "combined")
     value, offset = printer.value(task.value), printer.value(task.offset)
     shape = "" if task.inner else f" + {_NO_INNER}"
-    return [*lines, *printer.lines, f"tl.store(out{task.output} + {offset}{shape}, {value}, mask=row_mask & place_mask)"]
+    return [
+        *lines,
+        *printer.lines,
+        f"tl.store(out{task.output} + {offset}{shape}, {value}, mask=row_mask & place_mask)",
+    ]

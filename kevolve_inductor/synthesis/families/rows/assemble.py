@@ -186,7 +186,11 @@ class _Assembler:
     def _selected(self, asked: Selection, dtype: str, value: Expr, axis: str) -> Select:
         """The statement for a selection: one made before if it was the same."""
         for step in self.statements:
-            same_choice = isinstance(step, Select) and (step.axis, step.order, step.count) == (axis, asked.order, asked.count)
+            same_choice = isinstance(step, Select) and (step.axis, step.order, step.count) == (
+                axis,
+                asked.order,
+                asked.count,
+            )
             if isinstance(step, Select) and same_choice and step.value is value:
                 return step
         out = None

@@ -207,7 +207,12 @@ class RowBody:
         head = "template <int L>\n" if self.plan.lanes else ""
         where = [f"const int64_t {name}" for name, _ in self.rows if not (self.plan.lanes and name == self.inner)]
         where += ["const int64_t first"] if self.plan.lanes else []
-        return [f"{head}static inline int64_t kv_rows({', '.join([*self._parameters(), *where])}) {{", *lines, "return bad;", "}"]
+        return [
+            f"{head}static inline int64_t kv_rows({', '.join([*self._parameters(), *where])}) {{",
+            *lines,
+            "return bad;",
+            "}",
+        ]
 
     def _parameters(self) -> list[str]:
         program = self.program

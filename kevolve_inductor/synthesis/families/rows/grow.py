@@ -124,7 +124,9 @@ class Grower:
         if not _fits(shape_of(node), domain.columns, domain):
             return True
         read = {source for member in chosen for source in _producers(member)}
-        return all(source in read or source in chosen or not _is_row_shaped(source, domain) for source in _producers(node))
+        return all(
+            source in read or source in chosen or not _is_row_shaped(source, domain) for source in _producers(node)
+        )
 
     def _crowded(self, chosen: set[torch.fx.Node], anchor: torch.fx.Node) -> torch.fx.Node | None:
         """A member to leave out where a program would read or write too many tensors."""
@@ -144,7 +146,9 @@ class Grower:
         first = min(self.order[node] for node in chosen)
         tainted: dict[torch.fx.Node, bool] = {}
         for node in reversed(self._sorted(chosen)):
-            if any(self._depends(operand, chosen, first, tainted) for operand in _producers(node) if operand not in chosen):
+            if any(
+                self._depends(operand, chosen, first, tainted) for operand in _producers(node) if operand not in chosen
+            ):
                 return node
         return None
 

@@ -34,7 +34,9 @@ def with_exponentials_below(program: RowProgram) -> RowProgram:
             return ex.make("exp_below", part.dtype, part.args)
         return None
 
-    statements = [s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, marked)) for s in program.statements]
+    statements = [
+        s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, marked)) for s in program.statements
+    ]
     stores = [replace(store, value=ex.substitute(store.value, marked)) for store in program.stores]
     return replace(program, statements=tuple(statements), stores=tuple(stores))
 
@@ -167,7 +169,12 @@ def _ordered(statements: list[Statement]) -> tuple[Statement, ...]:
 
 def _same_choice(program: RowProgram, reduce: Reduce) -> Select | None:
     for select in program.selects:
-        if reduce.op == "amax" and select.order == "greatest" and select.axis == reduce.axis and select.value is reduce.value:
+        if (
+            reduce.op == "amax"
+            and select.order == "greatest"
+            and select.axis == reduce.axis
+            and select.value is reduce.value
+        ):
             return select
     return None
 
@@ -193,7 +200,9 @@ def cancelled(program: RowProgram) -> RowProgram:
         if part.op != "truediv" or part.args[1] not in shorter or not _is_share(part.args[0], positive):
             return None
         common, result = shorter[part.args[1]]
-        return ex.make("truediv", part.dtype, (part.args[0].args[0], result)) if part.args[0].args[1] is common else None
+        return (
+            ex.make("truediv", part.dtype, (part.args[0].args[0], result)) if part.args[0].args[1] is common else None
+        )
 
     stores = tuple(replace(store, value=ex.substitute(store.value, cancel)) for store in program.stores)
     done = [s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, cancel)) for s in statements]
@@ -202,6 +211,3 @@ def cancelled(program: RowProgram) -> RowProgram:
 
 def _is_share(value: Expr, positive: set[Expr]) -> bool:
     return value.op == "truediv" and value.args[1] in positive
-
-
-

@@ -39,7 +39,9 @@ def check_size(program: RowProgram, device: str) -> None:
         if columns > _MOST_ON_STACK and any(is_sort(program, s) for s in program.selects):
             raise UnsupportedError("size", f"rows of {columns} elements are too long to be sorted on the stack")
         return
-    whole = any(s.axis == COLUMNS and s.count > 1 and (is_sort(program, s) or s.count > MOST_KEPT) for s in program.selects)
+    whole = any(
+        s.axis == COLUMNS and s.count > 1 and (is_sort(program, s) or s.count > MOST_KEPT) for s in program.selects
+    )
     if whole and columns > MOST_SORTED:
         raise UnsupportedError("size", f"rows of {columns} elements are too long to be sorted by one program")
     for select in program.selects:
@@ -190,7 +192,9 @@ def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:
 def _lanes_for(whole: int, vector: int, per_thread: int) -> tuple[int, ...]:
     """Threads per row, nearest to ``per_thread`` columns each first."""
     counts = [1 << k for k in range(9)]
-    able = [n for n in counts if max(4, vector) <= whole // n <= 64] or [max(1, whole // (64 if whole > 64 else vector))]
+    able = [n for n in counts if max(4, vector) <= whole // n <= 64] or [
+        max(1, whole // (64 if whole > 64 else vector))
+    ]
     wanted = max(1, whole // per_thread)
     return tuple(sorted(able, key=lambda n: (abs(n.bit_length() - wanted.bit_length()), n)))
 

@@ -39,7 +39,9 @@ def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     if schedule.get("simplify", True):
         program = simplified(program, online)
     tile, warps = tile_of(program, schedule)
-    writer = TritonWriter(program, tile, str(schedule.get("key", "int64")), online, str(schedule.get("select", "network")))
+    writer = TritonWriter(
+        program, tile, str(schedule.get("key", "int64")), online, str(schedule.get("select", "network"))
+    )
     names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
     body = "\n".join(f"    {line}" for line in writer.lines())
     code = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *program.symbols])}):\n{body}"
@@ -184,7 +186,9 @@ class TritonWriter:
         row = self.spaces[None]
         row_mask = row.row_mask + suffix if row.row_mask else ""
         names = {name: text + suffix for name, text in row.names.items()}
-        self.spaces[axis] = Space(self.program, axis, shape, suffix, position, row_mask, mask, {**names, axis: position})
+        self.spaces[axis] = Space(
+            self.program, axis, shape, suffix, position, row_mask, mask, {**names, axis: position}
+        )
         self.printers[axis] = self.spaces[axis].printer(f"{axis}_")
 
     # --- sweeps ---

@@ -55,7 +55,9 @@ class OnlineFold(Fold):
         self.m, self.s = writer.fresh("m"), writer.fresh("s")
         kind = TRITON_TYPES[top.value.dtype]
         shape = writer.tile.shape
-        super().__init__([f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"])
+        super().__init__(
+            [f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"]
+        )
 
     def inside(self) -> None:
         w, m, s = self.writer, self.m, self.s
@@ -97,5 +99,3 @@ def reduced(reduce: Reduce, text: str) -> str:
         return f"tl.sum({text}, 1)"
     combine = "kv_max" if reduce.op == "amax" else "kv_min"
     return f"tl.reduce({text}, 1, {combine})"
-
-

@@ -11,7 +11,7 @@ compare-exchange moves nothing between threads.
 
 from __future__ import annotations
 
-ROW_HELPERS = '''
+ROW_HELPERS = """
 @triton.jit
 def kv_key32(x, greatest: tl.constexpr, first_nan: tl.constexpr):
     b = (x + 0.0).to(tl.int32, bitcast=True)
@@ -173,4 +173,4 @@ def kv_first_of_lanes(x, rows: tl.constexpr, lanes: tl.constexpr, m: tl.constexp
         other = kv_other_lane(kv_reversed(x, rows, lanes, m), 1 << q, rows, lanes, m)
         x = kv_merged(kv_lower(x, other), rows, lanes, m)
     return tl.min(x, 1)
-'''
+"""
