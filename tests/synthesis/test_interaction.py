@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.fx
 from torch import Tensor
+from torch.nn import functional
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -130,6 +131,16 @@ def every_other(rows: Tensor) -> Tensor:
     return torch.bmm(rows, rows.mT)[:, left, right]
 
 
+def padded(rows: Tensor) -> Tensor:
+    """Sizes rounded up for the matrix product, as Inductor does it on GPUs."""
+    count = rows.shape[1]
+    more, deeper = -count % 8, -rows.shape[2] % 4
+    both = functional.pad(rows, (0, deeper, 0, more))
+    products = torch.bmm(both, functional.pad(rows.mT, (0, more, 0, deeper)))[:, :count, :count]
+    left, right = torch.triu_indices(count, count)
+    return products[:, left, right]
+
+
 @dataclass(frozen=True)
 class Case:
     function: Callable[..., Tensor]
@@ -165,6 +176,7 @@ CASES: dict[str, Case] = {
     "biased": Case(biased, lambda: [normal(9, 6, 16, dtype=torch.bfloat16), normal(15)]),
     "shuffled": Case(shuffled, lambda: [normal(9, 5, 16)], loaded=True, ids=25),
     "every other": Case(every_other, lambda: [normal(9, 6, 16)]),
+    "padded": Case(padded, lambda: [normal(9, 6, 15)]),
     "one sample": Case(stacked, lambda: [normal(1, 4, 2)]),
 }  # fmt: skip
 _MATCHES: dict[str, Match] = {}

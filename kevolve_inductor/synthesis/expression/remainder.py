@@ -1,7 +1,8 @@
 """Integer remainders without a division: rewritten expressions, and the helpers they print as.
 
-Two ways, both exact for every 64-bit dividend: by floating-point reciprocal with corrections, which vectorises on CPUs,
-and by multiplication with a scaled reciprocal (Granlund & Montgomery 1994), for GPUs.
+Two ways, both exact for every 64-bit dividend: by floating-point reciprocal with corrections, which vectorises on CPUs
+and takes divisors that only the data tell, and by multiplication with a scaled reciprocal (Granlund & Montgomery 1994)
+for constant divisors on GPUs.
 """
 
 from __future__ import annotations
@@ -50,6 +51,17 @@ def kv_mod(a, d, magic, shift, signed: tl.constexpr):
     else:
         q = tl.umulhi(a.to(tl.uint64), factor).to(tl.int64) >> shift
     return a - q * d
+
+@triton.jit
+def kv_mod_any(a, d):
+    # As on CPUs: any divisor but 0. Where a product leaves 64 bits it comes back, since all of it is modulo 2^64.
+    size = tl.where(d < 0, -d, d).to(tl.uint64)
+    inverse = 1.0 / size.to(tl.float64)
+    r = a.to(tl.uint64) - (a.to(tl.float64) * inverse).to(tl.int64).to(tl.uint64) * size
+    r = r - (r.to(tl.int64).to(tl.float64) * inverse).to(tl.int64).to(tl.uint64) * size
+    r = tl.where(r.to(tl.int64) < 0, r + size, r)
+    r = tl.where(r >= size, r - size, r).to(tl.int64)
+    return tl.where((d < 0) & (r != 0), r + d, r)
 """
 
 
@@ -87,6 +99,8 @@ def _reciprocal(a: Expr, d: Expr) -> Expr | None:
 
 
 def _multiply(a: Expr, d: Expr) -> Expr | None:
+    if d.op != "const":
+        return ex.make("quick_mod", "int64", (a, d), "any")
     if not _is_positive(d) or d.value >= _LARGEST:
         return None
     # floor(n / d) = n * magic >> (63 + bits) for 0 <= n < 2^63, because d <= 2^bits.

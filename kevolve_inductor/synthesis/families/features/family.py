@@ -171,7 +171,7 @@ def _why_not(match: Match, device: str) -> Rejection | None:
     if total < LEAST_ELEMENTS:
         return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
     searches = any(target_name(node) in SEARCHES for node in match.nodes)
-    if device != "cpu" and not searches and len(match.plan.built) < 2:
+    if device != "cpu" and not searches and len(match.plan.built) < 2 and not _has_unknown_divisor(match.plan):
         reason = "one chain of integer arithmetic, which Inductor fuses as well"
         return Rejection("structure", reason, match.family, match.nodes)
     return None
@@ -183,6 +183,12 @@ def _has_search(plan: FeaturesPlan) -> bool:
 
 def _has_division(plan: FeaturesPlan) -> bool:
     return any(is_integer_division(part) for task in plan.tasks for value in task.values for part in ex.walk(value))
+
+
+def _has_unknown_divisor(plan: FeaturesPlan) -> bool:
+    """Whether a remainder by something only the data tell is taken, for which compilers have nothing but a division."""
+    parts = [part for task in plan.tasks for value in task.values for part in ex.walk(value)]
+    return any(part.op in ("mod", "fmod") and part.dtype == "int64" and part.args[1].op != "const" for part in parts)
 
 
 def _can_roll(plan: FeaturesPlan, method: str) -> bool:

@@ -101,6 +101,8 @@ class FlatTritonPrinter(TritonPrinter):
         return f"kv_search_binary({borders}, {halvings}, {uneven}, {value}, {right})"
 
     def _remainder(self, expr: Expr, arguments: list[str]) -> str:
+        if expr.value == "any":
+            return f"kv_mod_any({', '.join(arguments)})"
         return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
 
 

@@ -33,6 +33,7 @@ _LARGEST_ROW = 1 << 16
 _MOST_RUNS_PER_FEATURE = 4
 _GATHERS = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_select.default"}
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
+_MATRIX_PRODUCT = "aten.bmm.default"
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,19 @@ class Reading:
 class Products:
     """``node`` sums the products of two values that both view, or select rows of, ``source``.
 
-    ``inner`` are the nodes that multiply and sum (the last one multiplies), ``path`` those between ``source`` and them.
+    ``inner`` are the nodes that multiply and sum (the last one multiplies ``operands``, which may have been padded for
+    it), ``path`` those between ``source`` and them.
     """
 
     node: torch.fx.Node
     source: torch.fx.Node
+    operands: tuple[torch.fx.Node, torch.fx.Node]
     inner: tuple[torch.fx.Node, ...]
     path: tuple[torch.fx.Node, ...]
 
     @property
     def is_matrix(self) -> bool:
-        return target_name(self.node) == "aten.bmm.default"
+        return target_name(self.inner[-1]) == _MATRIX_PRODUCT
 
     @property
     def summed(self) -> int:
@@ -116,7 +119,7 @@ class Products:
     @property
     def width(self) -> Dim:
         if self.is_matrix:
-            return shape_of(self.node.args[0])[2]  # type: ignore[arg-type]
+            return shape_of(self.operands[0])[2]
         return shape_of(self.inner[-1])[self.summed]
 
 
@@ -124,19 +127,50 @@ def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
     """Every value that may be the products of one value's rows; cheap, no expression is built."""
     for node in graph.nodes:
         name = target_name(node)
-        operands: tuple[Any, ...]
-        inner: tuple[torch.fx.Node, ...]
         if not _is_tensor(node):
             continue
-        if name == "aten.bmm.default":
-            operands, inner = node.args[:2], (node,)
+        if name == _MATRIX_PRODUCT:
+            result, operands, inner = _unpadded(node)
         elif name == "aten.sum.dim_IntList" and _is_product(node.args[0]):
-            operands, inner = node.args[0].args[:2], (node, node.args[0])
+            result, operands, inner = node, node.args[0].args[:2], (node, node.args[0])
         else:
             continue
-        paths = [tuple(_path(operand, selections=len(inner) > 1)) for operand in operands]
+        paths = [tuple(_path(operand, selections=name != _MATRIX_PRODUCT)) for operand in operands]
         if paths[0][-1] is paths[1][-1] and tensor_of(node).is_floating_point():
-            yield Products(node, paths[0][-1], inner, (*paths[0][:-1], *paths[1][:-1]))
+            yield Products(result, paths[0][-1], operands, inner, (*paths[0][:-1], *paths[1][:-1]))
+
+
+def _unpadded(matrix: torch.fx.Node) -> tuple[torch.fx.Node, tuple[Any, Any], tuple[torch.fx.Node, ...]]:
+    """A batched matrix product without the zeros that make its sizes multiples of what a chip likes (Inductor adds them).
+
+    Returns the node whose shape is that of the product proper, the operands proper, and the nodes from there to here.
+    """
+    left, right = matrix.args[:2]
+    operands = (_without_zeros(left), _without_zeros(right))
+    pads = tuple(one for one, inside in zip((left, right), operands, strict=True) if one is not inside)
+    if not pads or any(len(pad.users) > 1 for pad in pads):  # type: ignore[union-attr]
+        return matrix, (left, right), (matrix,)
+    wanted = (shape_of(operands[0])[0], shape_of(operands[0])[1], shape_of(operands[1])[2])
+    node, slices = matrix, []
+    while shape_of(node) != wanted:
+        user = next(iter(node.users)) if len(node.users) == 1 else node
+        start, step = (*user.args[2:3], 0)[0], (*user.args[4:5], 1)[0]
+        if target_name(user) != "aten.slice.Tensor" or start not in (0, None) or step != 1:
+            return matrix, (left, right), (matrix,)
+        node = user
+        slices.append(user)
+    if shape_of(operands[0])[2] != shape_of(operands[1])[1]:
+        return matrix, (left, right), (matrix,)
+    return node, operands, (*slices, *pads, matrix)  # type: ignore[arg-type]
+
+
+def _without_zeros(value: Any) -> Any:
+    """What a node appends zeros to, or the node itself."""
+    if not isinstance(value, torch.fx.Node) or target_name(value) != "aten.constant_pad_nd.default" or value.kwargs:
+        return value
+    source, widths, *fill = value.args
+    appended = all(isinstance(width, int) and width >= 0 for width in widths) and not any(widths[::2])
+    return source if appended and fill in ([], [0], [0.0]) else value
 
 
 def _is_product(value: Any) -> bool:
@@ -257,10 +291,10 @@ class Reader:
 
     def _operand_values(self, builder: ExpressionBuilder, b: Expr, held: str) -> tuple[Expr, Expr]:
         d, shape = ex.var("d", self.products.width), shape_of(self.products.node)
-        left, right = self.products.inner[-1].args[:2]
+        left, right = self.products.operands
         if self.products.is_matrix:
             i, j = ex.var("u0", shape[1]), ex.var("u1", shape[2])
-            return builder.build(left, (b, i, d)), builder.build(right, (b, d, j))  # type: ignore[arg-type]
+            return builder.build(left, (b, i, d)), builder.build(right, (b, d, j))
         multiplied, summed = self.products.inner[-1], self.products.summed
         full = shape_of(multiplied)
         free = iter(range(len(full)))

@@ -79,7 +79,15 @@ class JaggedFamily(Family):
         if lengths:
             choices["positions"] = _by_waste(max(lengths))
         choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
-        changes = ({"tile": 2048}, {"tile": 2048, "num_warps": 8}, {"positions": 4}, {"events": 4}, {"events": 16})
+        whole = {"positions": 64, "tile": 4096, "num_warps": 8}
+        changes = (
+            {"tile": 2048},
+            whole,
+            {"tile": 2048, "num_warps": 8},
+            {"positions": 4},
+            {"events": 4},
+            {"events": 16},
+        )
         return common.seeded(choices, *changes)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
@@ -137,7 +145,7 @@ def _too_small(match: Match) -> Rejection | None:
 
 def _by_waste(length: int) -> tuple[int, ...]:
     """Positions per tile: those that leave the least of a row's last tile empty first, and of these the widest."""
-    return tuple(sorted((16, 8, 4, 32, 1), key=lambda positions: (-(-length // positions) * positions, -positions)))
+    return tuple(sorted((16, 8, 4, 32, 64, 1), key=lambda positions: (-(-length // positions) * positions, -positions)))
 
 
 def _narrow(plan: JaggedPlan) -> bool:

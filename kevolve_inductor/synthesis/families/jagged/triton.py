@@ -61,6 +61,8 @@ class TilePrinter(TritonPrinter):
         return name
 
     def _remainder(self, expr: Expr, arguments: list[str]) -> str:
+        if expr.value == "any":
+            return f"kv_mod_any({', '.join(arguments)})"
         return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
 
 
@@ -72,7 +74,9 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
         name = f"kevolve_kernel{number}"
         tile = _tile(task, schedule)
         spelled = respelled(task, method)
-        functions.append(_dense(name, spelled, plan) if isinstance(spelled, Dense) else _reduce(name, spelled, plan))
+        functions.append(
+            _dense(name, spelled, plan, tile) if isinstance(spelled, Dense) else _reduce(name, spelled, plan)
+        )
         launches.append(
             Launch(
                 name,
@@ -142,11 +146,11 @@ def _coordinates(rest: str, axes: Sequence[tuple[str, Dim]]) -> list[str]:
     return [*lines, f"{axes[0][0]} = {rest}"] if axes else lines
 
 
-def _fails(printer: TilePrinter, fails: Sequence[Expr]) -> list[str]:
+def _fails(printer: TilePrinter, fails: Sequence[Expr], masked: bool = True) -> list[str]:
     lines = []
     for fail in fails:
-        text = printer.value(fail)
-        lines += [*printer.lines, f'tl.device_assert(({text} == 0) | ~row_mask, "index out of range")']
+        text = f"({printer.value(fail)} == 0)" + (" | ~row_mask" if masked else "")
+        lines += [*printer.lines, f'tl.device_assert({text}, "index out of range")']
         printer.lines.clear()
     return lines
 
@@ -154,23 +158,29 @@ def _fails(printer: TilePrinter, fails: Sequence[Expr]) -> list[str]:
 # --- one element per position ---
 
 
-def _dense(name: str, task: Dense, plan: JaggedPlan) -> str:
+def _dense(name: str, task: Dense, plan: JaggedPlan, tile: Mapping[str, int]) -> str:
     wide = _needs_64_bits((*plan.inputs, *plan.outputs))
     lines = [
         _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
         _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
         _axis(POSITION, "tl.program_id(2)", "POSITIONS", "None, :, None", False),
-        f"row_mask = {ROW} < {task.rows[1]}",
-        f"at_mask = {POSITION} < {task.length}",
-        f"place_mask = place < {_inner(task)}",
         *_coordinates("place", task.inner),
     ]
-    printer = TilePrinter(_masks(task), guards_of(task.value))
-    lines += _fails(printer, task.fails)
+    needed = {}
+    bounds = (("row_mask", ROW, task.rows[1], "ROWS"), ("at_mask", POSITION, task.length, "POSITIONS"),
+              ("place_mask", "place", _inner(task), "COLUMNS"))  # fmt: skip
+    for mask, variable, extent, block in bounds:
+        # Tiles that end where the tensor does are not masked: every mask costs a comparison per element.
+        if not isinstance(extent, int) or extent % tile[block]:
+            needed[mask] = f"{variable} < {extent}"
+    lines += [f"{mask} = {text}" for mask, text in needed.items()]
+    masks = {variable: mask for variable, mask in _masks(task).items() if mask in needed}
+    printer = TilePrinter(masks, guards_of(task.value))
+    lines += _fails(printer, task.fails, "row_mask" in needed)
     value, offset = printer.value(task.value), printer.value(task.offset)
     shape = "" if task.inner else f" + {_NO_INNER}"
-    store = f"tl.store(out{task.output} + {offset}{shape}, {value}, mask=row_mask & at_mask & place_mask)"
-    lines += [*printer.lines, store]
+    guard = f", mask={' & '.join(needed)}" if needed else ""
+    lines += [*printer.lines, f"tl.store(out{task.output} + {offset}{shape}, {value}{guard})"]
     return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "POSITIONS")), *_indented(lines)])
 
 

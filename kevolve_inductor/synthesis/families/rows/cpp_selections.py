@@ -6,6 +6,8 @@ order and every packed value is unique. The lowest bit remembers the sign of a z
 
 from __future__ import annotations
 
+from .networks import sorting
+
 # Name → text, as in ``cpp_prelude``.
 SELECTIONS: dict[str, str] = {}
 
@@ -490,25 +492,9 @@ template <typename P> static inline void kv_radix(P* data, P* scratch, int64_t n
 """
 
 
-def exchanges(n: int) -> list[tuple[int, int]]:
-    """Comparators of Batcher's odd-even merge sort (Knuth, TAOCP 3, 5.2.2, algorithm M), in order."""
-    found = []
-    top = 1 << max(0, (n - 1).bit_length() - 1)
-    p = top
-    while p > 0:
-        q, r, d = top, 0, p
-        while True:
-            found += [(i, i + d) for i in range(n - d) if i & p == r]
-            if q == p:
-                break
-            d, q, r = q - p, q // 2, p
-        p //= 2
-    return found
-
-
 def networks() -> str:
     lines = []
     for n in (2, 4, 8, 16):
-        steps = " ".join(f"kv_exchange(r[{a}], r[{b}]);" for a, b in exchanges(n))
+        steps = " ".join(f"kv_exchange(r[{a}], r[{b}]);" for a, b in sorting(n))
         lines.append(f"  if constexpr (N == {n}) {{ {steps} }}\n")
     return "".join(lines)

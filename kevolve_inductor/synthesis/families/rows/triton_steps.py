@@ -10,6 +10,7 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from .program import COLUMNS, Select
 from .triton_folds import Fold
+from .triton_registers import Registers
 from .triton_types import Packing, key_of, packing_of
 
 if TYPE_CHECKING:
@@ -43,15 +44,17 @@ class Selector:
             self.define(select, packing, name)
             return
         width, lanes, deep = self._extent(select.axis)
-        threads = f"tl.reshape({packed}, [{rows}, {lanes}, {deep}])"
+        registers = Registers(w, rows, lanes)
+        values = registers.taken(f"tl.reshape({packed}, [{rows}, {lanes}, {deep}])", deep)
         wanted = 1 << (select.count - 1).bit_length()
-        name = w.fresh("p")
         if wanted <= deep and (wanted < deep or lanes > 1):
-            w.add(f"{name} = kv_first_of_thread({threads}, {wanted}, {rows}, {lanes}, {deep})")
-            w.add(f"{name} = kv_first_of_lanes({name}, {rows}, {lanes}, {wanted})")
             width = wanted
+            first = registers.first_of_lanes(registers.first_of_thread(values, wanted))
+            name = registers.joined(first, (rows,))
         else:
-            w.add(f"{name} = tl.reshape(kv_sort({threads}, {rows}, {lanes}, {deep}), [{rows}, {width}])")
+            whole = registers.joined(registers.sort(values), (rows, lanes))
+            name = w.fresh("p")
+            w.add(f"{name} = tl.reshape({whole}, [{rows}, {width}])")
         assert select.out is not None
         w.axis_space(select.out, width)
         self.define(select, packing, name)
@@ -189,34 +192,34 @@ class _PackedFold(Fold):
     """Every thread keeps the first ``wanted`` of what it has seen, in order."""
 
     def __init__(self, selector: Selector, select: Select, packing: Packing, wanted: int) -> None:
-        self.selector, self.select, self.packing, self.wanted = selector, select, packing, wanted
+        self.selector, self.select, self.packing = selector, select, packing
         w = selector.writer
-        self.name = w.fresh("q")
+        self.names = [w.fresh("q") for _ in range(wanted)]
+        self.registers = Registers(w, w.tile.rows, w.tile.lanes)
         kind = TRITON_TYPES[packing.kind]
-        shape = w.tile.shape if wanted == 1 else f"[{w.tile.rows}, {w.tile.lanes}, {wanted}]"
-        super().__init__([f"{self.name} = tl.full({shape}, {packing.last}, {kind})"])
+        shape = w.tile.shape if wanted == 1 else f"[{w.tile.rows}, {w.tile.lanes}]"
+        super().__init__([f"{name} = tl.full({shape}, {packing.last}, {kind})" for name in self.names])
 
     def inside(self) -> None:
-        w, name = self.selector.writer, self.name
+        w, wanted = self.selector.writer, len(self.names)
         packed = self.selector.packed(self.select, self.packing, COLUMNS)
-        if self.wanted == 1:
-            w.add(f"{name} = kv_lower({name}, {packed})")
+        if wanted == 1:
+            w.add(f"{self.names[0]} = kv_lower({self.names[0]}, {packed})")
             return
-        rows, lanes, deep = w.tile.rows, w.tile.lanes, w.tile.per_thread
-        new = w.fresh("p")
-        w.add(f"{new} = tl.reshape({packed}, [{rows}, {lanes}, {deep}])")
-        w.add(f"{new} = kv_first_of_thread({new}, {self.wanted}, {rows}, {lanes}, {deep})")
-        w.add(f"{new} = kv_lower({name}, kv_reversed({new}, {rows}, {lanes}, {self.wanted}))")
-        w.add(f"{name} = kv_merged({new}, {rows}, {lanes}, {self.wanted})")
+        deep = w.tile.per_thread
+        new = self.registers.taken(f"tl.reshape({packed}, [{w.tile.rows}, {w.tile.lanes}, {deep}])", deep)
+        kept = self.registers.first_of_two(self.names, self.registers.first_of_thread(new, wanted))
+        w.add(f"{', '.join(self.names)} = {', '.join(kept)}")
 
     def after(self) -> None:
-        w, name = self.selector.writer, self.name
-        if self.wanted == 1:
-            w.add(f"{name} = tl.min({w.flat(COLUMNS, name)}, 1)")
+        w = self.selector.writer
+        if len(self.names) == 1:
+            name = w.fresh("p")
+            w.add(f"{name} = tl.min({w.flat(COLUMNS, self.names[0])}, 1)")
         else:
-            w.add(f"{name} = kv_first_of_lanes({name}, {w.tile.rows}, {w.tile.lanes}, {self.wanted})")
+            name = self.registers.joined(self.registers.first_of_lanes(self.names), (w.tile.rows,))
             assert self.select.out is not None
-            w.axis_space(self.select.out, self.wanted)
+            w.axis_space(self.select.out, len(self.names))
         self.selector.define(self.select, self.packing, name)
 
 
