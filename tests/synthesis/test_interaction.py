@@ -18,9 +18,9 @@ import pytest
 import torch
 import torch.fx
 from torch import Tensor
-from torch.nn import functional
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.nn import functional
 
 from kevolve_inductor.evaluate.correctness import allowed_error
 from kevolve_inductor.evaluate.gate import check_kernel
