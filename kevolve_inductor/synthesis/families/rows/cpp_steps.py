@@ -163,7 +163,8 @@ def _in_lanes(body: RowBody, select: Select, axis: str, block: int) -> Step:
         return _rank(body, select, axis, block)
     if is_wide(select):
         raise EmissionError("64-bit values with their positions do not fit in lanes")
-    if body.plan.lane_select == "insert" and select.count <= _MOST_INSERTED:
+    # Inserting into a list as long as the row takes as many comparisons as there are pairs.
+    if body.plan.lane_select == "insert" and select.count <= min(_MOST_INSERTED, body.program.axes[axis] - 1):
         return _insert(body, select, axis, block)
     if body.plan.lane_select == "runs" and select.count <= _MOST_IN_RUNS:
         return _runs(body, select, axis, block)

@@ -150,7 +150,8 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
     kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
     algorithms = _algorithms(program, whole)
     if algorithms[0] == "tile":
-        lanes = _lanes_for(whole, vector, 32)
+        # A whole sort exchanges every value with every other lane: fewer in a thread, and more threads at work, hide that.
+        lanes = _lanes_for(whole, vector, 16 if any(is_sort(program, s) for s in program.selects) else 32)
         if "loop" in algorithms:
             lanes = tuple(dict.fromkeys((*lanes, 128, 256)))
     else:
