@@ -159,7 +159,8 @@ class Tuner:
     def _confirm(self, search: _Search) -> Trial | None:
         for trial in search.finalists():
             assert trial.kernel is not None
-            again = Trial(trial.candidate, trial.kernel, self.evaluator.evaluate(trial.kernel))
+            evaluation = self.evaluator.evaluate(trial.kernel, self.settings.min_speedup, surely=True)
+            again = Trial(trial.candidate, trial.kernel, evaluation)
             if self._accepts(again.evaluation):
                 return again
         return None

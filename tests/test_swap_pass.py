@@ -38,7 +38,7 @@ class Judge:
     def prepare(self, kernels):
         pass
 
-    def evaluate(self, kernel, beat=0.0):
+    def evaluate(self, kernel, beat=0.0, surely=False):
         self.evaluated += 1
         if self.evaluation is not None:
             return self.evaluation
@@ -166,10 +166,10 @@ def test_report_is_written_where_it_was_asked_for(settings, tmp_path):
 
 def test_interrupted_search_keeps_the_best_so_far(settings):
     class Interrupted(Judge):
-        def evaluate(self, kernel, beat=0.0):
+        def evaluate(self, kernel, beat=0.0, surely=False):
             if self.evaluated == 2:
                 raise KeyboardInterrupt
-            return super().evaluate(kernel, beat)
+            return super().evaluate(kernel, beat, surely)
 
     with pytest.raises(KeyboardInterrupt):
         compiled(gate, settings, Interrupted(), (torch.randn(100, 64),))

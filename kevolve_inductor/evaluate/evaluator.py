@@ -25,11 +25,11 @@ class Evaluator(Protocol):
         """Start building ``kernels`` beside whatever else runs. A hint; may do nothing."""
         ...
 
-    def evaluate(self, kernel: Kernel, beat: float = 0.0) -> Evaluation:
+    def evaluate(self, kernel: Kernel, beat: float = 0.0, surely: bool = False) -> Evaluation:
         """Build, check against the fp64 reference, time against the baselines, explain.
 
         A kernel that is right on the first inputs but whose speedup stays below ``beat`` is not checked further; its
-        evaluation is not ``complete``.
+        evaluation is not ``complete``. ``surely``: measure until it is clear whether ``speedup_low`` reaches ``beat``.
         """
         ...
 

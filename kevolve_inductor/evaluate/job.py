@@ -116,19 +116,24 @@ class JudgeJob:
 
 @dataclass(frozen=True)
 class TimeJob:
-    """Time a kernel that was found correct; ``max_error`` and ``build_s`` go into the evaluation."""
+    """Time a kernel that was found correct; ``max_error`` and ``build_s`` go into the evaluation.
+
+    ``decide_at``: the speedup that the measurement has to be sure about, if any.
+    """
 
     name: ClassVar[str] = "time"
     kernel: Kernel
     max_error: float
     build_s: float
+    decide_at: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"kernel": self.kernel.to_json(), "max_error": self.max_error, "build_s": self.build_s}
+        numbers = {"max_error": self.max_error, "build_s": self.build_s, "decide_at": self.decide_at}
+        return {"kernel": self.kernel.to_json(), **numbers}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TimeJob:
-        return cls(Kernel.from_json(data["kernel"]), data["max_error"], data["build_s"])
+        return cls(Kernel.from_json(data["kernel"]), data["max_error"], data["build_s"], data["decide_at"])
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class NullEvaluator:
     def prepare(self, kernels: tuple[Kernel, ...]) -> None:
         pass
 
-    def evaluate(self, kernel: Kernel, beat: float = 0.0) -> Evaluation:
+    def evaluate(self, kernel: Kernel, beat: float = 0.0, surely: bool = False) -> Evaluation:
         """Raises ``WorkerError`` before ``open``."""
         if self._region is None:
             raise WorkerError("no region is open")

@@ -112,7 +112,7 @@ class BenchSession:
             return {"evaluation": to_json(built)}
         if not self._contest.known_us:
             return {"evaluation": to_json(Refused("baselines", f"none could be measured: {self._failures}"))}
-        timing = self._contest.time(self._executor.timed(self._candidate(built.compiled)))
+        timing = self._contest.time(self._executor.timed(self._candidate(built.compiled)), job.decide_at)
         ceilings = recorded_ceilings(self._executor, self._folder)
         refusal = self._too_fast(timing, ceilings)
         if refusal is not None:

@@ -15,6 +15,7 @@ _BASELINE_ROUNDS = 7
 _FIRST_ROUNDS = 6
 _MORE_ROUNDS = 6
 _MOST_ROUNDS = 42
+_MOST_SURE_ROUNDS = 400
 _BUDGET_S = 2.0
 _DUEL_BUDGET_S = 4.0
 _DUEL_STEP = 4
@@ -72,8 +73,9 @@ class Contest:
         self._executor, self._baselines, self._cold, self._clock = executor, baselines, cold, clock
         self.known_us = medians_us(executor, baselines, _BASELINE_ROUNDS, cold) if baselines else {}
 
-    def time(self, candidate: Call) -> Timing:
-        """Time ``candidate`` and the baselines close to the fastest, in turn, until the speedup is known or surely low.
+    def time(self, candidate: Call, decide_at: float | None = None) -> Timing:
+        """Time ``candidate`` and the baselines close to the fastest, in turn, until the speedup is known or surely low;
+        with ``decide_at``, until it is also clear whether the speedup's lower bound reaches that.
 
         Baselines that seem far from the fastest are sampled once only, in case they seemed so because the machine was busy.
         """
@@ -82,12 +84,12 @@ class Contest:
         calls = [candidate, *(self._baselines[name] for name in names)]
         samples: list[list[float]] = [[] for _ in calls]
         deadline = self._clock() + _BUDGET_S
-        rounds = _FIRST_ROUNDS
+        rounds, most = _FIRST_ROUNDS, _MOST_ROUNDS if decide_at is None else _MOST_SURE_ROUNDS
         while True:
             for row, more in zip(samples, self._executor.measure(calls, rounds, self._cold), strict=True):
                 row.extend(more)
             timing = self._summary(names, samples)
-            if _decided(timing) or timing.rounds >= _MOST_ROUNDS or self._clock() > deadline:
+            if _decided(timing, decide_at) or timing.rounds >= most or self._clock() > deadline:
                 break
             rounds = _MORE_ROUNDS
         for name in names:
@@ -115,9 +117,11 @@ class Contest:
         return Timing(median(samples[0]), baselines_us, median(ratios), lower_bound(ratios), len(ratios))
 
 
-def _decided(timing: Timing) -> bool:
+def _decided(timing: Timing, decide_at: float | None) -> bool:
     if timing.speedup < _HOPELESS:
         return True
+    if decide_at is not None and timing.speedup_low < decide_at <= timing.speedup:
+        return False
     return timing.speedup_low >= (1.0 - _PRECISE) * timing.speedup
 
 

@@ -83,6 +83,15 @@ def test_a_hopeless_candidate_is_given_up_soon():
     assert hopeless.rounds < close.rounds
 
 
+def test_a_small_gain_is_measured_until_it_is_sure():
+    executor, surely = ScriptedExecutor(), ScriptedExecutor()
+    quick = Contest(executor, {"eager": noisy(103.5, 0.05, 1)}).time(noisy(100.0, 0.05, 2))
+    sure = Contest(surely, {"eager": noisy(103.5, 0.05, 1)}).time(noisy(100.0, 0.05, 2), decide_at=1.02)
+    assert sure.rounds > quick.rounds and sure.speedup_low >= 1.02
+    lost = Contest(executor, {"eager": noisy(100.0, 0.05, 1)}).time(noisy(100.0, 0.05, 2), decide_at=1.02)
+    assert lost.speedup_low < 1.02
+
+
 def test_a_baseline_that_seemed_slow_is_looked_at_again():
     times = iter([900.0] * 7)
     contest = Contest(ScriptedExecutor(), {"eager": lambda: 100.0, "inductor": lambda: next(times, 10.0)})

@@ -168,6 +168,7 @@ def _without_zeros(value: Any) -> Any:
     """What a node appends zeros to, or the node itself."""
     if not isinstance(value, torch.fx.Node) or target_name(value) != "aten.constant_pad_nd.default" or value.kwargs:
         return value
+    widths: Any
     source, widths, *fill = value.args
     appended = all(isinstance(width, int) and width >= 0 for width in widths) and not any(widths[::2])
     return source if appended and fill in ([], [0], [0.0]) else value
