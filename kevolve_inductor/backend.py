@@ -55,7 +55,7 @@ def kevolve(
     return compile_fx(
         gm,
         example_inputs,
-        inner_compile=_guarded(settings, patches.get(_HOOK)),
+        inner_compile=_guarded(settings, patches.get(_HOOK), swap_pass.store),
         config_patches={**patches, _HOOK: swap_pass},
     )
 
@@ -82,7 +82,7 @@ def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEv
     return WorkerEvaluator(platform, store.build_folder(), seed=settings.seed, tf32=settings.numerics == "eager_tf32")
 
 
-def _guarded(settings: Settings, previous: Any) -> Callable[..., Any]:
+def _guarded(settings: Settings, previous: Any, store: Store) -> Callable[..., Any]:
     """Inductor's inner compiler for one graph, tried with our pass and, if that fails in any way, without it.
 
     It is here and not around the whole compile because the backward graph is compiled long after this call returned.
@@ -94,6 +94,8 @@ def _guarded(settings: Settings, previous: Any) -> Callable[..., Any]:
             return compile_fx_inner(gm, example_inputs, **kwargs)
         except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
             _fall_back(error, settings)
+            # The result is cached further out, under the key of a graph with our pass: another compile must try again.
+            store.renew_generation()
             with inductor_config.patch({_HOOK: previous}):
                 return compile_fx_inner(torch.fx.GraphModule(gm, untouched), example_inputs, **kwargs)
 

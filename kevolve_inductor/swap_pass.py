@@ -112,6 +112,7 @@ class GraphPlan:
         self.graph = graph
         self.ranges: Ranges = propagate(graph, owner._seen)
         self.report = last_run()
+        self._look_up_s = 0.0
 
     def swaps(self) -> tuple[Swap, ...]:
         """The swaps that hold, after everything that may be measured has been. Fills the report."""
@@ -155,11 +156,14 @@ class GraphPlan:
             announce(Progress(position, total, found.title))
             seconds = (deadline - time.monotonic()) * _part(discovery.found[position:])
             decisions.append(self._decide_one(found, tuner, seconds, position, total))
+        self.report.look_ups_us.append(self._look_up_s * 1e6)
         announce(Progress(total, total, "whole graph"))
         return decisions
 
     def _decide_one(self, found: Found, tuner: Tuner, seconds: float, position: int, total: int) -> Decision:
+        start = time.perf_counter()
         known = tuner.look_up(found)
+        self._look_up_s += time.perf_counter() - start
         if known is not None:
             return Decision(found, known, searched=False)
         if not self.settings.searching:

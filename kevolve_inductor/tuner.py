@@ -80,16 +80,23 @@ class Tuner:
         self.settings, self.platform, self.store, self.evaluator = settings, platform, store, evaluator
         self.clock = clock
         self.target: Target = platform.target()
+        self._known: dict[str, Entry] = {}
 
     def key(self, found: Found) -> CacheKey:
         return cache_key(found.captured.region, found.workload.symbols, self.target, self.settings)
 
     def look_up(self, found: Found) -> Entry | None:
         """What the store knows of the region; a kernel that does not reach today's ``min_speedup`` counts as a baseline."""
-        entry = self.store.get(self.key(found).digest)
-        if entry is None or entry.evaluation is None or entry.verdict == "baseline":
-            return entry
-        if self._accepts(from_json(entry.evaluation)):
+        key = self.key(found).digest
+        if key not in self._known:
+            entry = self.store.get(key)
+            if entry is None:
+                return None
+            self._known[key] = self._today(entry)
+        return self._known[key]
+
+    def _today(self, entry: Entry) -> Entry:
+        if entry.evaluation is None or entry.verdict == "baseline" or self._accepts(from_json(entry.evaluation)):
             return entry
         return replace(entry, verdict="baseline", kernel=None)
 

@@ -267,6 +267,26 @@ def test_inputs_ranges_are_seen_and_carried(settings):
     assert judge.opened
 
 
+def test_a_graph_left_after_a_failure_is_tried_again_although_inductor_caches_it(tmp_path, monkeypatch):
+    from torch._inductor.utils import fresh_cache
+
+    from kevolve_inductor import backend, swap_pass
+
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(args)
+        raise RuntimeError("a defect that is mended later")
+
+    monkeypatch.setattr(swap_pass, "discover", broken)
+    options = {"kevolve.store": str(tmp_path / "store"), "kevolve.search": "lookup"}
+    with fresh_cache():
+        for _ in range(2):
+            torch._dynamo.reset()
+            torch.compile(gate, backend=backend.kevolve, options=options)(torch.randn(100, 64))
+    assert len(calls) == 2
+
+
 def test_one_warning_and_inductors_result_when_the_pass_fails(tmp_path, caplog, monkeypatch):
     from kevolve_inductor import backend, swap_pass
 

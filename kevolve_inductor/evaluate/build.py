@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..exc import BuildError, GateError, ResourceError
@@ -39,7 +40,9 @@ def build(
     return Built(compiled, time.monotonic() - start)
 
 
+@lru_cache(maxsize=4096)
 def gate(kernel: Kernel) -> Refused | None:
+    """Why the static gate refuses ``kernel``, or ``None``. Every compilation asks again for what the store holds."""
     try:
         check_kernel(kernel)
     except GateError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..exc import GateError
 
@@ -83,8 +83,7 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     line: int
@@ -109,11 +108,11 @@ def _is_refused(word: str) -> bool:
 
 
 def _tokens(source: str) -> Iterator[_Token]:
-    at, line = 0, 1
-    while at < len(source):
-        found = _TOKEN.match(source, at)
-        if found is None:
-            raise GateError(f"the character {source[at]!r}", line)
+    end, line = 0, 1
+    for found in _TOKEN.finditer(source):
+        if found.start() != end:
+            break
+        end = found.end()
         kind, text = str(found.lastgroup), found[0]
         if kind == "raw":
             raise GateError("a raw string", line)
@@ -124,7 +123,8 @@ def _tokens(source: str) -> Iterator[_Token]:
         if kind not in ("comment", "space"):
             yield _Token(kind, text.strip() if kind == "directive" else text, line)
         line += text.count("\n")
-        at = found.end()
+    if end < len(source):
+        raise GateError(f"the character {source[end]!r}", line)
 
 
 def _check_directive(token: _Token) -> None:

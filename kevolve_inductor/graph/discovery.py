@@ -69,8 +69,10 @@ def discover(
     total_s = sum(estimate_s(node, ceilings) for node in graph.nodes)
     known = {node.name: ranges[node] for node in graph.nodes if node in ranges}
     view = GraphView.of(graph)
+    accepted: list[Match] = []
     for family in families:
-        accepted: list[Match] = []
+        view = view.contracted(accepted)
+        accepted = []
         for result in family.find(view.graph, device):
             if isinstance(result, Rejection):
                 rejections.append(result)
@@ -84,7 +86,6 @@ def discover(
                 accepted.append(result)
             except UnsupportedError as error:
                 rejections.append(Rejection(error.code, error.message, family.name, result.nodes))  # type: ignore[arg-type]
-        view = view.contracted(accepted)
     found.sort(key=lambda region: -region.promise)
     return Discovery(tuple(found), tuple(rejections))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -72,8 +73,12 @@ def hinted_numel(node: torch.fx.Node) -> int:
 
 def target_name(node: torch.fx.Node) -> str:
     """``"aten.mul.Tensor"``; the empty string for what is not a call of an operator."""
-    if node.op != "call_function":
-        return ""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
-    return str(getattr(node.target, "__name__", ""))
+    return _name(node.target) if node.op == "call_function" else ""
+
+
+@lru_cache(maxsize=4096)
+def _name(target: Any) -> str:
+    # Asked some thirty times for every node of a graph; an operator writes its name anew each time.
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    return str(getattr(target, "__name__", ""))

@@ -44,6 +44,9 @@ class TensorSpec:
             total *= size
         return total
 
+    def to_json(self) -> dict[str, Any]:
+        return {"shape": self.shape, "stride": self.stride, "dtype": self.dtype, "device": self.device}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TensorSpec:
         return cls(tuple(data["shape"]), tuple(data["stride"]), data["dtype"], data["device"])
@@ -64,6 +67,10 @@ class RegionNode:
     kwargs: dict[str, Any]
     specs: tuple[TensorSpec, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        specs = [spec.to_json() for spec in self.specs]
+        return {"target": self.target, "args": self.args, "kwargs": self.kwargs, "specs": specs}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RegionNode:
         specs = tuple(TensorSpec.from_json(spec) for spec in data["specs"])
@@ -80,7 +87,8 @@ class Region:
     symbols: tuple[tuple[str, int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        inputs, nodes = [spec.to_json() for spec in self.inputs], [node.to_json() for node in self.nodes]
+        return {"inputs": inputs, "nodes": nodes, "outputs": self.outputs, "symbols": self.symbols}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Region:

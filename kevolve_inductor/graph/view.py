@@ -23,6 +23,7 @@ class GraphView:
 
     graph: torch.fx.Graph
     renamed: Mapping[str, str]
+    is_copy: bool = False
 
     @classmethod
     def of(cls, graph: torch.fx.Graph) -> GraphView:
@@ -33,21 +34,28 @@ class GraphView:
         return self.renamed.get(node.name, node.name)
 
     def contracted(self, matches: Sequence[Match]) -> GraphView:
-        """This view with each of ``matches`` replaced by one call; the view itself where there are none."""
+        """This view with each of ``matches`` replaced by one call; the view itself where there are none.
+
+        A copy is made of the original only: a view that is one already is changed, and not to be used any more.
+        """
         if not matches:
             return self
         # Deferred: it brings all of Inductor's pattern matcher along.
         from torch._inductor.pattern_matcher import stable_topological_sort
 
-        graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
-        graph.output(graph.graph_copy(self.graph, copies))
-        nodes = {old.name: new for old, new in copies.items()}
-        renamed = {new.name: self.name(old) for old, new in copies.items()}
+        if self.is_copy:
+            graph, renamed = self.graph, dict(self.renamed)
+            nodes = {node.name: node for match in matches for node in (*match.inputs, *match.outputs)}
+        else:
+            graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
+            graph.output(graph.graph_copy(self.graph, copies))
+            nodes = {old.name: new for old, new in copies.items()}
+            renamed = {new.name: self.name(old) for old, new in copies.items()}
         for match in matches:
             renamed |= self._contract(graph, nodes, match)
         stable_topological_sort(graph)
         graph.eliminate_dead_code()
-        return GraphView(graph, renamed)
+        return GraphView(graph, renamed, is_copy=True)
 
     def _contract(self, graph: torch.fx.Graph, nodes: dict[str, torch.fx.Node], match: Match) -> dict[str, str]:
         outputs = [nodes[node.name] for node in match.outputs]

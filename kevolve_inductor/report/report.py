@@ -44,12 +44,15 @@ class GraphRow:
 
 @dataclass
 class RunReport:
-    """Grows while graphs are compiled. ``searched`` counts regions that were searched rather than looked up."""
+    """Grows while graphs are compiled. ``searched`` counts regions that were searched rather than looked up;
+    ``look_ups_us`` is how long the store was asked about each graph's regions.
+    """
 
     regions: list[RegionRow] = field(default_factory=list)
     rejections: list[tuple[str, str, str]] = field(default_factory=list)
     graph_verdicts: list[GraphRow] = field(default_factory=list)
     searched: int = 0
+    look_ups_us: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 from .builder import ExpressionBuilder, is_constant, is_expressible, is_pointwise, is_view
 from .cpp import CPP_PRELUDE, CppPrinter
 from .expression import Expr
+from .helpers import used_only
 from .triton import TRITON_PRELUDE, TritonPrinter
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "is_expressible",
     "is_pointwise",
     "is_view",
+    "used_only",
 ]

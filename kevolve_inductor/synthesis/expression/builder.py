@@ -8,6 +8,7 @@ to a value of their own (the result of a reduction, say).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,16 +45,17 @@ def is_constant(node: torch.fx.Node) -> bool:
 def is_pointwise(node: torch.fx.Node) -> bool:
     """One element out of one element of each argument; concatenation and padding count, indexed reads do not."""
     name = target_name(node)
-    return (name in ATEN or name in RULES) and name not in _INDEXED and _writes_nothing(node)
+    return (name in ATEN or name in RULES) and name not in _INDEXED and _writes_nothing(node.target)
 
 
 def is_expressible(node: torch.fx.Node) -> bool:
     name = target_name(node)
-    return (name in ATEN or name in RULES or name in VIEWS) and _writes_nothing(node)
+    return (name in ATEN or name in RULES or name in VIEWS) and _writes_nothing(node.target)
 
 
-def _writes_nothing(node: torch.fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
+@lru_cache(maxsize=4096)
+def _writes_nothing(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable
 
 
 class ExpressionBuilder:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from ....graph.dims import product
 from ....graph.region import TensorSpec
-from ...expression import CPP_PRELUDE
+from ...expression import CPP_PRELUDE, used_only
 from ...expression import expression as ex
 from ...expression.access import offset_of
 from ...expression.cpp import CPP_STORAGE, CPP_TYPES, from_storage, literal, signature, to_storage
@@ -219,7 +219,8 @@ def source_of(
         start = f"end{k - 1}" if k else "0"
         body += [f"{'else ' if k else ''}if (item < end{k}) {{", *_item(bundle, start, grain, symbols), "}"]
     body += ["}", "return failed != 0;"]
-    return "\n".join([CPP_PRELUDE, CPP_REMAINDER, helpers, *(one.text for one in made), f"{entry} {{", *body, "}", ""])
+    text = [CPP_PRELUDE, CPP_REMAINDER, helpers, *(one.text for one in made), f"{entry} {{", *body, "}", ""]
+    return used_only("\n".join(text))
 
 
 def _bundles(made: Sequence[CppGroup]) -> list[list[CppGroup]]:

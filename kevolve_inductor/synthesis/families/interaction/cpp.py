@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ....graph.region import TensorSpec
 from ....kernel import Argument, Kernel, Launch
-from ...expression import CPP_PRELUDE, CppPrinter
+from ...expression import CPP_PRELUDE, CppPrinter, used_only
 from ...expression import expression as ex
 from ...expression.cpp import CPP_STORAGE, signature, to_storage
 from ...expression.expression import Expr
@@ -67,7 +67,7 @@ class _Writer:
         lines.append(f"    for (int64_t first = 0; first < batch; first += {self.block}) {{")
         lines += _indented(self._sample() if self.block == 1 else self._samples(), 3)
         lines += ["    }", "  }", "  return bad != 0;", "}"]
-        return "\n".join(lines) + "\n"
+        return used_only("\n".join(lines))
 
     # --- what is prepared once ---
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ....graph.dims import product
 from ....graph.region import TensorSpec
-from ...expression import CPP_PRELUDE
+from ...expression import CPP_PRELUDE, used_only
 from ...expression import expression as ex
 from ...expression.access import replace, replace_variables
 from ...expression.cpp import CPP_TYPES, literal, signature, to_storage
@@ -47,7 +47,7 @@ def source_of(plan: JaggedPlan, schedule: Schedule) -> str:
             f"failed |= row{k}({', '.join([*arguments, *plan.symbols, 'block', last])});",
         ]
     text = [CPP_PRELUDE, CPP_REMAINDER, *functions, f"{entry} {{", *body, "return failed != 0;", "}", ""]
-    return "\n".join(text)
+    return used_only("\n".join(text))
 
 
 def respelled(task: JaggedTask, method: Method) -> JaggedTask:

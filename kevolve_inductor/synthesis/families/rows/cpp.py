@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ....exc import EmissionError
 from ....graph.dims import Dim, product
-from ...expression import CPP_PRELUDE, CppPrinter
+from ...expression import CPP_PRELUDE, CppPrinter, used_only
 from ...expression import expression as ex
 from ...expression.cpp import CPP_STORAGE, CPP_TYPES, signature, to_storage
 from ...expression.expression import Expr
@@ -75,7 +75,7 @@ def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     function = body.function()
     entry = body.entry()
     text = "\n".join([*function, *entry, ""])
-    return f"{CPP_PRELUDE}{pieces_for(text)}\n{text}"
+    return used_only(f"{CPP_PRELUDE}{pieces_for(text)}\n{text}")
 
 
 class RowPrinter(CppPrinter):
