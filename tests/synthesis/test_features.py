@@ -363,6 +363,14 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 # --- Triton ----------------------------------------------------------------------------------------------------------
 
 
+def six_hashes(*ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(((column ^ (column >> 31)) * 0x9E3779B1) % (1000 + 77 * k) for k, column in enumerate(ids))
+
+
+def remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
+    return torch.remainder(ids * 31, divisors)
+
+
 def interpret() -> None:
     # The interpreter has no logarithm of the device library.
     for number, name in enumerate(name for name in CASES if name != "columns"):
@@ -370,6 +378,18 @@ def interpret() -> None:
         schedules = [s for s in schedules_of(FAMILY, found.match, CUDA) if s["num_warps"] == 4]
         chosen = [schedules[0], schedules[1 + number // 2 % (len(schedules) - 1)]]
         assert_triton_agrees(FAMILY, found, chosen[: 1 + number % 2])
+    # Six tasks in chunks of four: the last one is not full.
+    found = find(FAMILY, six_hashes, [torch.randint(-(2**62), 2**62, (300 + k % 2,)) for k in range(6)])
+    default = FAMILY.space(found.match, CUDA).default
+    chunks = [{**default, "dispatch": "chunks", "order": order, "block": 256} for order in ("tasks", "rows")]
+    assert_triton_agrees(FAMILY, found, chunks)
+    # Divisors that only the data tell, of either sign and any size.
+    divisors = torch.tensor([1, -1, 3, -7, 2**40 + 1, -(2**62), 2**63 - 1, -(2**63)])
+    ids = torch.cat([torch.randint(-(2**62), 2**62, (4096,)), torch.tensor([-(2**63), 2**63 - 1, 0, -1])])
+    found = find(FAMILY, remainders, [ids[:, None].expand(-1, 8).contiguous(), divisors])
+    schedule = {**FAMILY.space(found.match, CUDA).default, "remainder": "multiply"}
+    assert "kv_mod_any" in kernel_of(FAMILY, found.match, schedule, "triton").source
+    assert_triton_agrees(FAMILY, found, [schedule])
 
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:

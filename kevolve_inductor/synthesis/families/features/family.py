@@ -222,12 +222,15 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         choices["columns"] = ("together", "apart")
     groups = groups_of(plan, {"remainder": "multiply", "columns": "together"})
     if max(group.size for group in groups) > 1:
-        choices["dispatch"] = ("select", "tree")
+        # A call for every task is code for every task, which searches have too much of.
+        choices["dispatch"] = ("select", "tree") if _has_search(plan) else ("select", "chunks", "tree")
         choices["order"] = ("rows", "tasks") if _interleaved(groups) else ("tasks", "rows")
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
-    choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2)}
-    changes = (
+    choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2, 1)}
+    changes: tuple[Schedule, ...] = (
+        {"dispatch": "chunks", "block": 512, "steps": 1, "num_warps": 2},
+        {"dispatch": "chunks", "block": 256, "steps": 1, "num_warps": 1},
         {"search": "pivots"},
         {"block": 2048, "num_warps": 8},
         {"block": 512, "num_warps": 2},

@@ -67,6 +67,9 @@ def kv_search_pivots(borders, step, count, halvings: tl.constexpr, value, right:
 _LIBRARY = TRITON_PRELUDE + _SEARCHES + TRITON_REMAINDER
 
 _INT32 = 2**31
+# Tasks that one program runs one after another where it does not look its one task up. With fewer the way to them costs
+# as much as with one, with more too few programs are left to hide what each waits for.
+_CHUNK = 4
 
 
 class FlatTritonPrinter(TritonPrinter):
@@ -118,7 +121,10 @@ def launch_of(
     functions = [_group_function(group, f"group{k}", wide, symbols, schedule) for k, group in enumerate(groups)]
     elements = int(schedule["block"]) * int(schedule["steps"])
     per_task = [_cdiv(group.body.numel, elements) for group in groups]
-    counts = [_scaled(group.size, programs) for group, programs in zip(groups, per_task, strict=True)]
+    counts = [
+        _scaled(-(-group.size // _tasks_per_program(group, schedule)), programs)
+        for group, programs in zip(groups, per_task, strict=True)
+    ]
     names = [f"in{k}" for k in range(len(inputs))] + [f"out{k}" for k in range(len(outputs))] + list(symbols)
     body = ["pid = tl.program_id(0)"]
     body += [f"end{k} = {f'end{k - 1} + ' if k else ''}{_in_kernel(count)}" for k, count in enumerate(counts)]
@@ -189,19 +195,33 @@ def _coordinates(group: Group) -> list[str]:
 
 
 def _call(group: Group, name: str, at: str, programs: str, symbols: Sequence[str], schedule: Schedule) -> list[str]:
-    """Find the task of program ``at`` of the group, and its pointers and numbers; then run its blocks."""
+    """Find the task of program ``at`` of the group, and its pointers and numbers; then run its blocks.
+
+    In chunks there is nothing to look up: every task has a call of its own, which knows its pointers and numbers.
+    """
     common = [*symbols, "BLOCK", "STEPS"]
     values = [_values(group, task) for task in range(group.size)]
     if group.size == 1:
         return [f"{name}({', '.join([*values[0], at, *common])})"]
-    names = [f"{name}_{slot}" for slot in _slots(group)]
+    names, task, part = [f"{name}_{slot}" for slot in _slots(group)], f"{name}_task", f"{name}_part"
+    each = _tasks_per_program(group, schedule)
+    choices = -(-group.size // each)
     if schedule.get("order", "tasks") == "tasks":
-        lines = [f"{name}_task = ({at}) // ({programs})", f"{name}_part = ({at}) % ({programs})"]
+        lines = [f"{task} = ({at}) // ({programs})", f"{part} = ({at}) % ({programs})"]
     else:
-        lines = [f"{name}_task = ({at}) % {group.size}", f"{name}_part = ({at}) // {group.size}"]
-    choose = _tree if schedule.get("dispatch") == "tree" else _selected
-    lines += choose(f"{name}_task", names, values)
-    return [*lines, f"{name}({', '.join([*names, f'{name}_part', *common])})"]
+        lines = [f"{task} = ({at}) % {choices}", f"{part} = ({at}) // {choices}"]
+    if each > 1:
+        calls = [f"{name}({', '.join([*row, part, *common])})" for row in values]
+        return lines + _tree(task, [calls[start : start + each] for start in range(0, len(calls), each)])
+    if schedule.get("dispatch") == "tree":
+        lines += _tree(task, [[f"{n} = {value}" for n, value in zip(names, row, strict=True)] for row in values])
+    else:
+        lines += _selected(task, names, values)
+    return [*lines, f"{name}({', '.join([*names, part, *common])})"]
+
+
+def _tasks_per_program(group: Group, schedule: Schedule) -> int:
+    return min(_CHUNK, group.size) if schedule.get("dispatch") == "chunks" else 1
 
 
 def _values(group: Group, task: int) -> list[str]:
@@ -218,12 +238,12 @@ def _number(parameter: Parameter, task: int) -> str:
     return f"tl.full([], {literal(parameter.values[task], kind)}, {TRITON_TYPES[kind]})"
 
 
-def _tree(task: str, names: Sequence[str], values: Sequence[Sequence[str]], low: int = 0) -> list[str]:
-    """Branches that halve the tasks, so that a program takes as many as their number has digits."""
-    if len(values) == 1:
-        return [f"{name} = {value}" for name, value in zip(names, values[0], strict=True)]
-    half = len(values) // 2
-    left, right = _tree(task, names, values[:half], low), _tree(task, names, values[half:], low + half)
+def _tree(task: str, leaves: Sequence[Sequence[str]], low: int = 0) -> list[str]:
+    """Branches that halve the choices, so that a program takes as many as their number has digits."""
+    if len(leaves) == 1:
+        return list(leaves[0])
+    half = len(leaves) // 2
+    left, right = _tree(task, leaves[:half], low), _tree(task, leaves[half:], low + half)
     return [f"if {task} < {low + half}:", *_indented(left), "else:", *_indented(right)]
 
 
