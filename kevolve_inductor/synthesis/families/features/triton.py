@@ -175,7 +175,11 @@ def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str],
         stores.append(f"tl.store(o{store.output} + {offset}, {value}, mask=mask)")
     body = [f"first = part{'.to(tl.int64)' if wide else ''} * STEPS * BLOCK"]
     body += ["for step in range(STEPS):", "    at = first + step * BLOCK + tl.arange(0, BLOCK)"]
-    body += _indented([f"mask = at < {group.body.numel}", *_coordinates(group), *printer.lines, *stores])
+    numel = group.body.numel
+    # Of a mask that is all true the compiler leaves nothing.
+    whole = isinstance(numel, int) and numel % (int(schedule["block"]) * int(schedule["steps"])) == 0
+    mask = "tl.full([BLOCK], True, tl.int1)" if whole else f"at < {numel}"
+    body += _indented([f"mask = {mask}", *_coordinates(group), *printer.lines, *stores])
     parameters = [*_slots(group), "part", *symbols, "BLOCK: tl.constexpr", "STEPS: tl.constexpr"]
     return "\n".join(["@triton.jit", f"def {name}({', '.join(parameters)}):", *_indented(body)])
 
