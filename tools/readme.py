@@ -34,7 +34,8 @@ def generate(text: str, results: Path) -> str:
     """``text`` with its generated parts made anew from the JSON files in ``results``."""
     documents = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     text = replace_part(text, "longtail", longtail_part(newest_by_chip(documents, "longtail")))
-    return replace_part(text, "quickstart", quickstart_part(newest_by_chip(documents, "quickstart")))
+    text = replace_part(text, "quickstart", quickstart_part(newest_by_chip(documents, "quickstart")))
+    return replace_part(text, "compile", compile_part(newest_by_chip(documents, "compile")))
 
 
 def replace_part(text: str, name: str, content: str) -> str:
@@ -94,6 +95,26 @@ def quickstart_part(documents: list[Document]) -> str:
         ratio = times["inductor"] / times["kevolve"]
         title = f"{document['chip']}, {document['rows']} rows, {document['date']}"
         lines.append(f"| {title} | " + " | ".join(figures) + f" | {ratio:.2f}× |")
+    return "\n".join(lines) if documents else "No measurement is stored yet."
+
+
+def compile_part(documents: list[Document]) -> str:
+    lines = [
+        "| compile, seconds | Inductor | kevolve, warm | ratio | swapped | look-up |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for document in documents:
+        for name, row in document["models"].items():
+            look_up = f"{max(row['look_ups_us']) / 1e3:.1f} ms" if row["look_ups_us"] else "–"
+            figures = [
+                f"{row['inductor_s']:.1f}",
+                f"{row['kevolve_s']:.1f}",
+                f"{row['ratio']:.2f}",
+                f"{row['swapped']}",
+            ]
+            lines.append(
+                f"| {name}, {document['chip']}, {document['date']} | " + " | ".join([*figures, look_up]) + " |"
+            )
     return "\n".join(lines) if documents else "No measurement is stored yet."
 
 
