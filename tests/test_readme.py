@@ -31,7 +31,8 @@ def test_a_new_measurement_replaces_the_older_one_of_its_chip(readme: ModuleType
         times = {"eager": 90_000.0, "inductor": 60_000.0, "kevolve": time_us}
         document = {"benchmark": "quickstart", "chip": "X", "device": "cpu", "date": date, "rows": 8, "times_us": times}
         (tmp_path / f"{date}.json").write_text(json.dumps(document))
-    parts = [readme.BEGIN.format(name=n) + "\nold\n" + readme.END.format(name=n) for n in ("longtail", "quickstart")]
+    names = ("longtail", "quickstart", "compile")
+    parts = [readme.BEGIN.format(name=name) + "\nold\n" + readme.END.format(name=name) for name in names]
     text = readme.generate("\n".join(parts), tmp_path)
     assert "| X, 8 rows, 2026-01-02 | 90.0 | 60.0 | 30.0 | 2.00× |" in text
     assert "2026-01-01" not in text and "old" not in text
