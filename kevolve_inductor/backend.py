@@ -18,7 +18,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 from .cache.store import Store
-from .evaluate.client import WorkerEvaluator
+from .evaluate.client import SEEDS_S, WorkerEvaluator
 from .exc import PlatformError
 from .graph.ranges import seen_ranges
 from .platforms import use_build_folder
@@ -79,7 +79,13 @@ def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mappi
 
 
 def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEvaluator:
-    return WorkerEvaluator(platform, store.build_folder(), seed=settings.seed, tf32=settings.numerics == "eager_tf32")
+    return WorkerEvaluator(
+        platform,
+        store.build_folder(),
+        seed=settings.seed,
+        tf32=settings.numerics == "eager_tf32",
+        seeds_s=None if settings.search == "full" else SEEDS_S,
+    )
 
 
 def _guarded(settings: Settings, previous: Any, store: Store) -> Callable[..., Any]:

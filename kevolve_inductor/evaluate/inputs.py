@@ -1,9 +1,14 @@
-"""Inputs regenerated from a region, a workload and a seed: the same tensors in every process that asks."""
+"""Inputs regenerated from a region, a workload and a seed: the same tensors in every process that asks.
+
+Inputs have names: a distribution (``"normal"``), the same with another seed (``"normal#2"``), or with other sizes for the
+region's symbols in order (``"normal@127"``, ``"normal@127,64"``).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +24,10 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 #   special           NaN, infinities, negative zero, subnormal numbers
 #   beyond, below     indices out of range: wherever eager raises, a kernel must
 DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", "beyond", "below")
+OUT_OF_RANGE = ("beyond", "below")
+LEAST_INPUTS = 32
+_WITHOUT_SEED = ("zeros", "constant")
+_SIZES = (2, 3, 7, 16, 31, 127, 128, 129, 251)
 _REDUCED = ("normal", "large", "ties", "special", "beyond", "below")
 _REDUCED_FROM_BYTES = 128 * 2**20
 _SCREEN = ("normal", "ties")
@@ -63,6 +72,49 @@ def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
     return names
 
 
+def at_other_sizes(region: Region, workload: Workload) -> tuple[str, ...]:
+    """Names of inputs whose sizes lie around where kernels that take sizes go wrong: a vector's, a block's and their own.
+
+    Sizes 0 and 1 are left out, since graphs with them are compiled for themselves.
+    """
+    if not region.symbols:
+        return ()
+    hints = [workload.symbols[name] for name in region.symbol_names]
+    near = [[max(2, hint + step) for hint in hints] for step in (-1, 1)]
+    alike = [[size] * len(hints) for size in _SIZES]
+    apart = [[size + position for position in range(len(hints))] for size in _SIZES[:4]] if len(hints) > 1 else []
+    return tuple(f"normal@{','.join(map(str, sizes))}" for sizes in (*alike, *apart, *near))
+
+
+def with_other_seeds(distributions: tuple[str, ...]) -> tuple[str, ...]:
+    """As many more inputs as make ``LEAST_INPUTS`` together with ``distributions``, the random ones in turn."""
+    random = [name for name in distributions if name not in (*_WITHOUT_SEED, *OUT_OF_RANGE)]
+    more = max(0, LEAST_INPUTS - len(distributions))
+    return tuple(f"{random[k % len(random)]}#{1 + k // len(random)}" for k in range(more)) if random else ()
+
+
+def named(name: str, workload: Workload) -> tuple[str, Workload]:
+    """The distribution and the workload of inputs called ``name``. Raises ``ValueError`` for sizes that do not fit."""
+    rest, _, sizes = name.partition("@")
+    distribution = rest.partition("#")[0]
+    if not sizes:
+        return distribution, workload
+    new = tuple((symbol, int(size)) for (symbol, _), size in zip(workload.sizes, sizes.split(","), strict=True))
+    moved = {old: size for (_, old), (_, size) in zip(workload.sizes, new, strict=True)}
+    return distribution, replace(workload, sizes=new, ranges=tuple(_resized(r, moved) for r in workload.ranges))
+
+
+def _resized(allowed: InputRange | None, moved: Mapping[int, int]) -> InputRange | None:
+    """An index ends where the axis does that it points into: with the axis, its range ends elsewhere."""
+    if allowed is None:
+        return None
+    for end in (0, 1):
+        if allowed.high + end in moved:
+            high = moved[allowed.high + end] - end
+            return replace(allowed, low=max(min(allowed.low, high), -high - 1), high=high)
+    return allowed
+
+
 def screened(distributions: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Those that a kernel is checked on before it is timed, and the rest: what is wrong mostly fails on few inputs."""
     first = tuple(name for name in distributions if name in _SCREEN)
@@ -72,13 +124,15 @@ def screened(distributions: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str
 def generate(
     region: Region, workload: Workload, distribution: str, seed: int, device: torch.device
 ) -> list[torch.Tensor]:
-    """One tensor per input, with the region's strides, within the workload's ranges."""
+    """One tensor per input of the inputs called ``distribution``, with the region's strides, within the ranges."""
+    name = distribution
+    distribution, workload = named(name, workload)
     tensors = []
     ascending = _ascending_inputs(region)
     for position, spec in enumerate(region.inputs):
         allowed = workload.ranges[position] if position < len(workload.ranges) else None
         shape, stride = sizes_of(spec, workload.symbols)
-        generator = torch.Generator(device=device).manual_seed(_seed(seed, workload.seed, distribution, position))
+        generator = torch.Generator(device=device).manual_seed(_seed(seed, workload.seed, name, position))
         distinct = tuple(1 if step == 0 else size for size, step in zip(shape, stride, strict=True))
         recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
         shift = 1 if distribution == "uniform" and device.type == "cpu" else 0

@@ -115,6 +115,21 @@ class JudgeJob:
 
 
 @dataclass(frozen=True)
+class ApplyJob:
+    """Ask the referee whether eager accepts the inputs of that name."""
+
+    name: ClassVar[str] = "apply"
+    distribution: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"distribution": self.distribution}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ApplyJob:
+        return cls(data["distribution"])
+
+
+@dataclass(frozen=True)
 class TimeJob:
     """Time a kernel that was found correct; ``max_error`` and ``build_s`` go into the evaluation.
 
@@ -175,10 +190,10 @@ class CrossJob:
         return cls(Kernel.from_json(data["kernel"]), Region.from_json(data["region"]), data["target"])
 
 
-Job = OpenJob | BaselinesJob | RunJob | JudgeJob | TimeJob | GraphJob | CrossJob
+Job = OpenJob | BaselinesJob | RunJob | JudgeJob | ApplyJob | TimeJob | GraphJob | CrossJob
 
 _JOBS: Mapping[str, type[Any]] = {
-    job.name: job for job in (OpenJob, BaselinesJob, RunJob, JudgeJob, TimeJob, GraphJob, CrossJob)
+    job.name: job for job in (OpenJob, BaselinesJob, RunJob, JudgeJob, ApplyJob, TimeJob, GraphJob, CrossJob)
 }
 
 

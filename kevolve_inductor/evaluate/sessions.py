@@ -22,8 +22,8 @@ from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
 from .guarded import read_outputs, run_guarded, write_outputs
-from .inputs import generate
-from .job import JudgeJob, OpenJob, RunJob, TimeJob
+from .inputs import generate, named
+from .job import ApplyJob, JudgeJob, OpenJob, RunJob, TimeJob
 from .timing import Contest, Timing
 
 _CEILING_SLACK = 1.05
@@ -86,8 +86,9 @@ class BenchSession:
         if not isinstance(built, Built):
             return {"evaluation": to_json(built)}
         inputs = generate(self._region, self._workload, job.distribution, self._seed, self._executor.device)
+        symbols = named(job.distribution, self._workload)[1].symbols
         try:
-            result = run_guarded(built.compiled, self._region, self._symbols, inputs, self._executor, job.distribution)
+            result = run_guarded(built.compiled, self._region, symbols, inputs, self._executor, job.distribution)
         except ResourceError as error:
             return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
         except RuntimeError as error:
@@ -160,13 +161,17 @@ class RefereeSession:
     """Never runs a candidate."""
 
     def __init__(self, job: OpenJob, seed: int, executor: Executor) -> None:
-        self._region, self._symbols, self._device = job.region, job.workload.symbols, executor.device
+        self._region, self._workload, self._device = job.region, job.workload, executor.device
         self._judge = Judge(job.region, job.workload, seed, executor.device)
+
+    def applies(self, job: ApplyJob) -> dict[str, Any]:
+        return {"applies": self._judge.applies(job.distribution)}
 
     def judge(self, job: JudgeJob) -> dict[str, Any]:
         outputs = None
         if job.outputs is not None:
-            outputs = read_outputs(self._region, self._symbols, Path(job.outputs), self._device)
+            symbols = named(job.distribution, self._workload)[1].symbols
+            outputs = read_outputs(self._region, symbols, Path(job.outputs), self._device)
         match self._judge.judge(job.distribution, outputs):
             case Agreed(max_error=max_error):
                 return {"max_error": max_error}

@@ -33,12 +33,15 @@ _DISTURBED = 1.5
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per call (medians); ``speedup_low`` is against the baseline with the lowest one, as is ``speedup``."""
+    """Microseconds per call (medians); speedups are against the baseline with the lowest one, ``speedup_low`` and
+    ``speedup_high`` the ends of the 95 % confidence interval.
+    """
 
     latency_us: float
     baselines_us: dict[str, float]
     speedup: float
     speedup_low: float
+    speedup_high: float
     rounds: int
 
 
@@ -49,6 +52,11 @@ def lower_bound(values: Sequence[float]) -> float:
     """
     ordered = sorted(values)
     return ordered[_rank(len(ordered))]
+
+
+def upper_bound(values: Sequence[float]) -> float:
+    """Upper end of the same interval."""
+    return -lower_bound([-value for value in values])
 
 
 @cache
@@ -75,7 +83,7 @@ class Contest:
 
     def time(self, candidate: Call, decide_at: float | None = None) -> Timing:
         """Time ``candidate`` and the baselines close to the fastest, in turn, until the speedup is known or surely low;
-        with ``decide_at``, until it is also clear whether the speedup's lower bound reaches that.
+        with ``decide_at``, until the whole confidence interval lies on one side of that.
 
         Baselines that seem far from the fastest are sampled once only, in case they seemed so because the machine was busy.
         """
@@ -91,7 +99,8 @@ class Contest:
             timing = self._summary(names, samples)
             if _decided(timing, decide_at) or timing.rounds >= most or self._clock() > deadline:
                 break
-            rounds = _MORE_ROUNDS
+            # Every look is another chance to be wrong, so that a decision is looked at after twice as many rounds.
+            rounds = _MORE_ROUNDS if decide_at is None else min(timing.rounds, most - timing.rounds)
         for name in names:
             self.known_us[name] = min(self.known_us[name], timing.baselines_us[name])
         return timing
@@ -114,14 +123,16 @@ class Contest:
         most = _DISTURBED * self.known_us[best]
         ratios = [min(base, most) / own for base, own in zip(samples[1 + names.index(best)], samples[0], strict=True)]
         baselines_us = self.known_us | {name: min(time_us, most) for name, time_us in measured.items()}
-        return Timing(median(samples[0]), baselines_us, median(ratios), lower_bound(ratios), len(ratios))
+        return Timing(
+            median(samples[0]), baselines_us, median(ratios), lower_bound(ratios), upper_bound(ratios), len(ratios)
+        )
 
 
 def _decided(timing: Timing, decide_at: float | None) -> bool:
     if timing.speedup < _HOPELESS:
         return True
-    if decide_at is not None and timing.speedup_low < decide_at <= timing.speedup:
-        return False
+    if decide_at is not None:
+        return not timing.speedup_low < decide_at <= timing.speedup_high
     return timing.speedup_low >= (1.0 - _PRECISE) * timing.speedup
 
 

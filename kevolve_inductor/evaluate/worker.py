@@ -17,7 +17,19 @@ from typing import Any
 import torch
 
 from ..platforms import executor_for
-from .job import BaselinesJob, CrossJob, GraphJob, Job, JudgeJob, OpenJob, RunJob, TimeJob, WorkerSetup, job_from_json
+from .job import (
+    ApplyJob,
+    BaselinesJob,
+    CrossJob,
+    GraphJob,
+    Job,
+    JudgeJob,
+    OpenJob,
+    RunJob,
+    TimeJob,
+    WorkerSetup,
+    job_from_json,
+)
 from .sessions import BenchSession, RefereeSession
 
 _GRACE_S = 4.0
@@ -51,6 +63,8 @@ class Worker:
                 return self._bench.run(job)
             case TimeJob() if self._bench is not None:
                 return self._bench.time(job)
+            case ApplyJob() if self._referee is not None:
+                return self._referee.applies(job)
             case JudgeJob() if self._referee is not None:
                 return self._referee.judge(job)
             case GraphJob():

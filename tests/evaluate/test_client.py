@@ -20,6 +20,7 @@ from kevolve_inductor.evaluate.evaluation import (
     ResourceFailed,
     TimedOut,
 )
+from kevolve_inductor.evaluate.inputs import generate
 from kevolve_inductor.exc import WorkerError
 from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
 from kevolve_inductor.graph.swap import Swap
@@ -134,6 +135,35 @@ def test_a_kernel_that_reports_an_index_where_there_is_none_is_wrong(evaluator):
     mismatch = evaluator.evaluate(spoiled("return 0;", "return 1;"))
     assert isinstance(mismatch, Mismatch)
     assert mismatch.check == "index out of range"
+
+
+def test_a_kernel_that_takes_sizes_is_judged_at_others_than_it_is_tuned_for(folder):
+    matrix = TensorSpec(("s0", 100), (100, 1), "float32", "cpu")
+    row = TensorSpec(("s0",), (1,), "float32", "cpu")
+    node = RegionNode("aten.sum.dim_IntList", ({"node": "i0"}, [1]), {}, (row,))
+    region = Region((matrix,), (node,), ("n0",), (("s0", 0, 0),))
+    source = ROW_SUM_SOURCE.replace("float* __restrict out)", "float* __restrict out, int64_t s0)")
+    arguments = (Argument("input", 0), Argument("output", 0), Argument("size", 0))
+    right = Kernel("cpp", source.replace("row < 500", "row < s0"), (Launch("row_sum", arguments),))
+    for_fours = replace(right, source=source.replace("row < 500", "row < s0 / 4 * 4"))
+    for_the_hint = replace(right, source=source.replace("row < 500", "row < 500 + 0 * s0"))
+    with WorkerEvaluator(CpuPlatform(), folder, limit_s=LIMIT_S) as other:
+        other.open(region, Workload((("s0", 500),), (None,)))
+        assert isinstance(other.evaluate(right), Passed)
+        wrong = other.evaluate(for_fours)
+        assert isinstance(wrong, Mismatch) and wrong.pattern == "unwritten" and wrong.inputs == "normal@2"
+        assert isinstance(other.evaluate(for_the_hint), Mismatch | Crashed)
+
+
+def test_a_finalist_is_judged_on_other_seeds_as_well(folder):
+    # Right for the first seed of every distribution only: it has learnt a value that one of the later ones holds.
+    values = generate(row_sum_region(), row_sum_workload(), "uniform#2", 0, torch.device("cpu"))[0]
+    lucky = spoiled("out[row] = sum", f"out[row] = in[0] == {float(values[0, 0])!r}f ? 0.0f : sum")
+    with WorkerEvaluator(CpuPlatform(), folder, limit_s=LIMIT_S, seeds_s=None) as other:
+        other.open(row_sum_region(), row_sum_workload())
+        assert isinstance(other.evaluate(lucky), Passed)
+        caught = other.evaluate(lucky, beat=0.0, surely=True)
+        assert isinstance(caught, Mismatch) and caught.inputs == "uniform#2"
 
 
 LOOK_UP = """

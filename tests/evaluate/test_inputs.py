@@ -6,7 +6,15 @@ import sys
 import pytest
 import torch
 
-from kevolve_inductor.evaluate.inputs import DISTRIBUTIONS, distributions_for, generate
+from kevolve_inductor.evaluate.inputs import (
+    DISTRIBUTIONS,
+    LEAST_INPUTS,
+    at_other_sizes,
+    distributions_for,
+    generate,
+    named,
+    with_other_seeds,
+)
 from kevolve_inductor.graph.region import InputRange, Region, TensorSpec, Workload
 
 CPU = torch.device("cpu")
@@ -33,6 +41,30 @@ def test_inputs_have_their_specs_layout_and_repeat(distribution, dtype):
     assert first.stride() == (1, 0, 6)
     assert first.dtype == getattr(torch, dtype)
     assert torch.equal(first.nan_to_num(7), second.nan_to_num(7))
+
+
+def test_there_are_inputs_with_other_seeds_for_what_is_random():
+    names = with_other_seeds(DISTRIBUTIONS)
+    assert len({*names, *DISTRIBUTIONS}) == len(names) + len(DISTRIBUTIONS) == LEAST_INPUTS
+    assert not [name for name in names if name.startswith(("zeros", "constant", "beyond", "below"))]
+    assert not torch.equal(one(FLOATS, "ties"), one(FLOATS, "ties#1"))
+    assert set(one(FLOATS, "ties#1").unique().tolist()) == set(one(FLOATS, "ties").unique().tolist())
+
+
+def test_other_sizes_move_the_ranges_of_indices_with_them():
+    spec, at = TensorSpec(("s0", "s1"), ("s1", 1), "float32", "cpu"), TensorSpec(("s0",), (1,), "int64", "cpu")
+    dynamic = Region((spec, at), (), ("i0",), (("s0", 0, 0), ("s1", 0, 1)))
+    workload = Workload((("s0", 40), ("s1", 90)), (None, InputRange(0, 89)))
+    names = at_other_sizes(dynamic, workload)
+    assert {"normal@127,127", "normal@2,3", "normal@39,89", "normal@41,91"} <= set(names)
+    distribution, other = named("normal@31,7", workload)
+    assert distribution == "normal" and other.symbols == {"s0": 31, "s1": 7}
+    assert other.ranges == (None, InputRange(0, 6))
+    values, index = generate(dynamic, workload, "normal@31,7", 0, CPU)
+    assert values.shape == (31, 7) and index.shape == (31,) and int(index.max()) == 6
+    assert at_other_sizes(region(FLOATS), Workload((), (None,))) == ()
+    with pytest.raises(ValueError):
+        named("normal@31", workload)
 
 
 def test_seeds_and_positions_give_other_values_and_processes_do_not():

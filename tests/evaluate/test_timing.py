@@ -92,6 +92,28 @@ def test_a_small_gain_is_measured_until_it_is_sure():
     assert lost.speedup_low < 1.02
 
 
+def called_a_win(ratio: float, noise: float, seed: int) -> bool:
+    """One session: a kernel that is ``ratio`` times as fast as the baseline, on a clock with ``noise``."""
+    contest = Contest(ScriptedExecutor(), {"inductor": noisy(100.0 * ratio, noise, 2 * seed)})
+    return contest.time(noisy(100.0, noise, 2 * seed + 1), decide_at=1.02).speedup_low >= 1.02
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1])
+def test_a_kernel_does_not_win_against_itself_and_a_small_win_is_found(noise):
+    assert sum(called_a_win(1.0, noise, seed) for seed in range(1000)) <= 10
+    assert sum(called_a_win(1.05, noise, seed) for seed in range(1000, 2000)) >= 950
+
+
+@pytest.mark.parametrize(
+    "clock", [lambda time_us: 1e4 / time_us, lambda time_us: time_us**0], ids=["inverted", "stuck"]
+)
+def test_a_distorted_clock_gives_other_numbers_and_nothing_else(clock):
+    contest = Contest(ScriptedExecutor(), {"inductor": lambda: clock(50.0)})
+    timing = contest.time(lambda: clock(25.0), decide_at=1.02)
+    assert timing.speedup_low <= timing.speedup <= timing.speedup_high
+    assert timing.speedup == pytest.approx(clock(50.0) / clock(25.0))
+
+
 def test_a_baseline_that_seemed_slow_is_looked_at_again():
     times = iter([900.0] * 7)
     contest = Contest(ScriptedExecutor(), {"eager": lambda: 100.0, "inductor": lambda: next(times, 10.0)})
