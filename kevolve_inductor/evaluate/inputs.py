@@ -26,6 +26,8 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", "beyond", "below")
 OUT_OF_RANGE = ("beyond", "below")
 LEAST_INPUTS = 32
+# What candidates are timed on, and judged on once more after that.
+TIMED = "normal#0"
 _WITHOUT_SEED = ("zeros", "constant")
 _SIZES = (2, 3, 7, 16, 31, 127, 128, 129, 251)
 _REDUCED = ("normal", "large", "ties", "special", "beyond", "below")

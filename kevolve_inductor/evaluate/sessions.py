@@ -22,7 +22,7 @@ from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
 from .guarded import read_outputs, run_guarded, write_outputs
-from .inputs import generate, named
+from .inputs import TIMED, generate, named
 from .job import ApplyJob, JudgeJob, OpenJob, RunJob, TimeJob
 from .timing import Contest, Timing
 
@@ -40,7 +40,7 @@ class BenchSession:
         self._executor, self._folder, self._seed = executor, folder, seed
         self._built: dict[str, Built] = {}
         self._failures: dict[str, str] = {}
-        self._inputs = generate(self._region, self._workload, "normal", seed + 1, executor.device)
+        self._inputs = generate(self._region, self._workload, TIMED, seed, executor.device)
         self._skip = job.skip
 
     @cached_property

@@ -315,3 +315,14 @@ def test_nothing_is_left_on_the_thread_pool_of_this_process(evaluator):
     before = torch.get_num_threads()
     evaluator.evaluate(row_sum_kernel())
     assert torch.get_num_threads() == before
+
+
+def test_what_happens_in_some_runs_only_is_found_by_repeating(evaluator):
+    racing = ROW_SUM_SOURCE.replace(
+        "  for (int64_t row", "  float shared = 0;\n#pragma omp parallel for\n  for (int64_t row", 1
+    )
+    racing = racing.replace("#pragma omp parallel for\n  float shared", "  float shared").replace(
+        "out[row] = sum;", "shared += sum;\n    out[row] = sum;"
+    ).replace(END, "  out[0] = shared;\n" + END)  # fmt: skip
+    mismatch = evaluator.evaluate(row_sum_kernel(racing))
+    assert isinstance(mismatch, Mismatch)
