@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +54,7 @@ class WorkerEvaluator:
         """
         self._platform, self._folder, self._limit_s, self._seeds_s = platform, folder, limit_s, seeds_s
         self._applies: dict[str, bool] = {}
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
         self._setup = WorkerSetup(platform.name, str(folder), 0, seed, tf32)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._slots: dict[Role, WorkerSlot] = {}
@@ -64,6 +68,15 @@ class WorkerEvaluator:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @contextmanager
+    def _spending(self, what: str) -> Iterator[None]:
+        """Adds to ``spent_s``: seconds waited for builds, runs, the referee, timing, and new processes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent_s[what] += time.monotonic() - start
 
     def open(self, region: Region, workload: Workload) -> Baselines:
         """Raises ``WorkerError`` where the workers do not come up."""
@@ -103,8 +116,11 @@ class WorkerEvaluator:
             return refusal
         if self._platform.available() is not None:
             return self._cross_compiled(kernel, region)
-        if self._preparer is not None and not self._preparer.wait_for(kernel):
-            return TimedOut(BUILD_LIMIT_S)
+        if self._preparer is not None:
+            with self._spending("build"):
+                built = self._preparer.wait_for(kernel)
+            if not built:
+                return TimedOut(BUILD_LIMIT_S)
         distributions = distributions_for(region, workload)
         first, rest = screened(distributions)
         # First of all again what was just timed: a kernel that only works for its first calls is found out here.
@@ -124,7 +140,8 @@ class WorkerEvaluator:
 
     def _time(self, job: TimeJob) -> Evaluation:
         if self._preparer is not None:
-            self._preparer.wait_until_quiet()
+            with self._spending("build"):
+                self._preparer.wait_until_quiet()
         timed = self._on_bench(job, job.kernel)
         if isinstance(timed, dict):
             raise _unexpected(timed)
@@ -167,7 +184,8 @@ class WorkerEvaluator:
         slot = self._slot("referee")
         answer: Answer = {}
         for _ in range(2):
-            answer = slot.ask(job, _JUDGE_LIMIT_S)
+            with self._spending(job.name):
+                answer = slot.ask(job, _JUDGE_LIMIT_S)
             if isinstance(answer, dict) and "error" not in answer:
                 return float(answer["max_error"]) if "max_error" in answer else from_json(answer["evaluation"])
             slot.replace()
@@ -178,12 +196,14 @@ class WorkerEvaluator:
         slot = self._slot("bench")
         answer: Answer = {}
         for _ in range(2):
-            slot.start()
+            with self._spending("start"):
+                slot.start()
             alone = not slot.tenants - {kernel.digest}
             slot.tenants.add(kernel.digest)
-            if isinstance(job, TimeJob):
-                slot.settle_baselines()
-            answer = slot.ask(job, self._limit_s)
+            with self._spending(job.name):
+                if isinstance(job, TimeJob):
+                    slot.settle_baselines()
+                answer = slot.ask(job, self._limit_s)
             if isinstance(answer, Hung):
                 return TimedOut(answer.limit_s)
             if isinstance(answer, Died) and alone:
