@@ -136,6 +136,37 @@ def _beam_step(device: str) -> Instance:
     return Instance(beam_step, inputs, selection=Selection(1, lambda x, scores: x.float()))
 
 
+def _softmax_long(device: str) -> Instance:
+    return Instance(lambda x: torch.softmax(x, dim=-1), (_normal(device, 4096, 32768),))
+
+
+def _log_softmax_vocabulary(device: str) -> Instance:
+    logits = _normal(device, 8192, 20000, dtype=torch.bfloat16)
+    return Instance(lambda x: functional.log_softmax(x.float() / 0.8, dim=-1), (logits,))
+
+
+def _layer_norm_residual(device: str) -> Instance:
+    inputs = (
+        *(_normal(device, 16384, 4096, dtype=torch.bfloat16) for _ in range(2)),
+        _normal(device, 4096),
+        _normal(device, 4096),
+    )
+
+    def layer_norm_residual(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return total, functional.layer_norm(total.float(), (4096,), weight, bias).to(x.dtype)
+
+    return Instance(layer_norm_residual, inputs)
+
+
+def _softmax_gradient(device: str) -> Instance:
+    def softmax_gradient(gradient: Tensor, y: Tensor) -> Tensor:
+        return (gradient - (gradient * y).sum(dim=-1, keepdim=True)) * y
+
+    y = torch.softmax(_normal(device, 8192, 8192), dim=-1)
+    return Instance(softmax_gradient, (_normal(device, 8192, 8192), y))
+
+
 # --- feature preprocessing -------------------------------------------------------------------------------------------
 
 
@@ -390,6 +421,10 @@ CASES: tuple[Case, ...] = (
     Case("sigmoid-router", "rows", "variation", BOTH, _sigmoid_router),
     Case("argsort-descending", "rows", "variation", BOTH, _argsort_descending),
     Case("beam-step", "rows", "variation", BOTH, _beam_step),
+    Case("softmax-long", "rows", "table", CUDA, _softmax_long),
+    Case("log-softmax-vocabulary", "rows", "variation", CUDA, _log_softmax_vocabulary),
+    Case("layer-norm-residual", "rows", "variation", CUDA, _layer_norm_residual),
+    Case("softmax-gradient", "rows", "variation", CUDA, _softmax_gradient),
     Case("bucketize-64", "features", "table", CUDA, _bucketize_many),
     Case("hash-mod-64", "features", "table", CUDA, _hash_many),
     Case("bucketize-hash", "features", "table", CPU, _bucketize_hash),

@@ -57,6 +57,12 @@ def _operands(b: Builds, node: torch.fx.Node, index: Index, *args: Any) -> list[
     return [ex.cast(b.operand(argument, node, index, held), held) for argument in args]
 
 
+def _fma(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
+    # Fused or not is the compiler's choice, as it is for a product and a sum.
+    left, right, more = _operands(b, node, index, *node.args[:3])
+    return ex.make("add", left.dtype, (ex.make("mul", left.dtype, (left, right)), more))
+
+
 def _add(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     left, right = _operands(b, node, index, node.args[0], node.args[1])
     alpha = _argument(node, 2, "alpha", 1)
@@ -323,7 +329,7 @@ def _leaky_relu(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
 RULES: dict[str, Rule] = {
     "aten.add.Tensor": _add, "aten.add.Scalar": _add, "aten.sub.Tensor": _add, "aten.sub.Scalar": _add,
-    "aten.rsub.Scalar": _add,
+    "aten.rsub.Scalar": _add, "prims.fma.default": _fma,
     "aten.where.self": _where, "aten.masked_fill.Scalar": _masked_fill,
     "aten.clamp.default": _clamp, "aten.clamp_min.default": _clamp, "aten.clamp_max.default": _clamp,
     "aten.clamp.Tensor": _clamp,

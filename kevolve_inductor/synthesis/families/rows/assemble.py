@@ -17,7 +17,7 @@ from ...expression.expression import Expr
 from ...expression.views import reshape_index
 from ..common import specs_of, symbols_of
 from .address import flattened, joined_rows, offset_of, rejoined, same
-from .operators import Selection, extent, is_reduction, is_selection, reduction_of, selection_of
+from .operators import Reduction, Selection, extent, is_reduction, is_selection, reduction_of, selection_of
 from .program import COLUMNS, Element, Reduce, ReduceOp, RowProgram, Select, Statement, Store, without_unused
 
 
@@ -31,20 +31,20 @@ class BlockedError(UnsupportedError):
 
 @dataclass(frozen=True)
 class RowDomain:
-    """The rows: all axes of a selection's operand but the one it runs along."""
+    """The rows: all axes of a selection's or reduction's operand but the one it runs along."""
 
     dims: tuple[Dim, ...]
     columns: int
 
     @classmethod
     def of(cls, node: torch.fx.Node) -> RowDomain:
-        """Of a selection node. Raises ``UnsupportedError``."""
-        selection = selection_of(node)
-        shape = shape_of(selection.source)
-        columns = extent(node, selection.source, selection.dim)
+        """Of a selection or reduction node. Raises ``UnsupportedError``."""
+        asked: Selection | Reduction = selection_of(node) if is_selection(node) else reduction_of(node)
+        shape = shape_of(asked.source)
+        columns = extent(node, asked.source, asked.dim)
         if columns == 0:
             raise UnsupportedError("size", f"{node} runs along an empty axis")
-        return cls(shape[: selection.dim] + shape[selection.dim + 1 :], columns)
+        return cls(shape[: asked.dim] + shape[asked.dim + 1 :], columns)
 
     @property
     def variables(self) -> tuple[tuple[str, Dim], ...]:

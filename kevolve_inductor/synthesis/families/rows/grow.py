@@ -176,6 +176,8 @@ class Grower:
 
 def _siblings(anchor: torch.fx.Node) -> list[torch.fx.Node]:
     """``anchor`` and the other selections of the same values along the same axis."""
+    if not is_selection(anchor):
+        return [anchor]
     asked = selection_of(anchor)
     found = [anchor]
     for user in asked.source.users:

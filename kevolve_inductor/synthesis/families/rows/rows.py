@@ -17,16 +17,21 @@ from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .assemble import Assembled
 from .cpp import cpp_source
 from .grow import Grower
-from .operators import is_selection
-from .program import Element, RowProgram
-from .spaces import check_size, cpp_space, triton_space
+from .operators import is_reduction, is_selection
+from .program import Element, RowProgram, passes
+from .spaces import MOST_REDUCED, check_size, cpp_space, triton_space
 from .triton import emit_triton
 
 _FUNCTION = "kevolve_kernel"
+# Rows of up to this many elements Inductor keeps in registers while it needs them (its persistent reductions).
+_LONGEST_HELD = 1024
+_LEAST_REREAD = 1 << 20
 
 
 class RowFamily(Family):
-    """Selections along an axis (top-k, sort, arg-max …) with the reductions, pointwise steps and gathers around them."""
+    """Selections along an axis (top-k, sort, arg-max …) with the reductions, pointwise steps and gathers around them;
+    on GPUs also reductions of long rows whose results are applied to them (softmax, normalisations, their gradients).
+    """
 
     name: ClassVar[str] = "rows"
 
@@ -44,6 +49,21 @@ class RowFamily(Family):
                 continue
             taken |= found.nodes
             yield self._match(found, grower)
+        if device != "cpu":
+            yield from self._reductions(graph, grower, taken)
+
+    def _reductions(self, graph: torch.fx.Graph, grower: Grower, taken: set[torch.fx.Node]) -> Iterator[Match]:
+        """Long rows that are reduced and then read again, which Inductor does by reading them again from memory."""
+        for node in graph.nodes:
+            if not is_reduction(node) or node in taken:
+                continue
+            try:
+                found = grower.program_of(node)
+            except UnsupportedError:
+                continue
+            if not found.nodes & taken and _is_reread(found):
+                taken |= found.nodes
+                yield self._match(found, grower)
 
     def _match(self, found: Assembled, grower: Grower) -> Match:
         return Match(
@@ -51,7 +71,7 @@ class RowFamily(Family):
             nodes=tuple(sorted(found.nodes, key=grower.order.__getitem__)),
             inputs=found.inputs,
             outputs=found.outputs,
-            region_class="long tail",
+            region_class="long tail" if found.program.selects else "hot",
             plan=found.program,
             flops=_flops(found),
         )
@@ -68,6 +88,14 @@ class RowFamily(Family):
         arguments += [Argument("output", k) for k in range(len(program.outputs))]
         arguments += [Argument("size", k) for k in range(len(program.symbols))]
         return Kernel("cpp", cpp_source(program, schedule), (Launch(_FUNCTION, tuple(arguments)),))
+
+
+def _is_reread(found: Assembled) -> bool:
+    """Whether rows too long for Inductor to hold, and of a size that counts, are swept more than once."""
+    program = found.program
+    if not _LONGEST_HELD < program.columns <= MOST_REDUCED or sum(bool(one.sweep) for one in passes(program)) < 2:
+        return False
+    return max(hinted_numel(node) for node in found.inputs) >= _LEAST_REREAD
 
 
 def _flops(found: Assembled) -> int:

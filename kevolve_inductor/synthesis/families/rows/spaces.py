@@ -20,6 +20,8 @@ Choice = int | str | bool
 
 # Columns of a row that one Triton program can hold, or sort, at once; selected elements a thread can keep in order.
 MOST_HELD = 8192
+# The same where nothing but sums and extremes are wanted of the columns.
+MOST_REDUCED = 32768
 MOST_SORTED = 4096
 MOST_KEPT = 64
 # Packed rows of a sort stand on the stack twice.
@@ -129,7 +131,7 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if _packs_32_bits(program):
         doubles = ("int64", "float64") if _has_few_doubles(target) else ("float64", "int64")
         choices["key"] = doubles
-    if all(s.count == 1 for s in program.selects):
+    if program.selects and all(s.count == 1 for s in program.selects):
         choices["select"] = ("extract", "network")
     elif any(s.count <= 8 for s in program.selects):
         choices["select"] = ("network", "extract")
@@ -183,16 +185,17 @@ def _far_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
 def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:
     sorts = [s for s in program.selects if s.axis == COLUMNS and (is_sort(program, s) or s.count > MOST_KEPT)]
     wide = any(is_wide(s) and s.count > 1 for s in program.selects)
-    tile = whole <= (MOST_SORTED if sorts else MOST_HELD)
+    tile = whole <= (MOST_SORTED if sorts else MOST_HELD if program.selects else MOST_REDUCED)
     loop = not sorts and not wide and whole > 64
     if tile and loop:
-        return ("tile", "loop") if whole <= 2048 else ("loop", "tile")
+        # Selections in long rows take few registers block by block; reductions read their rows once if they hold them.
+        return ("tile", "loop") if whole <= 2048 or not program.selects else ("loop", "tile")
     return ("tile",) if tile else ("loop",)
 
 
 def _lanes_for(whole: int, vector: int, per_thread: int) -> tuple[int, ...]:
     """Threads per row, nearest to ``per_thread`` columns each first."""
-    counts = [1 << k for k in range(9)]
+    counts = [1 << k for k in range(10)]
     able = [n for n in counts if max(4, vector) <= whole // n <= 64] or [
         max(1, whole // (64 if whole > 64 else vector))
     ]
