@@ -137,7 +137,7 @@ def _beam_step(device: str) -> Instance:
 
 
 def _softmax_long(device: str) -> Instance:
-    return Instance(lambda x: torch.softmax(x, dim=-1), (_normal(device, 4096, 32768),))
+    return Instance(lambda x: torch.softmax(x, dim=-1), (_normal(device, 4096, 32768, dtype=torch.bfloat16),))
 
 
 def _log_softmax_vocabulary(device: str) -> Instance:

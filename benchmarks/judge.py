@@ -146,7 +146,8 @@ def faults(device: str) -> Iterator[Kernel]:
         yield row_sum_kernel(ROW_SUM_SOURCE.replace(_END, "  volatile int z = 0;\n  out[0] = 7 / z;\n" + _END))
         return
     yield _triton((_TRITON % (0, 0)).replace("out + row,", "out + row.to(tl.int64) * 1000000000,"), 1, 128, 1)
-    endless = "    on = tl.load(x, volatile=True) * 0 == 0\n    while on:\n        on = tl.load(x, volatile=True) * 0 == 0\n    result"
+    on = "on = tl.load(x, volatile=True) * 0 == 0\n"
+    endless = f"    {on}    while on:\n        {on}    result"
     yield _triton((_TRITON % (0, 0)).replace("    result", endless, 1), 1, 128, 1)
     yield _triton(_TRITON % (0, 0), 8192, 1024, 4)
 

@@ -62,7 +62,7 @@ class Grower:
     def _prune(self, chosen: set[torch.fx.Node]) -> None:
         """Give back pointwise results that their users would compute on the way from values that are written anyway."""
         for node in reversed(self._sorted(chosen)):
-            if node in chosen and all(user not in chosen and _fuses(user) for user in _effective_users(node)):
+            if node in chosen and all(user not in chosen and fuses(user) for user in effective_users(node)):
                 chosen.difference_update(_spare(node, chosen))
 
     # --- producers ---
@@ -88,7 +88,7 @@ class Grower:
                 heapq.heappush(heap, (-self.order[producer], producer.name, producer))
 
     def _is_swallowed(self, node: torch.fx.Node, chosen: set[torch.fx.Node], domain: RowDomain) -> bool:
-        users = list(_effective_users(node))
+        users = list(effective_users(node))
         if users and all(user in chosen for user in users):
             return True
         # Needed elsewhere too, it must be written anyway; loading it instead would leave its row reductions outside.
@@ -97,7 +97,7 @@ class Grower:
     # --- users ---
 
     def _forwards(self, chosen: set[torch.fx.Node], domain: RowDomain, banned: set[torch.fx.Node]) -> None:
-        heap = [(self.order[user], user.name, user) for node in chosen for user in _effective_users(node)]
+        heap = [(self.order[user], user.name, user) for node in chosen for user in effective_users(node)]
         heapq.heapify(heap)
         seen: set[torch.fx.Node] = set()
         while heap:
@@ -109,7 +109,7 @@ class Grower:
                 continue
             members = _with_items(node)
             chosen.update(members)
-            for user in (user for member in members for user in _effective_users(member)):
+            for user in (user for member in members for user in effective_users(member)):
                 heapq.heappush(heap, (self.order[user], user.name, user))
 
     def _may_follow(self, node: torch.fx.Node, chosen: set[torch.fx.Node], domain: RowDomain) -> bool:
@@ -131,7 +131,7 @@ class Grower:
     def _crowded(self, chosen: set[torch.fx.Node], anchor: torch.fx.Node) -> torch.fx.Node | None:
         """A member to leave out where a program would read or write too many tensors."""
         sources = {source for node in chosen for source in _producers(node)} - chosen
-        leaving = {node for node in chosen if any(user not in chosen for user in _effective_users(node))}
+        leaving = {node for node in chosen if any(user not in chosen for user in effective_users(node))}
         if len(sources) <= _MOST_INPUTS and len(leaving) <= _MOST_OUTPUTS:
             return None
         spare = [node for node in self._sorted(chosen) if node is not anchor and not _parent(node)]
@@ -214,17 +214,17 @@ def _spare(node: torch.fx.Node, chosen: set[torch.fx.Node]) -> list[torch.fx.Nod
     while not (is_selection(node) or is_reduction(node) or _parent(node)):
         chain.append(node)
         operands = {operand for operand in _producers(node) if operand in chosen}
-        if operands and all(any(u not in chosen for u in _effective_users(operand)) for operand in operands):
+        if operands and all(any(u not in chosen for u in effective_users(operand)) for operand in operands):
             return chain
         if len(operands) != 1:
             return []
         (node,) = operands
-        if any(user not in chain for user in _effective_users(node)):
+        if any(user not in chain for user in effective_users(node)):
             return []
     return []
 
 
-def _fuses(node: torch.fx.Node) -> bool:
+def fuses(node: torch.fx.Node) -> bool:
     """Whether Inductor computes a node together with the pointwise steps before it."""
     return is_expressible(node) or is_reduction(node) or target_name(node).split(".")[1:2] in (["any"], ["all"])
 
@@ -238,7 +238,7 @@ def _producers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
             yield source
 
 
-def _effective_users(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+def effective_users(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
     """Users, seen through views; a view that leaves the graph or feeds something else counts by its users."""
     stack = list(node.users)
     while stack:

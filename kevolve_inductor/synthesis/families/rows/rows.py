@@ -16,7 +16,7 @@ from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .assemble import Assembled
 from .cpp import cpp_source
-from .grow import Grower
+from .grow import Grower, effective_users, fuses
 from .operators import is_reduction, is_selection
 from .program import Element, RowProgram, passes
 from .spaces import MOST_REDUCED, check_size, cpp_space, triton_space
@@ -95,7 +95,16 @@ def _is_reread(found: Assembled) -> bool:
     program = found.program
     if not _LONGEST_HELD < program.columns <= MOST_REDUCED or sum(bool(one.sweep) for one in passes(program)) < 2:
         return False
-    return max(hinted_numel(node) for node in found.inputs) >= _LEAST_REREAD
+    return max(hinted_numel(node) for node in found.inputs) >= _LEAST_REREAD and _stands_alone(found)
+
+
+def _stands_alone(found: Assembled) -> bool:
+    """Whether Inductor would not compute what comes before or after in the same kernel, which a swap would keep apart."""
+    before = [node for node in found.inputs if node.op == "call_function" and fuses(node)]
+    after = [
+        user for node in found.outputs for user in effective_users(node) if user not in found.nodes and fuses(user)
+    ]
+    return not before and not after
 
 
 def _flops(found: Assembled) -> int:
