@@ -167,6 +167,40 @@ def _softmax_gradient(device: str) -> Instance:
     return Instance(softmax_gradient, (_normal(device, 8192, 8192), y))
 
 
+# --- scans -----------------------------------------------------------------------------------------------------------
+
+
+def exclusive_offsets(lengths: Tensor) -> Tensor:
+    """Where each row's segments begin: a running sum of lengths that does not count its own."""
+    return torch.cumsum(lengths, dim=1) - lengths
+
+
+def discounted(rewards: Tensor) -> Tensor:
+    """Returns from every step to the end of an episode, steps along the rows."""
+    return torch.flip(torch.cumsum(torch.flip(rewards * 0.99, (1,)), dim=1), (1,))
+
+
+def _running_sum(device: str) -> Instance:
+    side = 4096 if device == "cpu" else 8192
+    return Instance(lambda x: torch.cumsum(x, dim=0 if device == "cpu" else -1), (_normal(device, side, side),))
+
+
+def _exclusive_offsets(device: str) -> Instance:
+    lengths = torch.randint(0, 40, (8192 if device == "cpu" else 65536, 300), device=device)
+    return Instance(exclusive_offsets, (lengths,))
+
+
+def _discounted_returns(device: str) -> Instance:
+    return Instance(discounted, (_normal(device, *((2048, 1000) if device == "cpu" else (16384, 1000))),))
+
+
+def _running_maximum(device: str) -> Instance:
+    def running_maximum(x: Tensor) -> Tensor:
+        return torch.cummax(x, dim=1).values - x
+
+    return Instance(running_maximum, (_normal(device, 16 if device == "cpu" else 256, 1024, 200),))
+
+
 # --- feature preprocessing -------------------------------------------------------------------------------------------
 
 
@@ -425,6 +459,10 @@ CASES: tuple[Case, ...] = (
     Case("log-softmax-vocabulary", "rows", "variation", CUDA, _log_softmax_vocabulary),
     Case("layer-norm-residual", "rows", "variation", CUDA, _layer_norm_residual),
     Case("softmax-gradient", "rows", "variation", CUDA, _softmax_gradient),
+    Case("running-sum", "scans", "table", BOTH, _running_sum),
+    Case("exclusive-offsets", "scans", "variation", BOTH, _exclusive_offsets),
+    Case("discounted-returns", "scans", "variation", BOTH, _discounted_returns),
+    Case("running-maximum", "scans", "variation", BOTH, _running_maximum),
     Case("bucketize-64", "features", "table", CUDA, _bucketize_many),
     Case("hash-mod-64", "features", "table", CUDA, _hash_many),
     Case("bucketize-hash", "features", "table", CPU, _bucketize_hash),

@@ -24,8 +24,9 @@ _REFUSED_WORDS = frozenset(
     "connect bind listen accept pthread_create thread jthread async FILE fstream ifstream ofstream filesystem "
     "setjmp longjmp environ stdin stdout stderr printf fprintf puts malloc calloc realloc free aligned_alloc "
     "omp_set_num_threads omp_set_dynamic omp_set_nested alloca_with_align errno gets scanf rand srand time "
-    "clock".split()
+    "clock _mm_getcsr _mm_setcsr _mm_clflush _mm_clflushopt _mm_clwb _mm_cldemote _mm_monitor _mm_mwait".split()
 )
+_REFUSED_ATTRIBUTES = frozenset("constructor destructor section ifunc alias weak weakref cleanup naked".split())
 _REFUSED_PREFIXES = ("Py", "_Py", "kvb_", "kvs_", "kevolve_", "GOMP_", "pthread_", "omp_set_", "__cxa", "_Unwind")
 _STD = frozenset(
     "abs fabs min max minmax clamp exp exp2 expm1 log log2 log10 log1p sqrt cbrt pow hypot floor ceil trunc "
@@ -63,7 +64,7 @@ _BEFORE_PARENTHESIS = frozenset(
 )
 _BUILTINS = re.compile(
     r"__builtin_(expect|prefetch|clz|ctz|popcount|bswap|assume_aligned|unreachable|memcpy|memset|nan|inf|huge|isnan|isinf|"
-    r"sqrt|fma|fabs|copysign|add_overflow|sub_overflow|mul_overflow|shuffle|convertvector|ia32_)\w*"
+    r"sqrt|fma|fabs|copysign|add_overflow|sub_overflow|mul_overflow|shuffle|convertvector)\w*"
 )  # fmt: skip
 _INTRINSICS = re.compile(
     r"_mm\d*_\w+|_(pext|pdep|lzcnt|tzcnt|blsr|popcnt|bextr|ktest|kortest|cvt|load_mask|store_mask)\w*|v\w+q?_[suf]\d+"
@@ -104,7 +105,8 @@ def check_cpp(source: str, entries: Sequence[str]) -> None:
 
 
 def _is_refused(word: str) -> bool:
-    return word in _REFUSED_WORDS or word.startswith(_REFUSED_PREFIXES)
+    # Attributes may be written with underscores around them.
+    return word in _REFUSED_WORDS or word.strip("_") in _REFUSED_ATTRIBUTES or word.startswith(_REFUSED_PREFIXES)
 
 
 def _tokens(source: str) -> Iterator[_Token]:

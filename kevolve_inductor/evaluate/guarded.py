@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -67,7 +69,47 @@ def run_guarded(
             return fault
         first = first or ran
     assert first is not None
+    if distribution == _REPEATED and not first.raised:
+        return _as_timed(compiled, region, symbols, inputs, first, executor, distribution) or first
     return first
+
+
+def _as_timed(
+    compiled: CompiledKernel, region: Region, symbols: dict[str, int], inputs: Sequence[torch.Tensor], first: Ran,
+    executor: Executor, distribution: str,
+) -> Mismatch | None:  # fmt: skip
+    """Once more as in the clock's loop, where outputs are what the allocator gives: often the last call's, still filled.
+
+    A kernel that finds its work done already would win there, and one that knows poisoned memory would not even work.
+    So the last call has seen one element of an input differently, and one element of each output is spoiled since.
+    """
+    outputs = [executor.allocation(spec, symbols)() for spec in region.output_specs]
+    for output, guarded in zip(outputs, first.outputs, strict=True):
+        output.copy_(guarded.tensor)
+    values = [symbols[name] for name in region.symbol_names]
+    changed = next((tensor for tensor in inputs if tensor.is_floating_point() and tensor.numel()), None)
+    if changed is not None:
+        place = changed[_anywhere(changed)]
+        held = place.clone()
+        place.copy_(torch.zeros_like(held) if bool(held.isnan()) else held + 1.0)
+        with suppress(KernelIndexError):
+            compiled(inputs, outputs, values)
+        executor.synchronize()
+        place.copy_(held)
+    for output in outputs:
+        if output.numel():
+            spoiled = output[_anywhere(output)].view(1).view(torch.uint8)
+            spoiled.bitwise_not_()
+    compiled(inputs, outputs, values)
+    executor.synchronize()
+    again = Ran(tuple(GuardedOutput(o, o, first.outputs[k].poison) for k, o in enumerate(outputs)), False)
+    fault = _differing(first, again, distribution)
+    return None if fault is None else replace(fault, check="as timed", pattern="not repeatable")
+
+
+def _anywhere(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The place of an element that no kernel's author can foresee."""
+    return tuple(secrets.randbelow(size) for size in tensor.shape)
 
 
 def _guarded(region: Region, output: int, symbols: dict[str, int], device: torch.device, poison: int) -> GuardedOutput:

@@ -22,15 +22,16 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 #   zeros, constant   division by zero, one value in a whole row
 #   ties, sorted      selections, binary searches, run lengths
 #   special           NaN, infinities, negative zero, subnormal numbers
-#   beyond, below     indices out of range: wherever eager raises, a kernel must
-DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", "beyond", "below")
-OUT_OF_RANGE = ("beyond", "below")
+#   beyond, below     indices just out of range: wherever eager raises, a kernel must
+#   far               an index far out of range: reading there ends the process
+OUT_OF_RANGE = ("beyond", "below", "far")
+DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", *OUT_OF_RANGE)
 LEAST_INPUTS = 32
 # What candidates are timed on, and judged on once more after that.
 TIMED = "normal#0"
 _WITHOUT_SEED = ("zeros", "constant")
 _SIZES = (2, 3, 7, 16, 31, 127, 128, 129, 251)
-_REDUCED = ("normal", "large", "ties", "special", "beyond", "below")
+_REDUCED = ("normal", "large", "ties", "special", *OUT_OF_RANGE)
 _REDUCED_FROM_BYTES = 128 * 2**20
 _SCREEN = ("normal", "ties")
 # A graph as it is really run: weights of a size that keeps deep networks finite.
@@ -46,6 +47,8 @@ _PLAIN_INTEGERS = InputRange(-100, 100)
 _ANY_INDEX = InputRange(0, 1)
 _SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
 _RAGGED_SHARE = 64
+# Elements: more than any tensor has, and in bytes still no address that wraps around.
+_FAR = 2**40
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
         names = tuple(name for name in names if name not in ("uniform", "special"))
     if region.device != "cpu" or not any(_may_leave(entry) for entry in workload.ranges):
         # On a GPU eager's own check aborts the whole process, so nothing can be compared there.
-        names = tuple(name for name in names if name not in ("beyond", "below"))
+        names = tuple(name for name in names if name not in OUT_OF_RANGE)
     return names
 
 
@@ -272,9 +275,9 @@ def _integers(recipe: _Recipe) -> torch.Tensor:
         case "large":
             ends = torch.tensor([low, high], device=recipe.device)
             values = torch.where(_uniform(recipe) < 0.5, ends[_between(recipe, 0, 1)], _between(recipe, low, high))
-        case "beyond" | "below" if _may_leave(recipe.allowed):
+        case "beyond" | "below" | "far" if _may_leave(recipe.allowed):
             values = _between(recipe, low, high)
-            outside = high + 1 if recipe.distribution == "beyond" else low - 1
+            outside = {"beyond": high + 1, "below": low - 1}.get(recipe.distribution, min(high + _FAR, limits.max))
             if values.numel() and limits.min <= outside <= limits.max:
                 values.reshape(-1)[values.numel() // 2] = outside
         case _:

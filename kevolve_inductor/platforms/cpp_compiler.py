@@ -18,7 +18,10 @@ from filelock import FileLock
 
 from .. import settings
 from ..exc import BuildError, CompilerMissingError
-from .cpp_imports import check_imports
+from .cpp_imports import check_imports, check_memory
+
+# What objects are checked for when they are built; those of an older build folder were checked for less.
+_CHECKS = "imports, memory"
 
 _BASE_FLAGS = (
     "-O3", "-std=c++20", "-fPIC", "-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
@@ -42,7 +45,7 @@ class Compiler:
     def key(self, text: str) -> str:
         """Digest of everything a built object depends on."""
         runtime = self.openmp.name if self.openmp else ""
-        parts = (text, self.version, *self.flags, runtime, str(sysconfig.get_config_var("SOABI")))
+        parts = (_CHECKS, text, self.version, *self.flags, runtime, str(sysconfig.get_config_var("SOABI")))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -117,7 +120,7 @@ def compile_cpp(text: str, folder: Path, checked: bool = True) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / f"{key}.lock"):
         if not _is_intact(library, checksum):
-            content = _build(compiler, text)
+            content = _build(compiler, text, checked)
             if checked:
                 check_imports(content)
             _write(checksum, hashlib.sha256(content).hexdigest().encode())
@@ -132,11 +135,13 @@ def _is_intact(library: Path, checksum: Path) -> bool:
         return False
 
 
-def _build(compiler: Compiler, text: str) -> bytes:
+def _build(compiler: Compiler, text: str, checked: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="kevolve-") as scratch:
         unit, library = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
         # The text goes through standard input: a file's name would be part of the object.
         _run((*compiler.command, *compiler.flags, "-x", "c++", "-c", "-o", str(unit), "-"), text, "compile")
+        if checked:
+            check_memory(unit.read_bytes())
         # Linked in a step of its own and without -fopenmp, which would add the system's runtime beside torch's.
         runtime = [str(compiler.openmp)] if compiler.openmp else []
         _run((*compiler.command, "-shared", "-s", "-o", str(library), str(unit), *runtime, "-lm"), "", "link")

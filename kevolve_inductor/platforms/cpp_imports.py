@@ -32,6 +32,13 @@ _COMPILER = re.compile(r"GOMP_\w+|__kmpc_\w+|__(trunc|extend|float|fix|div|mod|u
 
 # The type of the section that holds a shared object's dynamic symbols, by the ELF specification.
 _DYNAMIC_SYMBOLS = 11
+# Section types: symbols, and lists of functions to run when an object is loaded or unloaded; the flag of what may be written.
+_SYMBOLS = 2
+_RUN_AT_LOAD = (14, 15, 16)
+_WRITABLE = 1
+_SYMBOL_BYTES, _SECTION_SYMBOL = 24, 3
+# The binding's own pointers, and the compiler's to its routine for exceptions.
+_BINDING_MEMORY = re.compile(r"_ZL\d+kvb_(pointer|index_error)|DW\.ref\.\w+")
 
 
 def check_imports(library: bytes) -> None:
@@ -40,6 +47,45 @@ def check_imports(library: bytes) -> None:
         known = name in _BINDING or name in _RUNTIME
         if not known and not _MATHEMATICS.fullmatch(name) and not _COMPILER.fullmatch(name):
             raise GateError(f"a call of {name}", 0)
+
+
+def check_memory(unit: bytes) -> None:
+    """Raises ``GateError`` where the object keeps memory between calls beside its binding's, or code for when it is loaded.
+
+    Read before linking, which adds both and drops the names.
+    """
+    sections = _sections(unit)
+    writable = set()
+    for number, (name, kind, flags, *_) in enumerate(sections):
+        if kind in _RUN_AT_LOAD or name.startswith((".ctors", ".dtors", ".init", ".fini")):
+            raise GateError("code that runs when the kernel is loaded", 0)
+        # What the linker fills in and then makes read-only: tables of constants' addresses.
+        if flags & _WRITABLE and not name.startswith(".data.rel.ro"):
+            writable.add(number)
+    for _, kind, _, at, size, link in sections:
+        for position in range(at, at + size, _SYMBOL_BYTES) if kind == _SYMBOLS else ():
+            name_at, information, _, section = struct.unpack_from("<IBBH", unit, position)
+            if section in writable and information & 15 != _SECTION_SYMBOL:
+                name = _text_at(unit, sections[link][3] + name_at)
+                if not _BINDING_MEMORY.fullmatch(name):
+                    raise GateError(f"memory that outlives the call ({name})", 0)
+
+
+def _sections(unit: bytes) -> list[tuple[str, int, int, int, int, int]]:
+    """Name, type, flags, offset, size and link of every section."""
+    if unit[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a 64-bit ELF object")
+    (sections_at,) = struct.unpack_from("<Q", unit, 0x28)
+    entry_size, count, names = struct.unpack_from("<HHH", unit, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQI", unit, sections_at + k * entry_size) for k in range(count)]
+    return [
+        (_text_at(unit, sections[names][4] + name_at), kind, flags, at, size, link)
+        for name_at, kind, flags, _, at, size, link in sections
+    ]
+
+
+def _text_at(unit: bytes, start: int) -> str:
+    return unit[start : unit.index(b"\0", start)].decode()
 
 
 def imported_symbols(library: bytes) -> set[str]:

@@ -9,6 +9,7 @@ import torch
 from kevolve_inductor.evaluate.inputs import (
     DISTRIBUTIONS,
     LEAST_INPUTS,
+    OUT_OF_RANGE,
     at_other_sizes,
     distributions_for,
     generate,
@@ -46,7 +47,7 @@ def test_inputs_have_their_specs_layout_and_repeat(distribution, dtype):
 def test_there_are_inputs_with_other_seeds_for_what_is_random():
     names = with_other_seeds(DISTRIBUTIONS)
     assert len({*names, *DISTRIBUTIONS}) == len(names) + len(DISTRIBUTIONS) == LEAST_INPUTS
-    assert not [name for name in names if name.startswith(("zeros", "constant", "beyond", "below"))]
+    assert not [name for name in names if name.startswith(("zeros", "constant", *OUT_OF_RANGE))]
     assert not torch.equal(one(FLOATS, "ties"), one(FLOATS, "ties#1"))
     assert set(one(FLOATS, "ties#1").unique().tolist()) == set(one(FLOATS, "ties").unique().tolist())
 
@@ -82,7 +83,7 @@ def test_seeds_and_positions_give_other_values_and_processes_do_not():
     assert float(done.stdout) == value, done.stderr
 
 
-@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name not in ("beyond", "below")])
+@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name not in OUT_OF_RANGE])
 @pytest.mark.parametrize(
     "allowed", [InputRange(0, 9), InputRange(-5, 3), InputRange(7, 7), InputRange(-(2**63), 2**63 - 1)]
 )
@@ -94,6 +95,7 @@ def test_integers_stay_within_their_range(distribution, allowed):
 def test_integers_leave_their_range_where_that_is_asked_for():
     assert int(one(INTEGERS, "beyond", InputRange(0, 9)).max()) == 10
     assert int(one(INTEGERS, "below", InputRange(0, 9)).min()) == -1
+    assert int(one(INTEGERS, "far", InputRange(0, 9)).max()) == 9 + 2**40
 
 
 def test_integers_without_a_range_are_negative_too():
@@ -121,9 +123,9 @@ def test_distributions_are_what_they_are_called():
 
 def test_only_distributions_that_say_something_are_used():
     ranged, free = Workload((), (InputRange(0, 9),)), Workload((), (None,))
-    assert {"beyond", "below"} <= set(distributions_for(region(INTEGERS), ranged))
+    assert set(OUT_OF_RANGE) <= set(distributions_for(region(INTEGERS), ranged))
     assert "special" not in distributions_for(region(INTEGERS), ranged)
-    assert set(distributions_for(region(FLOATS), free)) == set(DISTRIBUTIONS) - {"beyond", "below"}
+    assert set(distributions_for(region(FLOATS), free)) == set(DISTRIBUTIONS) - set(OUT_OF_RANGE)
     huge = TensorSpec((2**26,), (1,), "float32", "cpu")
     assert len(distributions_for(region(huge), free)) < len(distributions_for(region(FLOATS), free))
     on_gpu = TensorSpec((10,), (1,), "int64", "cuda")

@@ -7,10 +7,12 @@ from .features import FeaturesFamily
 from .interaction import InteractionFamily
 from .jagged import JaggedFamily
 from .rows import RowFamily
+from .scans import ScansFamily
 
 FAMILIES: tuple[Family, ...] = (
     RowFamily(),
     JaggedFamily(),
     FeaturesFamily(),
     InteractionFamily(),
+    ScansFamily(),
 )

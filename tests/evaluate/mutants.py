@@ -1,0 +1,315 @@
+"""Right kernels with one small thing wrong: does the judge notice?
+
+``python -m tests.evaluate.mutants --count 1000`` judges that many and prints what survived. A mutant is *killed* by a
+named check, *unbuildable* where the compiler refuses it, *equivalent* where the compiler makes the same code of it, and
+*survives* where the judge finds nothing.
+
+What is not mutated, since it changes speed alone: directives (schedules, unrolling), how many elements deserve threads,
+prefetches, alignments, hints to the optimiser, types' names. What survives nevertheless has, so far, been one of these:
+
+- a condition that only picks a fast way over a general one (``first + 16 <= inner``, ``numbers``, ``c + 1 < n``): the
+  general way computes the same, and the fast one's condition may be stricter than it must be;
+- the size of a block or of a tile on the stack, larger than needed or used in steps that need not be the whole block;
+- which of two equal things is chosen: ``>`` for ``>=`` in a maximum's value, ``low < high`` for ``low != high``, ties of
+  a selection that promises no order;
+- a value that is never read: the initial value of what is assigned in every case, the sum of a row without elements
+  that the inputs do not have, an element after the last one;
+- another order of summing, or a shorter format for something that is exact in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import random
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kevolve_inductor.evaluate.build import gate
+from kevolve_inductor.evaluate.evaluation import BuildFailed, Crashed, Mismatch, Refused, TimedOut
+from kevolve_inductor.evaluate.inputs import OUT_OF_RANGE, distributions_for
+from kevolve_inductor.exc import KevolveError
+from kevolve_inductor.graph.ranges import seen_range
+from kevolve_inductor.graph.region import Region, Workload
+from kevolve_inductor.kernel import Kernel
+from kevolve_inductor.platforms.cpu import compile_cpp, generate_cpp
+from kevolve_inductor.synthesis.families.features import FeaturesFamily
+from kevolve_inductor.synthesis.families.interaction import InteractionFamily
+from kevolve_inductor.synthesis.families.jagged import JaggedFamily
+from kevolve_inductor.synthesis.families.rows import RowFamily
+from kevolve_inductor.synthesis.family import Family
+from tests.evaluate.corpus import GROUNDS, UntimedJudge, build_all, honest
+from tests.synthesis.family_checks import CPU, find, kernel_of, region_of, schedules_of, values_of
+
+Outcome = Literal["killed", "unbuildable", "equivalent", "survived"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A right kernel with the region it is right for."""
+
+    name: str
+    region: Region
+    workload: Workload
+    kernel: Kernel
+
+
+@dataclass(frozen=True)
+class Mutant:
+    subject: Subject
+    kernel: Kernel
+    operator: str
+
+    def difference(self) -> str:
+        before, after = (kernel.source.splitlines() for kernel in (self.subject.kernel, self.kernel))
+        changed = [
+            line for line in difflib.unified_diff(before, after, lineterm="", n=0) if line[:2] not in ("--", "++")
+        ]
+        return "\n".join([f"{self.subject.name}: {self.operator}", *changed])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    mutant: Mutant
+    outcome: Outcome
+    reason: str
+
+
+# --- what is mutated -------------------------------------------------------------------------------------------------
+
+
+def corpus_subjects() -> list[Subject]:
+    """The corpus' honest kernels, the plainest of each region first."""
+    return [
+        Subject(f"{h.ground}: {h.name}", GROUNDS[h.ground].region, GROUNDS[h.ground].workload, h.kernel)
+        for h in honest()
+    ]
+
+
+def _router(logits: Tensor) -> tuple[Tensor, Tensor]:
+    weights, experts = torch.topk(torch.softmax(logits, dim=-1), 3)
+    return weights, experts
+
+
+def _extremes(values: Tensor) -> tuple[Tensor, ...]:
+    return values.argmax(1), *values.min(1)
+
+
+def _sorted(values: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.sort(values, dim=-1, stable=True))
+
+
+def _padded(values: Tensor, offsets: Tensor) -> Tensor:
+    position = torch.arange(12)
+    index = (offsets[:-1, None] + position).clamp(max=values.shape[0] - 1)
+    return torch.where(position < (offsets[1:] - offsets[:-1])[:, None], values[index], 0)
+
+
+def _pooled(values: Tensor, offsets: Tensor) -> Tensor:
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0)
+
+
+def _features(values: Tensor, borders: Tensor, ids: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+    mixed = ids * 2654435761
+    hashed = ((mixed ^ (mixed >> 29)) & 0x7FFFFFFFFFFFFFFF) % 1009
+    return torch.bucketize(values, borders), hashed, torch.log1p(counts.clamp(0, 500)), counts.clamp(-1, 3) * 0.5
+
+
+def _interaction(rows: Tensor) -> Tensor:
+    products = torch.bmm(rows, rows.transpose(1, 2))
+    left, right = torch.tril_indices(rows.shape[1], rows.shape[1], offset=-1)
+    return torch.cat([rows[:, 0], products[:, left, right]], dim=1)
+
+
+def _jagged() -> list[Tensor]:
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(0, 30, (600,)).cumsum(0)])
+    return [torch.randn(int(offsets[-1])), offsets]
+
+
+def _feature_inputs() -> list[Tensor]:
+    ids = torch.randint(-(2**40), 2**40, (1300,))
+    return [torch.randn(1300), torch.randn(21).sort().values, ids, torch.randint(-2, 900, (1300,)).float()]
+
+
+_PROGRAMS: Mapping[str, tuple[Family, Callable[..., Any], Callable[[], list[Tensor]]]] = {
+    "router": (RowFamily(), _router, lambda: [torch.randn(48, 19)]),
+    "extremes": (RowFamily(), _extremes, lambda: [torch.randn(40, 37)]),
+    "sorted": (RowFamily(), _sorted, lambda: [torch.randn(40, 24)]),
+    "padded": (JaggedFamily(), _padded, _jagged),
+    "pooled": (JaggedFamily(), _pooled, _jagged),
+    "features": (FeaturesFamily(), _features, _feature_inputs),
+    "interaction": (InteractionFamily(), _interaction, lambda: [torch.randn(33, 7, 20)]),
+}
+
+
+@cache
+def family_subjects(schedules: int = 1) -> list[Subject]:
+    """Kernels of the families, with the default schedule and ``schedules - 1`` of the others."""
+    torch.manual_seed(0)
+    found = []
+    for name, (family, function, inputs) in _PROGRAMS.items():
+        graph = find(family, function, inputs())
+        for match in graph.matches:
+            ranges = tuple(seen_range(value) for value in values_of(graph, match.inputs))
+            kernels = [kernel_of(family, match, choice) for choice in schedules_of(family, match, CPU)[:schedules]]
+            for kernel in {kernel.digest: kernel for kernel in kernels}.values():
+                found.append(Subject(name, region_of(match), Workload((), ranges), kernel))
+    return found
+
+
+# --- mutation --------------------------------------------------------------------------------------------------------
+
+# By name, what is looked for and what takes its place. Only one place is changed at a time.
+_OPERATORS: Mapping[str, tuple[str, str]] = {
+    "one more": (r"(?<![\w.'])(\d+)(?![\w.'])", "+1"),
+    "one less": (r"(?<![\w.'])([1-9]\d*)(?![\w.'])", "-1"),
+    "also equal": (r" ([<>]) ", r" \1= "),
+    "not equal": (r" ([<>])= ", r" \1 "),
+    "other direction": (r" < (?=\w+[;\s)])", " > "),
+    "difference for sum": (r" \+ (?!=)", " - "),
+    "sum for difference": (r"(?<=[\w)\]]) - ", " + "),
+    "taken off": (r" \+= ", " -= "),
+    "assigned": (r" [+|]= ", " = "),
+    "sum for product": (r"(?<=[\w)\]]) \* (?=[\w(])", " + "),
+    "swapped difference": (r"(\b\w+(?:\[\w+\])?) - (\w+(?:\[\w+\])?)", r"\2 - \1"),
+    "swapped quotient": (r"(\b\w+(?:\[\w+\])?) / (\w+(?:\[\w+\])?)", r"\2 / \1"),
+    "missing term": (r" \+ \w+(?:\[\w+\])?(?=[;,)\]])", ""),
+    "missing factor": (r" \* \w+(?:\[\w+\])?(?=[;,)\] ])", ""),
+    "either for both": (r" && ", " || "),
+    "both for either": (r" \|\| ", " && "),
+    "condition dropped": (r" \? ", " || true ? "),
+    "condition refused": (r" \? ", " && false ? "),
+    "maximum for minimum": (r"(?<=\W)min(?=[<(_])", "max"),
+    "minimum for maximum": (r"(?<=\W)max(?=[<(_])", "min"),
+    "unequal": (r" == ", " != "),
+    "equal": (r" != ", " == "),
+    "half precision": (r"\bfloat (?=\w+ = [^{])", "_Float16 "),
+    "missing statement": (r"(?<=\s)[\w.]+\[[^\]]+\] [+-]?= [^;{]+;", ";"),
+}
+# Lines and parts of lines that change speed alone, or that only the compiler reads.
+_LEFT_ALONE = re.compile(
+    r"^\s*(#|//|template\b|typedef\b|using\b|static_assert\b|constexpr\b).*|//.*|if ?\(count >= [^)]*\)|"
+    r"__builtin_(?:prefetch|expect)\([^;]*;|_mm_prefetch\([^;]*;|alignas\(\w+\)|vector_size\([^)]*\)|"
+    # Whether a whole row of a jagged tensor lies within the values, so that the way without checks may be taken.
+    r"^if \(\(\(low\d.*|"
+    r"(?:int|float)\d*_t\b|__attribute__\(.*?\)\)|\[\[\w+\]\]|\b\w+<[\w, ]*>",
+    re.MULTILINE,
+)
+# How an index out of range is noticed: nothing where the judge has no such inputs, as for offsets, which rise by contract.
+_REPORTS = re.compile(r"^.*(?:\b(?:failed|bad) [|]?= |\bok\b|\bwrap\b).*$", re.MULTILINE)
+
+
+def mutants_of(subject: Subject) -> Iterator[Mutant]:
+    """Every mutant, in the order of the text."""
+    source = subject.kernel.source
+    idle = [found.span() for found in _LEFT_ALONE.finditer(source)]
+    if not set(distributions_for(subject.region, subject.workload)) & set(OUT_OF_RANGE):
+        idle += [found.span() for found in _REPORTS.finditer(source)]
+    for operator, (pattern, new) in _OPERATORS.items():
+        for found in re.finditer(pattern, source):
+            start, end = found.span()
+            if any(start < stop and begin < end for begin, stop in idle):
+                continue
+            text = str(int(found[0]) + int(new)) if new in ("+1", "-1") else found.expand(new)
+            if text != found[0]:
+                mutated = replace(subject.kernel, source=source[:start] + text + source[end:])
+                yield Mutant(subject, mutated, operator)
+
+
+def sample(subjects: Sequence[Subject], count: int, seed: int = 0) -> list[Mutant]:
+    """``count`` mutants, or all there are: the subjects take turns, and so do the operators of each."""
+    generator = random.Random(seed)
+    pools = []
+    for subject in subjects:
+        by_operator: dict[str, list[Mutant]] = {}
+        for mutant in mutants_of(subject):
+            by_operator.setdefault(mutant.operator, []).append(mutant)
+        queues = list(by_operator.values())
+        for queue in queues:
+            generator.shuffle(queue)
+        generator.shuffle(queues)
+        pools.append(
+            [queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue)]
+        )
+    turns = range(max(map(len, pools), default=0))
+    return [pool[turn] for turn in turns for pool in pools if turn < len(pool)][:count]
+
+
+# --- judgement -------------------------------------------------------------------------------------------------------
+
+
+def judge_all(mutants: Sequence[Mutant], folder: Path) -> Iterator[Verdict]:
+    """Built on all processors, judged one by one; region by region, since opening one takes longer than judging."""
+    subjects = {mutant.subject.kernel.digest: mutant.subject for mutant in mutants}
+    build_all([(mutant.subject.region, mutant.kernel) for mutant in mutants], folder)
+    build_all([(subject.region, subject.kernel) for subject in subjects.values()], folder)
+    judge = UntimedJudge(folder)
+    try:
+        for mutant in sorted(mutants, key=lambda mutant: mutant.subject.region.digest):
+            yield _judged(mutant, judge)
+    finally:
+        judge.close()
+
+
+def _judged(mutant: Mutant, judge: UntimedJudge) -> Verdict:
+    subject = mutant.subject
+    if gate(mutant.kernel) is None and _object(subject.region, mutant.kernel, judge.folder) == _object(
+        subject.region, subject.kernel, judge.folder
+    ):
+        return Verdict(mutant, "equivalent", "the compiler makes the same code of it")
+    match judge.judge(subject.region, subject.workload, mutant.kernel):
+        case None:
+            return Verdict(mutant, "survived", "")
+        case BuildFailed():
+            return Verdict(mutant, "unbuildable", "compiler")
+        case Refused(check=check):
+            return Verdict(mutant, "unbuildable", check)
+        case Mismatch(check=check, pattern=pattern):
+            return Verdict(mutant, "killed", f"{check}: {pattern}")
+        case Crashed(signal=signal):
+            return Verdict(mutant, "killed", f"signal {signal}")
+        case TimedOut():
+            return Verdict(mutant, "killed", "endless")
+        case outcome:
+            raise AssertionError(f"{mutant.difference()}\n{outcome}")
+
+
+def _object(region: Region, kernel: Kernel, folder: Path) -> bytes | None:
+    try:
+        return compile_cpp(generate_cpp(kernel, region), folder).read_bytes()
+    except KevolveError:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedules", type=int, default=3, help="schedules of each family's kernel")
+    parser.add_argument("--only", choices=("corpus", "families"))
+    options = parser.parse_args()
+    subjects = [] if options.only == "families" else corpus_subjects()
+    subjects += [] if options.only == "corpus" else family_subjects(options.schedules)
+    outcomes: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="kevolve-mutants-") as folder:
+        for verdict in judge_all(sample(subjects, options.count, options.seed), Path(folder)):
+            outcomes[verdict.outcome] += 1
+            reasons[verdict.reason] += verdict.outcome == "killed"
+            if verdict.outcome == "survived":
+                print(f"survived  {verdict.mutant.difference()}\n", flush=True)
+    print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()))
+    print("\n".join(f"  {count:5} {reason}" for reason, count in reasons.most_common() if count))
+
+
+if __name__ == "__main__":
+    main()
