@@ -132,7 +132,7 @@ class WorkerEvaluator:
         if not isinstance(timed, Passed):
             return timed
         if timed.speedup < beat:
-            return replace(timed, complete=not rest)
+            return replace(timed, complete=False)
         checked = self._check(kernel, rest, checked)
         if surely and isinstance(checked, TimeJob):
             checked = self._check(kernel, with_other_seeds(distributions), checked, self._seeds_s)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 from ..exc import GateError
 
@@ -54,21 +55,25 @@ def check_memory(unit: bytes) -> None:
 
     Read before linking, which adds both and drops the names.
     """
-    sections = _sections(unit)
     writable = set()
-    for number, (name, kind, flags, *_) in enumerate(sections):
+    for number, (name, kind, flags, *_) in enumerate(_sections(unit)):
         if kind in _RUN_AT_LOAD or name.startswith((".ctors", ".dtors", ".init", ".fini")):
             raise GateError("code that runs when the kernel is loaded", 0)
         # What the linker fills in and then makes read-only: tables of constants' addresses.
         if flags & _WRITABLE and not name.startswith(".data.rel.ro"):
             writable.add(number)
+    for name, information, section in _symbols(unit, _SYMBOLS):
+        if section in writable and information & 15 != _SECTION_SYMBOL and not _BINDING_MEMORY.fullmatch(name):
+            raise GateError(f"memory that outlives the call ({name})", 0)
+
+
+def _symbols(content: bytes, wanted: int) -> Iterator[tuple[str, int, int]]:
+    """Name, type and binding, and section number of every symbol in sections of type ``wanted``."""
+    sections = _sections(content)
     for _, kind, _, at, size, link in sections:
-        for position in range(at, at + size, _SYMBOL_BYTES) if kind == _SYMBOLS else ():
-            name_at, information, _, section = struct.unpack_from("<IBBH", unit, position)
-            if section in writable and information & 15 != _SECTION_SYMBOL:
-                name = _text_at(unit, sections[link][3] + name_at)
-                if not _BINDING_MEMORY.fullmatch(name):
-                    raise GateError(f"memory that outlives the call ({name})", 0)
+        for position in range(at, at + size, _SYMBOL_BYTES) if kind == wanted else ():
+            name_at, information, _, section = struct.unpack_from("<IBBH", content, position)
+            yield _text_at(content, sections[link][3] + name_at), information, section
 
 
 def _sections(unit: bytes) -> list[tuple[str, int, int, int, int, int]]:
@@ -90,18 +95,4 @@ def _text_at(unit: bytes, start: int) -> str:
 
 def imported_symbols(library: bytes) -> set[str]:
     """Names a 64-bit little-endian ELF shared object leaves to others. Raises ``ValueError`` for any other content."""
-    if library[:6] != b"\x7fELF\x02\x01":
-        raise ValueError("not a 64-bit ELF object")
-    (sections_at,) = struct.unpack_from("<Q", library, 0x28)
-    entry_size, count = struct.unpack_from("<HH", library, 0x3A)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", library, sections_at + k * entry_size) for k in range(count)]
-    names: set[str] = set()
-    for _, kind, _, _, at, size, link, _, _, item_size in sections:
-        if kind == _DYNAMIC_SYMBOLS:
-            strings_at = sections[link][4]
-            for position in range(at, at + size, item_size):
-                name_at, _, _, section = struct.unpack_from("<IBBH", library, position)
-                if section == 0 and name_at:
-                    start = strings_at + name_at
-                    names.add(library[start : library.index(b"\0", start)].decode())
-    return names
+    return {name for name, _, section in _symbols(library, _DYNAMIC_SYMBOLS) if section == 0 and name}

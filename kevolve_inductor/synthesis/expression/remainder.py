@@ -65,6 +65,13 @@ def kv_mod_any(a, d):
 """
 
 
+def triton_remainder(expr: Expr, arguments: list[str]) -> str:
+    """The call that a ``quick_mod`` is in Triton."""
+    if expr.value == "any":
+        return f"kv_mod_any({', '.join(arguments)})"
+    return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
+
+
 def is_integer_division(expr: Expr) -> bool:
     return expr.op in ("mod", "fmod", "floordiv", "truncdiv") and expr.dtype in ex.INTEGERS
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch.fx
 
@@ -11,6 +11,7 @@ from ...exc import UnsupportedError
 from ...graph.capture import identifiers
 from ...graph.meta import hinted_numel, spec_of, tensor_of
 from ...graph.region import TensorSpec
+from ...kernel import Argument, ArgumentKind
 from ..expression import is_constant, is_expressible, is_view
 from ..family import Schedule, ScheduleSpace
 
@@ -74,6 +75,16 @@ def symbols_of(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
     ``Argument("size", k)`` counts within them; ``graph.capture.canonical_kernel`` then takes the order of the region.
     """
     return tuple(sorted({name for spec in specs for dim in (*spec.shape, *spec.stride) for name in identifiers(dim)}))
+
+
+def arguments_of(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], symbols: Sequence[str]
+) -> tuple[Argument, ...]:
+    """A kernel's arguments in the order that emitters take them: inputs, outputs, sizes."""
+    kinds: tuple[tuple[ArgumentKind, int], ...] = (
+        ("input", len(inputs)), ("output", len(outputs)), ("size", len(symbols))
+    )  # fmt: skip
+    return tuple(Argument(kind, k) for kind, count in kinds for k in range(count))
 
 
 def seeded(choices: Mapping[str, tuple[int | str | bool, ...]], *changes: Schedule) -> ScheduleSpace:

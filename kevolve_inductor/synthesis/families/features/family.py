@@ -13,7 +13,7 @@ import torch.fx
 from ....exc import EmissionError, UnsupportedError
 from ....graph.meta import target_name
 from ....graph.region import TensorSpec
-from ....kernel import Argument, Kernel, Language, Launch
+from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
@@ -95,15 +95,13 @@ class FeaturesFamily(Family):
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: FeaturesPlan = match.plan
-        arguments = [Argument("input", k) for k in range(len(plan.inputs))]
-        arguments += [Argument("output", k) for k in range(len(plan.outputs))]
-        arguments += [Argument("size", k) for k in range(len(plan.symbols))]
+        arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         groups = groups_of(plan, schedule)
         if language == "cpp":
             source = source_of(groups, plan.inputs, plan.outputs, plan.symbols, schedule)
-            return Kernel("cpp", source, (Launch("kevolve_kernel", tuple(arguments)),))
+            return Kernel("cpp", source, (Launch("kevolve_kernel", arguments),))
         if language == "triton":
-            return launch_of(groups, plan.inputs, plan.outputs, plan.symbols, tuple(arguments), schedule)
+            return launch_of(groups, plan.inputs, plan.outputs, plan.symbols, arguments, schedule)
         raise EmissionError(f"no {language} kernels of feature preprocessing")
 
 

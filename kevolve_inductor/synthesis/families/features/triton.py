@@ -10,9 +10,10 @@ from ....kernel import Argument, Kernel, Launch
 from ...expression import TritonPrinter
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from ...expression.remainder import TRITON_REMAINDER
+from ...expression.remainder import TRITON_REMAINDER, triton_remainder
 from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
+from ..triton_tiles import INT32, cdiv, needs_64_bits
 from .groups import Group, Parameter
 
 _SEARCHES = """
@@ -66,7 +67,6 @@ def kv_search_pivots(borders, step, count, halvings: tl.constexpr, value, right:
 """
 _LIBRARY = TRITON_PRELUDE + _SEARCHES + TRITON_REMAINDER
 
-_INT32 = 2**31
 # Tasks that one program runs one after another where it does not look its one task up. With fewer the way to them costs
 # as much as with one, with more too few programs are left to hide what each waits for.
 _CHUNK = 4
@@ -81,7 +81,7 @@ class FlatTritonPrinter(TritonPrinter):
         self._uniform = {p.name for p in group.parameters}
 
     def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": self._remainder}
+        return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": triton_remainder}
 
     def _read(self, expr: Expr, arguments: list[str]) -> str:
         slot, stored = expr.value
@@ -103,11 +103,6 @@ class FlatTritonPrinter(TritonPrinter):
         halvings, uneven = (largest - 1).bit_length(), isinstance(count, str)
         return f"kv_search_binary({borders}, {halvings}, {uneven}, {value}, {right})"
 
-    def _remainder(self, expr: Expr, arguments: list[str]) -> str:
-        if expr.value == "any":
-            return f"kv_mod_any({', '.join(arguments)})"
-        return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
-
 
 def launch_of(
     groups: Sequence[Group],
@@ -117,10 +112,10 @@ def launch_of(
     arguments: tuple[Argument, ...],
     schedule: Schedule,
 ) -> Kernel:
-    wide = _needs_64_bits((*inputs, *outputs))
+    wide = needs_64_bits((*inputs, *outputs))
     functions = [_group_function(group, f"group{k}", wide, symbols, schedule) for k, group in enumerate(groups)]
     elements = int(schedule["block"]) * int(schedule["steps"])
-    per_task = [_cdiv(group.body.numel, elements) for group in groups]
+    per_task = [cdiv(group.body.numel, elements) for group in groups]
     counts = [
         _scaled(-(-group.size // _tasks_per_program(group, schedule)), programs)
         for group, programs in zip(groups, per_task, strict=True)
@@ -143,15 +138,6 @@ def launch_of(
         num_warps=int(schedule["num_warps"]),
     )
     return Kernel("triton", source, (launch,))
-
-
-def _needs_64_bits(specs: Sequence[TensorSpec]) -> bool:
-    sizes = [spec.numel for spec in specs]
-    return any(not isinstance(size, int) or size >= _INT32 for size in sizes)
-
-
-def _cdiv(numel: Dim, elements: int) -> Dim:
-    return -(-numel // elements) if isinstance(numel, int) else f"cdiv({numel}, {elements})"
 
 
 def _scaled(size: int, programs: Dim) -> Dim:
@@ -237,7 +223,7 @@ def _values(group: Group, task: int) -> list[str]:
 
 def _number(parameter: Parameter, task: int) -> str:
     """A typed number. Indices that fit are 32 bits wide, since they are added to 32-bit positions."""
-    narrow = parameter.dtype == "int64" and all(-_INT32 <= value < _INT32 for value in parameter.values)
+    narrow = parameter.dtype == "int64" and all(-INT32 <= value < INT32 for value in parameter.values)
     kind = "int32" if narrow else parameter.dtype
     return f"tl.full([], {literal(parameter.values[task], kind)}, {TRITON_TYPES[kind]})"
 

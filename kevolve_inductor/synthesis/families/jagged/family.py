@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
-from ....kernel import Argument, Kernel, Language, Launch
+from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
@@ -92,13 +92,11 @@ class JaggedFamily(Family):
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: JaggedPlan = match.plan
-        arguments = [Argument("input", k) for k in range(len(plan.inputs))]
-        arguments += [Argument("output", k) for k in range(len(plan.outputs))]
-        arguments += [Argument("size", k) for k in range(len(plan.symbols))]
+        arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "cpp":
-            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", tuple(arguments)),))
+            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
         if language == "triton":
-            return launches_of(plan, tuple(arguments), schedule)
+            return launches_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of jagged tensors")
 
 

@@ -5,65 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ....exc import EmissionError
-from ....graph.dims import Dim, product
-from ....graph.region import TensorSpec
+from ....graph.dims import product
 from ....kernel import Argument, Kernel, Launch
-from ...expression import TRITON_PRELUDE, TritonPrinter
+from ...expression import TRITON_PRELUDE
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.remainder import TRITON_REMAINDER, Method
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
+from ..triton_tiles import TilePrinter, cdiv, coordinates, needs_64_bits
 from .cpp import respelled
 from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
 
 _LIBRARY = TRITON_PRELUDE + TRITON_REMAINDER
-_INT32 = 2**31
-
-
-class TilePrinter(TritonPrinter):
-    """Prints flat reads over a tile whose axes are rows, positions and inner elements.
-
-    ``masks`` gives the mask of each variable that is an axis. ``guards`` are conditions outside which a read is discarded.
-    """
-
-    def __init__(self, masks: Mapping[str, str], guards: Mapping[Expr, tuple[Expr, bool]], prefix: str = "t") -> None:
-        super().__init__((), "mask", prefix)
-        self.masks, self.guards = masks, guards
-
-    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "read": self._read, "quick_mod": self._remainder}
-
-    def _read(self, expr: Expr, arguments: list[str]) -> str:
-        slot, stored = expr.value
-        masks = self._masks_of(expr.args[0])
-        condition, holds = self.guards.get(expr, (None, True))
-        # A mask has no more axes than what it masks.
-        if condition is not None and ex.variables(condition) <= ex.variables(expr.args[0]):
-            masks.append(self.value(condition) if holds else f"({self.value(condition)} == 0)")
-        masked = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        text = f"tl.load(in{slot} + {arguments[0]}{masked})"
-        if stored == "bool":
-            return f"({text} != 0)"
-        return text if stored == expr.dtype else f"{text}.to({TRITON_TYPES[expr.dtype]})"
-
-    def _masks_of(self, expr: Expr) -> list[str]:
-        return sorted({self.masks[name] for name in ex.variables(expr) if name in self.masks})
-
-    def _check_index(self, expr: Expr, arguments: list[str]) -> str:
-        extent, wrap = expr.value
-        at = f"tl.where({arguments[0]} < 0, {arguments[0]} + {extent}, {arguments[0]})" if wrap else arguments[0]
-        name = f"{self._prefix}i{self._count}"
-        self._count += 1
-        outside = "".join(f" | ~({mask})" for mask in self._masks_of(expr))
-        self.lines.append(f"{name} = {at}")
-        self.lines.append(f'tl.device_assert((({name} >= 0) & ({name} < {extent})){outside}, "index out of range")')
-        return name
-
-    def _remainder(self, expr: Expr, arguments: list[str]) -> str:
-        if expr.value == "any":
-            return f"kv_mod_any({', '.join(arguments)})"
-        return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
 
 
 def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
@@ -109,23 +63,16 @@ def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
 
 
 def _grid(task: JaggedTask, tile: Mapping[str, int]) -> tuple[str, ...]:
-    grid = (_cdiv(task.rows[1], tile["ROWS"]), _cdiv(_inner(task), tile["COLUMNS"]))
-    return (*grid, _cdiv(task.length, tile["POSITIONS"])) if isinstance(task, Dense) else grid
-
-
-def _cdiv(numel: Dim, by: int) -> str:
-    return str(-(-numel // by)) if isinstance(numel, int) else f"cdiv({numel}, {by})"
+    blocks = [cdiv(task.rows[1], tile["ROWS"]), cdiv(_inner(task), tile["COLUMNS"])]
+    if isinstance(task, Dense):
+        blocks.append(cdiv(task.length, tile["POSITIONS"]))
+    return tuple(map(str, blocks))
 
 
 def _head(name: str, plan: JaggedPlan, constants: Sequence[str]) -> str:
     names = [f"in{k}" for k in range(len(plan.inputs))] + [f"out{k}" for k in range(len(plan.outputs))]
     parameters = [*names, *plan.symbols, *(f"{constant}: tl.constexpr" for constant in constants)]
     return f"@triton.jit\ndef {name}({', '.join(parameters)}):"
-
-
-def _needs_64_bits(specs: Sequence[TensorSpec]) -> bool:
-    sizes = [spec.numel for spec in specs]
-    return any(not isinstance(size, int) or size >= _INT32 for size in sizes)
 
 
 def _indented(lines: Sequence[str], by: str = "    ") -> list[str]:
@@ -135,15 +82,6 @@ def _indented(lines: Sequence[str], by: str = "    ") -> list[str]:
 def _axis(name: str, program: str, block: str, place: str, wide: bool) -> str:
     start = f"{program}.to(tl.int64) * {block}" if wide else f"{program} * {block}"
     return f"{name} = ({start} + tl.arange(0, {block}))[{place}]"
-
-
-def _coordinates(rest: str, axes: Sequence[tuple[str, Dim]]) -> list[str]:
-    """Coordinates of a flat place: the last axis varies fastest, the first takes what is left."""
-    lines = []
-    for name, extent in reversed(axes[1:]):
-        lines.append(f"{name} = {rest} % {extent}")
-        rest = f"({rest} // {extent})"
-    return [*lines, f"{axes[0][0]} = {rest}"] if axes else lines
 
 
 def _fails(printer: TilePrinter, fails: Sequence[Expr], masked: bool = True) -> list[str]:
@@ -159,12 +97,12 @@ def _fails(printer: TilePrinter, fails: Sequence[Expr], masked: bool = True) -> 
 
 
 def _dense(name: str, task: Dense, plan: JaggedPlan, tile: Mapping[str, int]) -> str:
-    wide = _needs_64_bits((*plan.inputs, *plan.outputs))
+    wide = needs_64_bits((*plan.inputs, *plan.outputs))
     lines = [
         _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
         _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
         _axis(POSITION, "tl.program_id(2)", "POSITIONS", "None, :, None", False),
-        *_coordinates("place", task.inner),
+        *coordinates("place", task.inner),
     ]
     needed = {}
     bounds = (("row_mask", ROW, task.rows[1], "ROWS"), ("at_mask", POSITION, task.length, "POSITIONS"),
@@ -217,7 +155,7 @@ def _hole(part: Expr, kept: Expr) -> Callable[[Expr], Expr | None]:
 
 
 def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
-    wide = _needs_64_bits((*plan.inputs, *plan.outputs))
+    wide = needs_64_bits((*plan.inputs, *plan.outputs))
     kind = TRITON_TYPES[task.held]
     neutral = literal(_neutral(task), task.held)
     lines = [
@@ -225,7 +163,7 @@ def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
         _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
         f"place_mask = place < {_inner(task)}",
-        *_coordinates("place", task.inner),
+        *coordinates("place", task.inner),
         f"total = tl.full([ROWS, EVENTS, COLUMNS], {neutral}, {kind})",
     ]
     masks = _masks(task)
@@ -284,7 +222,7 @@ def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
         _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
         f"place_mask = place < {_inner(task)}",
-        *_coordinates("place", task.inner),
+        *coordinates("place", task.inner),
     ]
     printer = TilePrinter(masks, {}, "e")
     printer.name(ex.var(ACCUMULATOR, None, task.held), "combined")

@@ -10,10 +10,11 @@ import torch.fx
 from ....exc import UnsupportedError
 from ....graph.dims import product
 from ....graph.meta import hinted_numel
-from ....kernel import Argument, Kernel, Language, Launch
+from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
+from ..common import arguments_of
 from .assemble import Assembled
 from .cpp import cpp_source
 from .grow import Grower, effective_users, fuses
@@ -84,10 +85,8 @@ class RowFamily(Family):
         program: RowProgram = match.plan
         if language != "cpp":
             return emit_triton(program, schedule)
-        arguments = [Argument("input", k) for k in range(len(program.inputs))]
-        arguments += [Argument("output", k) for k in range(len(program.outputs))]
-        arguments += [Argument("size", k) for k in range(len(program.symbols))]
-        return Kernel("cpp", cpp_source(program, schedule), (Launch(_FUNCTION, tuple(arguments)),))
+        arguments = arguments_of(program.inputs, program.outputs, program.symbols)
+        return Kernel("cpp", cpp_source(program, schedule), (Launch(_FUNCTION, arguments),))
 
 
 def _is_reread(found: Assembled) -> bool:

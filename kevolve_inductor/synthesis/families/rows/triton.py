@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from ....exc import EmissionError
 from ....graph.dims import Dim, product
 from ....graph.region import TensorSpec
-from ....kernel import Argument, Kernel, Launch
+from ....kernel import Kernel, Launch
 from ...expression import TRITON_PRELUDE
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
+from ..common import arguments_of
 from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, online_pairs, passes
 from .simplify import simplified
 from .spaces import columns_are_near, vector_of
@@ -46,10 +47,8 @@ def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     body = "\n".join(f"    {line}" for line in writer.lines())
     code = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *program.symbols])}):\n{body}"
     source = f"{used_helpers(TRITON_PRELUDE + ROW_HELPERS, code)}\n\n{code}\n"
-    arguments = [Argument("input", k) for k in range(len(program.inputs))]
-    arguments += [Argument("output", k) for k in range(len(program.outputs))]
-    arguments += [Argument("size", k) for k in range(len(program.symbols))]
-    launch = Launch(_FUNCTION, tuple(arguments), (writer.grid,), num_warps=warps, num_stages=1)
+    arguments = arguments_of(program.inputs, program.outputs, program.symbols)
+    launch = Launch(_FUNCTION, arguments, (writer.grid,), num_warps=warps, num_stages=1)
     return Kernel("triton", source, (launch,))
 
 

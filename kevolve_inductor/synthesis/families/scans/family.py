@@ -10,7 +10,7 @@ import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
 from ....graph.meta import hint_of, tensor_of
-from ....kernel import Argument, Kernel, Language, Launch
+from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
@@ -66,13 +66,11 @@ class ScansFamily(Family):
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: ScanPlan = match.plan
-        arguments = [Argument("input", k) for k in range(len(plan.inputs))]
-        arguments += [Argument("output", k) for k in range(len(plan.outputs))]
-        arguments += [Argument("size", k) for k in range(len(plan.symbols))]
+        arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "cpp":
-            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", tuple(arguments)),))
+            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
         if language == "triton":
-            return kernel_of(plan, tuple(arguments), schedule)
+            return kernel_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of scans")
 
 

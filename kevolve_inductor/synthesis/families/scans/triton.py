@@ -5,22 +5,18 @@ Lines along the fastest axis are rows of a tile ``[LINES, BLOCK]``; others are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from ....graph.dims import Dim, product
-from ....graph.region import TensorSpec
+from ....graph.dims import product
 from ....kernel import Argument, Kernel, Launch
-from ...expression import TRITON_PRELUDE, TritonPrinter
+from ...expression import TRITON_PRELUDE
 from ...expression import expression as ex
 from ...expression.access import replace_variables
-from ...expression.expression import Expr
 from ...expression.loops import Store
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
+from ..triton_tiles import INT32, TilePrinter, cdiv, coordinates, needs_64_bits
 from .plan import BEFORE, PLACE, PLACE_BEFORE, RUNNING, ScanPlan, start_of
 
-_INT32 = 2**31
 # Functions that join one value with another; pairs have joins of their own.
 _JOINS = {"sum": "kv_join_sum", "product": "kv_join_product", "maximum": "kv_max", "minimum": "kv_min"}
 # Joins of what stands earlier (a) and later (b). A reduction may also meet values out of order, so that of equal extremes
@@ -65,26 +61,6 @@ def kv_join_logsumexp(a, x, b, y):
 """
 
 
-class _TilePrinter(TritonPrinter):
-    """Prints flat reads; ``masks`` gives the mask of each variable that runs along the tile."""
-
-    def __init__(self, masks: dict[str, str], prefix: str) -> None:
-        super().__init__((), "mask", prefix)
-        self.masks = masks
-
-    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "read": self._read}
-
-    def _read(self, expr: Expr, arguments: list[str]) -> str:
-        slot, stored = expr.value
-        masks = sorted({self.masks[name] for name in ex.variables(expr.args[0]) if name in self.masks})
-        masked = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        text = f"tl.load(in{slot} + {arguments[0]}{masked})"
-        if stored == "bool":
-            return f"({text} != 0)"
-        return text if stored == expr.dtype else f"{text}.to({TRITON_TYPES[expr.dtype]})"
-
-
 def kernel_of(plan: ScanPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
     text = _Text(plan)
     code = text.function()
@@ -93,10 +69,10 @@ def kernel_of(plan: ScanPlan, arguments: tuple[Argument, ...], schedule: Schedul
         block = int(schedule["block"])
         lines = max(1, int(schedule["tile"]) // block)
         lines = min(lines, 1 << (count - 1).bit_length()) if isinstance(count, int) else lines
-        grid = _cdiv(count, lines)
+        grid = str(cdiv(count, lines))
     else:
         block, lines = int(schedule["block"]), int(schedule["lanes"])
-        blocks = _cdiv(plan.task.lane[1], lines)
+        blocks = cdiv(plan.task.lane[1], lines)
         grid = f"({count}) * ({blocks})"
     launch = Launch(
         "kevolve_kernel",
@@ -109,15 +85,6 @@ def kernel_of(plan: ScanPlan, arguments: tuple[Argument, ...], schedule: Schedul
     return Kernel("triton", f"{helpers}\n\n{code}\n", (launch,))
 
 
-def _cdiv(numel: Dim, by: int) -> str:
-    return str(-(-numel // by)) if isinstance(numel, int) else f"cdiv({numel}, {by})"
-
-
-def _needs_64_bits(specs: Sequence[TensorSpec]) -> bool:
-    sizes = [spec.numel for spec in specs]
-    return any(not isinstance(size, int) or size >= _INT32 for size in sizes)
-
-
 class _Text:
     def __init__(self, plan: ScanPlan) -> None:
         self.plan, self.task = plan, plan.task
@@ -128,7 +95,7 @@ class _Text:
         self.is_tuple = plan.is_pair or plan.kind == "logsumexp"
         self.join = _JOINS.get(plan.kind, "") if not self.is_tuple else f"kv_join_{plan.kind}"
         length = self.task.scan[1]
-        self.place = "tl.int32" if isinstance(length, int) and length < _INT32 else "tl.int64"
+        self.place = "tl.int32" if isinstance(length, int) and length < INT32 else "tl.int64"
         self.masks = {self.task.scan[0]: "at_mask"}
         along = self.task.lines if self.task.lane is None else (self.task.lane,)
         self.masks |= {name: "line_mask" for name, _ in along}
@@ -146,12 +113,12 @@ class _Text:
 
     def _lines(self) -> list[str]:
         """The lines of this program, and the coordinates that they stand for."""
-        wide = ".to(tl.int64)" if _needs_64_bits((*self.plan.inputs, *self.plan.outputs)) else ""
+        wide = ".to(tl.int64)" if needs_64_bits((*self.plan.inputs, *self.plan.outputs)) else ""
         lines = [f"program = tl.program_id(0){wide}"]
         if self.task.lane is None:
             count = product(tuple(extent for _, extent in self.task.lines))
             lines += ["line = (program * LINES + tl.arange(0, LINES))[:, None]", f"line_mask = line < {count}"]
-            return lines + _coordinates("line", self.task.lines)
+            return lines + coordinates("line", self.task.lines)
         name, extent = self.task.lane
         lines += [
             f"blocks = ({extent} + LINES - 1) // LINES",
@@ -159,7 +126,7 @@ class _Text:
             f"line_mask = {name} < {extent}",
             "line = program // blocks",
         ]
-        return lines + _coordinates("line", self.task.lines)
+        return lines + coordinates("line", self.task.lines)
 
     def _positions(self) -> list[str]:
         name, extent = self.task.scan
@@ -187,7 +154,7 @@ class _Text:
         if way:
             body = replace_variables(body, {name: ex.var("earlier", extent)})
             at, mask, masks = "earlier", "line_mask & earlier_mask", {**masks, "earlier": "earlier_mask"}
-        printer = _TilePrinter(masks, f"{way}t")
+        printer = TilePrinter(masks, {}, f"{way}t")
         value = printer.value(body)
         lines = [*printer.lines, f"{way}x = tl.where({mask}, {value}, {self.none}).to({self.kind})"]
         if not self.is_tuple:
@@ -210,7 +177,7 @@ class _Text:
         ]
 
     def _stores(self) -> list[str]:
-        printer = _TilePrinter(self.masks, "e")
+        printer = TilePrinter(self.masks, {}, "e")
         for way, first, second in (("", RUNNING, PLACE), ("b", BEFORE, PLACE_BEFORE)):
             text = f"{way}value"
             if self.plan.kind == "logsumexp":
@@ -221,22 +188,13 @@ class _Text:
 
     def _edges(self) -> list[str]:
         """What outputs hold in front of a line's first position."""
-        printer = _TilePrinter(self.masks, "f")
+        printer = TilePrinter(self.masks, {}, "f")
         return [line for store in self.task.edges for line in self._store(printer, store, "line_mask")]
 
-    def _store(self, printer: _TilePrinter, store: Store, mask: str) -> list[str]:
+    def _store(self, printer: TilePrinter, store: Store, mask: str) -> list[str]:
         value, offset = printer.value(store.value), printer.value(store.offset)
         lines = [*printer.lines]
         printer.lines.clear()
         # An offset that depends on one axis only is given the shape of the tile.
         place = f"out{store.output} + tl.where({mask}, {offset}, 0)"
         return [*lines, f"tl.store({place}, {value}, mask={mask})"]
-
-
-def _coordinates(rest: str, axes: Sequence[tuple[str, Dim]]) -> list[str]:
-    """Coordinates of a line: the last axis varies fastest, the first takes what is left."""
-    lines = []
-    for name, extent in reversed(axes[1:]):
-        lines.append(f"{name} = {rest} % {extent}")
-        rest = f"({rest} // {extent})"
-    return [*lines, *(f"{name} = {rest}" for name, _ in axes[:1])]
