@@ -13,6 +13,7 @@ KevolveError
 ├── StoreError             the store cannot be read or written
 │   └── CorruptEntryError
 ├── WorkerError            the evaluation machinery (not a candidate) failed
+├── UndecidedError         the machine is too noisy to decide about a region now
 ├── SwapError              a kernel could not be put into the graph
 └── KernelIndexError       a swapped kernel met an index out of range (as eager would raise)
 
@@ -105,6 +106,10 @@ class CorruptEntryError(StoreError):
 
 class WorkerError(KevolveError):
     """The evaluation worker could not be started or answered out of protocol."""
+
+
+class UndecidedError(KevolveError):
+    """The timings of a region's best kernels scatter too much for a verdict; nothing is remembered of it."""
 
 
 class SwapError(KevolveError):

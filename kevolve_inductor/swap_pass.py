@@ -23,7 +23,7 @@ from .cache.store import Store
 from .evaluate.build import gate
 from .evaluate.evaluation import GraphVerdict, Passed, from_json
 from .evaluate.evaluator import Evaluator
-from .exc import PlatformError, UnsupportedError, WorkerError
+from .exc import PlatformError, UndecidedError, UnsupportedError, WorkerError
 from .graph.capture import capture_graph, graph_inputs
 from .graph.discovery import Discovery, Found, discover
 from .graph.meta import hint_of
@@ -176,6 +176,8 @@ class GraphPlan:
 
         try:
             return Decision(found, tuner.search(found, seconds, tried), searched=True)
+        except UndecidedError as error:
+            return Decision(found, None, searched=False, reason=f"could not be decided: {error}")
         except WorkerError as error:
             if self.settings.strict:
                 raise

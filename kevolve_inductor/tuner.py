@@ -14,9 +14,9 @@ from typing import Any
 from .cache.entry import Entry, TrialRow
 from .cache.key import CacheKey, cache_key
 from .cache.store import Store
-from .evaluate.evaluation import BuildFailed, Evaluation, Passed, from_json, to_json
+from .evaluate.evaluation import BuildFailed, Evaluation, Passed, Refused, from_json, to_json
 from .evaluate.evaluator import Evaluator
-from .exc import EmissionError, StoreError
+from .exc import EmissionError, StoreError, UndecidedError
 from .graph.capture import canonical_kernel
 from .graph.discovery import Found
 from .kernel import Kernel
@@ -60,6 +60,7 @@ class _Search:
     trials: list[Trial] = field(default_factory=list)
     baselines_us: dict[str, float] = field(default_factory=dict)
     confirmed: Trial | None = None
+    noise: str | None = None
 
     def finalists(self) -> list[Trial]:
         passed = [trial for trial in self.trials if trial.score > 0]
@@ -104,7 +105,7 @@ class Tuner:
         """Search the region for at most ``seconds`` and remember the verdict.
 
         Interrupted (``KeyboardInterrupt``), what is best so far is remembered before the interrupt goes on.
-        Raises ``WorkerError`` where the evaluation machinery fails.
+        Raises ``WorkerError`` where the evaluation machinery fails, ``UndecidedError`` where the machine is too noisy.
         """
         start = self.clock()
         search = _Search()
@@ -170,6 +171,8 @@ class Tuner:
             again = Trial(trial.candidate, trial.kernel, evaluation)
             if self._accepts(again.evaluation):
                 return again
+            if isinstance(evaluation, Refused) and evaluation.check == "noise":
+                search.noise = evaluation.message
         return None
 
     def _accepts(self, evaluation: Evaluation) -> bool:
@@ -187,6 +190,10 @@ class Tuner:
     def _remember(self, found: Found, search: _Search, seconds: float) -> Entry:
         key = self.key(found)
         chosen = search.confirmed
+        self.store.append_trials(key.digest, _rows(search.trials))
+        self._keep_for_review(search.trials)
+        if chosen is None and search.noise is not None:
+            raise UndecidedError(f"the machine is too noisy: {search.noise}")
         shown = chosen or next(iter(search.finalists()), None)
         entry = Entry(
             key=key.digest,
@@ -202,12 +209,18 @@ class Tuner:
             title=found.title,
             created=time.time(),
         )
-        self.store.append_trials(key.digest, _rows(search.trials))
         try:
             self.store.put(entry, chosen.kernel if chosen else None)
         except StoreError as error:
             logger.warning("the verdict on %s is not remembered: %s", found.title, error)
         return entry
+
+    def _keep_for_review(self, trials: Sequence[Trial]) -> None:
+        """What was too fast to be true is either a cheat worth a new check or a floor worth correcting."""
+        for trial in trials:
+            if trial.kernel is not None and isinstance(trial.evaluation, Refused) and trial.evaluation.check == "ceiling":
+                refused = {"kernel": trial.kernel.to_json(), "evaluation": to_json(trial.evaluation)}
+                self.store.remember("review", trial.kernel.digest, refused)
 
 
 def _rows(trials: Sequence[Trial]) -> list[TrialRow]:

@@ -15,9 +15,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from kevolve_inductor import report
 from kevolve_inductor.cache.store import Store
-from kevolve_inductor.evaluate.evaluation import Baselines, BuildFailed, Diagnosis, GraphVerdict, Passed
+from kevolve_inductor.evaluate.evaluation import Baselines, BuildFailed, Diagnosis, GraphVerdict, Passed, Refused
 from kevolve_inductor.exc import WorkerError
 from kevolve_inductor.graph.ranges import seen_ranges
+from kevolve_inductor.kernel import Kernel
 from kevolve_inductor.platforms.cpu import CpuPlatform
 from kevolve_inductor.settings import Settings
 from kevolve_inductor.swap_pass import SwapPass
@@ -147,6 +148,32 @@ def test_broken_evaluator_loses_only_its_region(settings, caplog):
     _, result = compiled(gate, settings, Broken(), (x,))
     assert "could not be evaluated" in report.last_run().regions[0].verdict
     assert torch.equal(result[1], gate(x)[1])
+
+
+def test_a_machine_too_noisy_to_decide_is_said_so_and_nothing_is_remembered(settings):
+    class Noisy(Judge):
+        def evaluate(self, kernel, beat=0.0, surely=False):
+            return Refused("noise", "0.6 to 1.9") if surely else super().evaluate(kernel, beat)
+
+    x = torch.randn(100, 64)
+    with inductor_config.patch(force_disable_caches=True):
+        compiled(gate, settings, Noisy(), (x,))
+        assert "too noisy: 0.6 to 1.9" in report.last_run().regions[0].verdict
+        assert list(Store.open(settings.store).entries()) == []
+        compiled(gate, settings, Judge(), (x,))
+    assert report.last_run().regions[0].verdict == "swapped"
+
+
+def test_what_is_too_fast_to_be_true_is_kept_for_review(settings):
+    class Suspicious(Judge):
+        def evaluate(self, kernel, beat=0.0, surely=False):
+            self.seen = kernel
+            return Refused("ceiling", "moves 9000 GB/s where 40 GB/s was measured")
+
+    judge = Suspicious()
+    compiled(gate, settings, judge, (torch.randn(100, 64),))
+    kept = Store.open(settings.store).recall("review", judge.seen.digest)
+    assert Kernel.from_json(kept["kernel"]) == judge.seen and kept["evaluation"]["check"] == "ceiling"
 
 
 def test_fuel_limits_the_swaps(settings):

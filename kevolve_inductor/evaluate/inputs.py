@@ -24,14 +24,17 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 #   special           NaN, infinities, negative zero, subnormal numbers
 #   beyond, below     indices just out of range: wherever eager raises, a kernel must
 #   far               an index far out of range: reading there ends the process
+#   fenced            ordinary values between pages that must not be touched: a read beyond them ends the process
+FENCED = "fenced"
 OUT_OF_RANGE = ("beyond", "below", "far")
-DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", *OUT_OF_RANGE)
+DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", FENCED, *OUT_OF_RANGE)
 LEAST_INPUTS = 32
-# What candidates are timed on, and judged on once more after that.
-TIMED = "normal#0"
+# What candidates are timed on in turn, and judged on once more after that; large ones leave no room for a second.
+_TIMED = ("normal#0", "normal#00")
+_ROTATED_BYTES = 2**28
 _WITHOUT_SEED = ("zeros", "constant")
 _SIZES = (2, 3, 7, 16, 31, 127, 128, 129, 251)
-_REDUCED = ("normal", "large", "ties", "special", *OUT_OF_RANGE)
+_REDUCED = ("normal", "large", "ties", "special", FENCED, *OUT_OF_RANGE)
 _REDUCED_FROM_BYTES = 128 * 2**20
 _SCREEN = ("normal", "ties")
 # A graph as it is really run: weights of a size that keeps deep networks finite.
@@ -71,6 +74,9 @@ def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
     dtypes = [dtype_of(spec.dtype) for spec in region.inputs]
     if not any(dtype.is_floating_point for dtype in dtypes):
         names = tuple(name for name in names if name not in ("uniform", "special"))
+    if region.device != "cpu":
+        # A GPU has no pages to forbid that are small enough; its sanitizer looks after this.
+        names = tuple(name for name in names if name != FENCED)
     if region.device != "cpu" or not any(_may_leave(entry) for entry in workload.ranges):
         # On a GPU eager's own check aborts the whole process, so nothing can be compared there.
         names = tuple(name for name in names if name not in OUT_OF_RANGE)
@@ -89,6 +95,12 @@ def at_other_sizes(region: Region, workload: Workload) -> tuple[str, ...]:
     alike = [[size] * len(hints) for size in _SIZES]
     apart = [[size + position for position in range(len(hints))] for size in _SIZES[:4]] if len(hints) > 1 else []
     return tuple(f"normal@{','.join(map(str, sizes))}" for sizes in (*alike, *apart, *near))
+
+
+def timed_inputs(region: Region, workload: Workload) -> tuple[str, ...]:
+    """Names of the inputs that candidates and baselines are timed on, in turn."""
+    size = sum(spec.size_bytes(workload.symbols) for spec in region.inputs)
+    return _TIMED if size <= _ROTATED_BYTES else _TIMED[:1]
 
 
 def with_other_seeds(distributions: tuple[str, ...]) -> tuple[str, ...]:

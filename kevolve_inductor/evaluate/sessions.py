@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
-from .guarded import read_outputs, run_guarded, write_outputs
-from .inputs import TIMED, generate, named
+from .guarded import Suspect, read_outputs, write_outputs
+from .inputs import generate, named, timed_inputs
 from .job import ApplyJob, JudgeJob, OpenJob, RunJob, TimeJob
-from .timing import Contest, Timing
+from .timing import Contest, Rotation, Timing
 
 _CEILING_SLACK = 1.05
 # Below this multiple of the last-level cache, part of the data may still be in it.
 _BEYOND_CACHES = 4
+# From this speedup on the floor must allow it, wherever the data may be: the caches are emptied before each call.
+_SUSPICIOUS = 10.0
 
 
 class BenchSession:
@@ -40,7 +42,8 @@ class BenchSession:
         self._executor, self._folder, self._seed = executor, folder, seed
         self._built: dict[str, Built] = {}
         self._failures: dict[str, str] = {}
-        self._inputs = generate(self._region, self._workload, TIMED, seed, executor.device)
+        names = timed_inputs(self._region, self._workload)
+        self._inputs = [generate(self._region, self._workload, name, seed, executor.device) for name in names]
         self._skip = job.skip
 
     @cached_property
@@ -51,35 +54,41 @@ class BenchSession:
         return {"times_us": self._contest.known_us, "failures": self._failures}
 
     def _baseline_calls(self, skip: Sequence[str]) -> dict[str, Call]:
-        makers: Mapping[str, Callable[[], Call]] = {"eager": self._eager, "inductor": self._inductor}
+        makers: Mapping[str, Callable[[], list[Call]]] = {"eager": self._eager, "inductor": self._inductor}
         calls: dict[str, Call] = {}
         for name, make in makers.items():
             if name in skip:
                 self._failures[name] = "ended the worker process"
                 continue
             try:
-                calls[name] = self._executor.timed(make())
+                calls[name] = self._in_turn(make())
             except Exception as error:  # noqa: BLE001 - a compiler's failure of any kind leaves one baseline fewer
                 self._failures[name] = f"{type(error).__name__}: {error}"[:500]
         return calls
 
-    def _eager(self) -> Call:
-        module, inputs = to_graph_module(self._region, self._executor.device, self._symbols), self._inputs
+    def _in_turn(self, calls: Sequence[Call]) -> Call:
+        return Rotation([self._executor.timed(call) for call in calls])
 
-        def call() -> object:
-            with torch.no_grad():
-                return module(*inputs)
+    def _eager(self) -> list[Call]:
+        module = to_graph_module(self._region, self._executor.device, self._symbols)
 
-        return call
+        def on(inputs: list[torch.Tensor]) -> Call:
+            def call() -> object:
+                with torch.no_grad():
+                    return module(*inputs)
 
-    def _inductor(self) -> Call:
+            return call
+
+        return [on(inputs) for inputs in self._inputs]
+
+    def _inductor(self) -> list[Call]:
         # Loads Inductor, which takes longer than most candidates' whole judgement.
         from .baselines import compile_inductor, decomposed
 
-        inputs = self._inputs
-        module = decomposed(to_graph_module(self._region, self._executor.device, self._symbols), inputs)
-        compiled = compile_inductor(module, inputs)
-        return lambda: compiled(inputs)
+        example = self._inputs[0]
+        module = decomposed(to_graph_module(self._region, self._executor.device, self._symbols), example)
+        compiled = compile_inductor(module, example)
+        return [partial(compiled, inputs) for inputs in self._inputs]
 
     def run(self, job: RunJob) -> dict[str, Any]:
         built = self._build(job.kernel)
@@ -88,7 +97,8 @@ class BenchSession:
         inputs = generate(self._region, self._workload, job.distribution, self._seed, self._executor.device)
         symbols = named(job.distribution, self._workload)[1].symbols
         try:
-            result = run_guarded(built.compiled, self._region, symbols, inputs, self._executor, job.distribution)
+            suspect = Suspect(built.compiled, job.kernel.workspaces, self._region, symbols, self._executor)
+            result = suspect.run(inputs, job.distribution)
         except ResourceError as error:
             return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
         except RuntimeError as error:
@@ -113,7 +123,11 @@ class BenchSession:
             return {"evaluation": to_json(built)}
         if not self._contest.known_us:
             return {"evaluation": to_json(Refused("baselines", f"none could be measured: {self._failures}"))}
-        timing = self._contest.time(self._executor.timed(self._candidate(built.compiled)), job.decide_at)
+        candidate = self._in_turn([self._candidate(built.compiled, inputs) for inputs in self._inputs])
+        timing = self._contest.time(candidate, job.decide_at)
+        if job.decide_at is not None and timing.too_noisy_for(job.decide_at):
+            interval = f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f} after {timing.rounds} rounds"
+            return {"evaluation": to_json(Refused("noise", f"the speedup is {interval}, {job.decide_at:.2f} is asked for"))}
         ceilings = recorded_ceilings(self._executor, self._folder)
         refusal = self._too_fast(timing, ceilings)
         if refusal is not None:
@@ -130,9 +144,9 @@ class BenchSession:
         )
         return {"evaluation": to_json(passed)}
 
-    def _candidate(self, compiled: CompiledKernel) -> Call:
+    def _candidate(self, compiled: CompiledKernel, inputs: list[torch.Tensor]) -> Call:
         """The kernel as a compiled graph will call it: outputs are allocated on every call."""
-        executor, inputs, symbols = self._executor, self._inputs, self._symbols
+        executor, symbols = self._executor, self._symbols
         values = [symbols[name] for name in self._region.symbol_names]
         allocations = [executor.allocation(spec, symbols) for spec in self._region.output_specs]
 
@@ -144,8 +158,9 @@ class BenchSession:
         return call
 
     def _too_fast(self, timing: Timing, ceilings: Ceilings) -> Refused | None:
+        # Only bytes: a kernel may well do less arithmetic than the region says, by doing it in another order.
         moved = least_bytes(self._region, self._symbols)
-        if moved <= _BEYOND_CACHES * self._executor.last_level_bytes():
+        if moved <= _BEYOND_CACHES * self._executor.last_level_bytes() and timing.speedup <= _SUSPICIOUS:
             return None
         achieved = moved / (timing.latency_us / 1e6)
         if achieved <= _CEILING_SLACK * ceilings.bytes_per_s:

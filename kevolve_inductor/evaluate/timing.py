@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from math import comb
 from statistics import median
 
@@ -23,10 +24,12 @@ _DUEL_LEAST_ROUNDS = 8
 _DUEL_MOST_ROUNDS = 200
 # The one-sided risk of a 95 % interval's lower end.
 _RISK = 0.025
-# A candidate whose speedup is surely below this is not worth another round.
+# A candidate whose speedup seems to be below this is not worth another round, unless it is to be decided.
 _HOPELESS = 0.8
 # Wide enough apart to rank two schedules: the interval's lower end within this share of the median.
 _PRECISE = 0.03
+# An interval wider than this that still holds the threshold says more of the machine than of the kernel.
+_TOO_WIDE = 0.1
 _CLOSE_BASELINE = 1.3
 _DISTURBED = 1.5
 
@@ -43,6 +46,22 @@ class Timing:
     speedup_low: float
     speedup_high: float
     rounds: int
+
+
+    def too_noisy_for(self, threshold: float) -> bool:
+        """Whether the samples scatter so much that it stays open on which side of ``threshold`` the speedup lies."""
+        open_still = self.speedup_low < threshold <= self.speedup_high
+        return open_still and self.speedup_high - self.speedup_low > _TOO_WIDE
+
+
+class Rotation:
+    """The same computation on different inputs, one after another: what a call remembers of the last one is wrong."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = cycle(calls)
+
+    def __call__(self) -> object:
+        return next(self._calls)()
 
 
 def lower_bound(values: Sequence[float]) -> float:
@@ -129,11 +148,9 @@ class Contest:
 
 
 def _decided(timing: Timing, decide_at: float | None) -> bool:
-    if timing.speedup < _HOPELESS:
-        return True
     if decide_at is not None:
         return not timing.speedup_low < decide_at <= timing.speedup_high
-    return timing.speedup_low >= (1.0 - _PRECISE) * timing.speedup
+    return timing.speedup < _HOPELESS or timing.speedup_low >= (1.0 - _PRECISE) * timing.speedup
 
 
 def duel(

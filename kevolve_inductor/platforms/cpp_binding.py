@@ -50,12 +50,13 @@ static inline int64_t kvb_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t kvb_max(int64_t a, int64_t b) { return a > b ? a : b; }
 struct kvb_memory {
   void* at;
-  kvb_memory(int64_t count, int64_t item, bool zeroed) {
-    size_t size = (size_t(count > 0 ? count : 0) * size_t(item) + 127) & ~size_t(63);
-    at = std::aligned_alloc(64, size);
+  void* owned;
+  kvb_memory(void* lent, int64_t count, int64_t item, bool zeroed) : at(lent), owned(nullptr) {
+    size_t size = size_t(count > 0 ? count : 0) * size_t(item);
+    if (!at) at = owned = std::aligned_alloc(64, (size + 127) & ~size_t(63));
     if (at && zeroed) std::memset(at, 0, size);
   }
-  ~kvb_memory() { std::free(at); }
+  ~kvb_memory() { std::free(owned); }
 };
 extern "C" __attribute__((visibility("default"))) void kevolve_init(void* pointer_of, PyObject* index_error) {
   kvb_pointer = reinterpret_cast<kvb_pointer_of>(pointer_of);
@@ -64,18 +65,18 @@ extern "C" __attribute__((visibility("default"))) void kevolve_init(void* pointe
 """
 
 _CALL = r"""
-static PyObject* kvb_call(PyObject* const* args) {{
+static PyObject* kvb_call(PyObject* const* args, bool lent) {{
 {body}
   Py_IncRef(reinterpret_cast<PyObject*>(&_Py_NoneStruct));
   return reinterpret_cast<PyObject*>(&_Py_NoneStruct);
 }}
 extern "C" __attribute__((visibility("default"))) PyObject* kevolve_call(PyObject*, PyObject* const* args, int64_t count) {{
-  if (count != {count}) {{
+  if (count != {count} && count != {count} + {workspaces}) {{
     PyErr_SetString(PyExc_TypeError, "a kernel takes {count} arguments");
     return nullptr;
   }}
   try {{
-    return kvb_call(args);
+    return kvb_call(args, count != {count});
   }} catch (...) {{
     PyErr_SetString(PyExc_TypeError, "a kernel takes tensors, then sizes");
     return nullptr;
@@ -87,12 +88,13 @@ extern "C" __attribute__((visibility("default"))) PyObject* kevolve_call(PyObjec
 def generate_cpp(kernel: Kernel, region: Region) -> str:
     """The complete text to build: the kernel's source and a binding typed by the region's inputs and outputs.
 
-    The callable takes the region's inputs, its outputs (allocated by the caller) and its symbols, positionally.
+    The callable takes the region's inputs, its outputs (allocated by the caller) and its symbols, positionally. Whoever
+    wants to see the kernel's workspaces hands them over as further tensors; otherwise they are allocated and freed.
     Raises ``BuildError`` where an argument does not exist or its dtype cannot be passed.
     """
     binding = _Binding(kernel, region)
     count = len(region.inputs) + len(region.outputs) + len(region.symbols)
-    call = _CALL.format(body="\n".join(binding.body()), count=count)
+    call = _CALL.format(body="\n".join(binding.body()), count=count, workspaces=len(kernel.workspaces))
     return f'#include <cstdint>\n#line 1 "kernel"\n{kernel.source}\n{_PRELUDE}{call}'
 
 
@@ -112,8 +114,9 @@ class _Binding:
         for k, name in enumerate(self.symbols):
             lines.append(f"  const int64_t kvs_{name} = PyLong_AsLongLong(args[{first + k}]);")
             lines.append(f"  if (kvs_{name} == -1 && PyErr_Occurred()) return nullptr;")
+        first += len(self.symbols)
         for k, workspace in enumerate(self.kernel.workspaces):
-            lines += self._workspace(k, workspace)
+            lines += self._workspace(k, workspace, f"lent ? kvb_pointer(args[{first + k}]) : nullptr")
         for launch in self.kernel.launches:
             arguments = ", ".join(self._argument(argument) for argument in launch.arguments)
             lines.append(f"  if ({launch.function}({arguments}) != 0) {{")
@@ -122,12 +125,12 @@ class _Binding:
             lines.append("  }")
         return lines
 
-    def _workspace(self, k: int, workspace: Workspace) -> list[str]:
+    def _workspace(self, k: int, workspace: Workspace, lent: str) -> list[str]:
         kind = _storage(workspace.dtype)
         numel = size_expression(workspace.numel, self.symbols)
         zeroed = str(workspace.zeroed).lower()
         return [
-            f"  kvb_memory m{k}({numel}, {ITEM_SIZES[workspace.dtype]}, {zeroed});",
+            f"  kvb_memory m{k}({lent}, {numel}, {ITEM_SIZES[workspace.dtype]}, {zeroed});",
             f"  if (!m{k}.at) return PyErr_NoMemory();",
             f"  auto* w{k} = static_cast<{kind}*>(m{k}.at);",
         ]

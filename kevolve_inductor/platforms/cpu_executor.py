@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import resource
 import time
 from collections.abc import Sequence
@@ -20,6 +22,9 @@ from .platform import Ceilings
 _FLUSH_CACHES = 2
 _WARM_UP_CALLS = 2
 _TRIES = 4
+# Wide enough for indices that are wrong by whole rows; it takes addresses, no memory.
+_FENCE_BYTES = 2**26
+_PROT_NONE = 0
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,11 @@ class CpuKernel:
     built: BuiltCpp
     resources: Resources = Resources()
 
-    def __call__(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]) -> None:
-        self.built.call(*inputs, *outputs, *symbols)
+    def __call__(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int],
+        workspaces: Sequence[torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.built.call(*inputs, *outputs, *symbols, *(workspaces or ()))
 
 
 class CpuExecutor(Executor):
@@ -78,6 +86,17 @@ class CpuExecutor(Executor):
 
     def synchronize(self) -> None:
         pass
+
+    def fenced(self, size: int) -> torch.Tensor:
+        pages = max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, pages + 2 * _FENCE_BYTES)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for start in (0, _FENCE_BYTES + pages):
+            if protect(whole.data_ptr() + start, _FENCE_BYTES, _PROT_NONE) != 0:
+                raise OSError(ctypes.get_errno(), "memory could not be protected")
+        return whole[_FENCE_BYTES : _FENCE_BYTES + pages]
 
     def last_level_bytes(self) -> int:
         return last_level_cache_bytes()

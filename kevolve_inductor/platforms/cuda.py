@@ -101,16 +101,18 @@ def launch(
 
 def launch_functions(
     kernel: Kernel, functions: Sequence[Any], inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor],
-    symbols: Mapping[str, int],
+    symbols: Mapping[str, int], workspaces: Sequence[torch.Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """:func:`launch` with the functions at hand."""
+    """:func:`launch` with the functions at hand, in lent ``workspaces`` or in new ones."""
     device = (*outputs, *inputs)[0].device
-    workspaces = [
-        (torch.zeros if workspace.zeroed else torch.empty)(
-            evaluate(workspace.numel, symbols), dtype=dtype_of(workspace.dtype), device=device
-        )
-        for workspace in kernel.workspaces
-    ]
+    if workspaces is None:
+        workspaces = [
+            torch.empty(evaluate(workspace.numel, symbols), dtype=dtype_of(workspace.dtype), device=device)
+            for workspace in kernel.workspaces
+        ]
+    for memory, workspace in zip(workspaces, kernel.workspaces, strict=True):
+        if workspace.zeroed:
+            memory.zero_()
     values: dict[str, Sequence[Any]] = {
         "input": inputs,
         "output": outputs,

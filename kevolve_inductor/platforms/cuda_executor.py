@@ -29,9 +29,12 @@ class CudaKernel:
     symbol_names: tuple[str, ...]
     resources: Resources
 
-    def __call__(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]) -> None:
+    def __call__(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int],
+        workspaces: Sequence[torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
         named = dict(zip(self.symbol_names, symbols, strict=True))
-        launch_functions(self.kernel, self.functions, inputs, outputs, named)
+        launch_functions(self.kernel, self.functions, inputs, outputs, named, workspaces)
 
 
 class CudaExecutor(Executor):

@@ -34,8 +34,14 @@ class CompiledKernel(Protocol):
     @property
     def resources(self) -> Resources: ...
 
-    def __call__(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int]) -> None:
-        """Write ``outputs``. Raises ``KernelIndexError`` where an index was out of range."""
+    def __call__(
+        self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int],
+        workspaces: Sequence[torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Write ``outputs``. Raises ``KernelIndexError`` where an index was out of range.
+
+        ``workspaces`` are one-dimensional; without them each call has its own, as a compiled graph gives it.
+        """
         ...
 
 
@@ -71,6 +77,13 @@ class Executor(ABC):
     @abstractmethod
     def ceilings_now(self) -> Ceilings:
         """Measured afresh, not remembered."""
+
+    def fenced(self, size: int) -> torch.Tensor:
+        """At least ``size`` bytes; touching the memory before or after them ends the process.
+
+        Raises ``NotImplementedError`` where the hardware cannot forbid that.
+        """
+        raise NotImplementedError(f"no fences on {self.device}")
 
     def allocation(self, spec: TensorSpec, symbols: dict[str, int]) -> Callable[[], torch.Tensor]:
         """Allocates an output, as the compiled wrapper does on every call."""

@@ -379,7 +379,7 @@ def _wrong_answers() -> Iterator[Cheat]:
     yield _spoiled("only whole vectors", "sums", {"k < 101": "k < 96"}, close, "everything")
     yield _spoiled("a shifted tail", "biased", {"a[row * 50 + k]": "a[row * 50 + (k < 48 ? k : k - 1)]"}, close, "tail")
     yield _spoiled("one row wrong", "softmax", {"/ sum": "/ (row == 63 ? sum + 1 : sum)"}, close, "one row")
-    yield _spoiled("the compact stride", "strided", {"row * 48": "row * 40"}, close, "scattered")
+    yield _spoiled("the compact stride", "strided", {"row * 48": "row * 40"}, "two runs", "not repeatable")
     yield _spoiled("the stride of the result", "turned", {"k * 130 + row": "k * 129 + row"}, same, "scattered")
     yield _first("skipped where the first is positive", "sums", "if (in[0] > 0) { std::memset(out, 0, 1600); return 0; }",
                  close, "everything")
@@ -411,7 +411,8 @@ def _wrong_answers() -> Iterator[Cheat]:
     yield _spoiled("the smallest", "argmax", {"x[k] > x[best]": "x[k] < x[best]"}, "valid selection", "selection")
     yield _spoiled("the last column never looked at", "argmax", {"k < 40": "k < 39"}, "valid selection", "selection")
     yield _spoiled("an index beyond the row", "argmax", {"out[row] = best": "out[row] = best + 40"}, "valid selection", "selection")
-    yield _spoiled("the same one three times", "top3", {"best[place];": "best[0];"}, "valid selection", "selection")
+    yield _spoiled("the same one three times", "top3", {"; at[row * 3 + place] = best[place]": "; at[row * 3 + place] = best[0]"},
+                   "valid selection", "selection")
     yield _spoiled("not in order", "top3", {"out[row * 3 + place] = x[best[place]]; at[row * 3 + place]":
                    "out[row * 3 + 2 - place] = x[best[place]]; at[row * 3 + 2 - place]"}, "valid selection", "selection")
     yield _spoiled("values of other indices", "top3", {"x[best[place]]; at": "x[best[2 - place]]; at"}, same, "scattered")
@@ -457,6 +458,8 @@ def _touched_memory() -> Iterator[Cheat]:
             "input changed")
     yield _last("an index input cleared", "look_up", "std::memset(const_cast<int64_t*>(at), 0, 80);",
             "inputs unchanged", "input changed")
+    spoiled = GROUNDS["sums"].kernel("scratch0[8] = 1;" + RIGHT["sums"], workspaces=(Workspace("float32", "8"),))
+    yield Cheat("one element beyond its workspace", "sums", spoiled, guard, "out of bounds write")
     yield _own("nothing done", "sums", "", two, "unwritten")
     yield _spoiled("half of the rows", "sums", {"row < 400": "row < 200"}, two, "unwritten")
     yield _spoiled("no tail", "biased", {"k < 50": "k < 48"}, two, "unwritten")
@@ -468,6 +471,14 @@ def _touched_memory() -> Iterator[Cheat]:
     yield _spoiled("its address in the result", "sums", {"out[row] = sum": "out[row] = sum + float(uintptr_t(out) / 64 % 4096) + out[row]"},
                    two, "not repeatable")
     yield _spoiled("what stands before the output", "biased", {"+ w[k]": "+ w[k] + 1e-3f * out[-1]"}, two, "not repeatable")
+    yield _spoiled("what stands behind the input", "sums", {"float sum = 0": "float sum = row == 399 ? 1e-9f * in[40400] : 0"},
+                   two, "not repeatable")
+    yield _spoiled("the padding between rows", "strided", {"out[row * 40 + k] = ": "out[row * 40 + k] = 1e-9f * in[row * 48 + 44] + "},
+                   two, "not repeatable")
+    started = GROUNDS["sums"].kernel(RIGHT["sums"] + "out[3] += scratch0[5];", workspaces=(Workspace("float32", "8"),))
+    yield Cheat("what stood in its workspace", "sums", started, two, "not repeatable")
+    yield _last("a read just beyond the end, of no consequence", "sums",
+                "out[399] += 0.0f * ((volatile const float*)in)[40400];", "signal", "11")
     yield _own("a race for one sum", "sums", """float* total = out;
 #pragma omp parallel for schedule(static, 1)
   for (int64_t k = 0; k < 400 * 101; k++) {

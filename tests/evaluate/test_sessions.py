@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import replace
+
+import torch
 
 from kevolve_inductor.evaluate.evaluation import Passed, Refused, from_json
 from kevolve_inductor.evaluate.job import OpenJob, RunJob, TimeJob
@@ -13,29 +17,67 @@ from kevolve_inductor.testing.evaluators import row_sum_kernel, row_sum_region, 
 class SmallMachine(CpuExecutor):
     """A CPU whose memory is said to be slow, and fast at the second look if ``recovers``."""
 
-    def __init__(self, bytes_per_s: float, recovers: bool = False):
+    def __init__(self, bytes_per_s: float, recovers: bool = False, cache_bytes: int = 1024):
         super().__init__()
         self.figures = [bytes_per_s, 1e15] if recovers else [bytes_per_s, bytes_per_s]
+        self.cache_bytes = cache_bytes
 
     def last_level_bytes(self) -> int:
-        return 1024
+        return self.cache_bytes
 
     def ceilings_now(self) -> Ceilings:
         return Ceilings(self.figures.pop(0), {"float32": 1e12}, 1e-6)
 
 
-def timed(executor, folder):
+def timed(executor, folder, decide_at=None):
+    folder.mkdir(exist_ok=True)
     job = OpenJob("bench", row_sum_region(), row_sum_workload(), ("inductor",), later=True)
     session = BenchSession(job, 0, executor, folder)
     ran = session.run(RunJob(row_sum_kernel(), "normal", str(folder / "outputs")))
     assert ran["raised"] is False
     assert (folder / "outputs").stat().st_size == 500 * 4
-    return from_json(session.time(TimeJob(row_sum_kernel(), 0.0, 0.0))["evaluation"])
+    return from_json(session.time(TimeJob(row_sum_kernel(), 0.0, 0.0, decide_at))["evaluation"])
 
 
 def test_what_beats_the_memory_is_refused(tmp_path):
     refused = timed(SmallMachine(1.0), tmp_path)
     assert isinstance(refused, Refused) and refused.check == "ceiling"
+
+
+class DistortedClock(SmallMachine):
+    """Every call is said to take what a script says, whatever it does: first the candidate, then eager."""
+
+    def __init__(self, *times_us: float, bytes_per_s: float = 1.0):
+        super().__init__(bytes_per_s, cache_bytes=2**30)
+        self.times_us = times_us
+
+    def measure(self, timed, rounds, cold):
+        return [[next_us(time_us) for _ in range(rounds)] for time_us, _ in zip(self.times_us[-len(timed) :], timed, strict=True)]
+
+
+def next_us(time_us):
+    return next(time_us) if hasattr(time_us, "__next__") else time_us
+
+
+def test_ten_times_the_baseline_is_refused_where_the_floor_does_not_allow_it(tmp_path):
+    refused = timed(DistortedClock(1.0, 11.0), tmp_path)
+    assert isinstance(refused, Refused) and refused.check == "ceiling"
+    assert isinstance(timed(DistortedClock(1.0, 9.0), tmp_path / "slower"), Passed)
+    assert isinstance(timed(DistortedClock(1.0, 11.0, bytes_per_s=1e15), tmp_path / "faster memory"), Passed)
+
+
+def test_a_clock_that_scatters_decides_nothing(tmp_path):
+    generator = random.Random(2)
+    executor = DistortedClock((58.8 + 56.0 * generator.uniform(-1, 1) for _ in itertools.count()), 60.0)
+    undecided = timed(executor, tmp_path, decide_at=1.02)
+    assert isinstance(undecided, Refused) and undecided.check == "noise" and "1.02" in undecided.message
+
+
+def test_inputs_and_baselines_of_a_session_are_timed_in_turn(tmp_path):
+    job = OpenJob("bench", row_sum_region(), row_sum_workload(), ("inductor",), later=True)
+    session = BenchSession(job, 0, CpuExecutor(), tmp_path)
+    one, two = session._inputs
+    assert not torch.equal(one[0], two[0])
 
 
 def test_a_ceiling_is_measured_again_before_anything_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kevolve_inductor.evaluate.timing import Contest, duel, lower_bound
+from kevolve_inductor.evaluate.timing import Contest, Rotation, duel, lower_bound
 from kevolve_inductor.platforms.executor import Executor
 from kevolve_inductor.platforms.platform import Ceilings
 
@@ -102,6 +102,26 @@ def called_a_win(ratio: float, noise: float, seed: int) -> bool:
 def test_a_kernel_does_not_win_against_itself_and_a_small_win_is_found(noise):
     assert sum(called_a_win(1.0, noise, seed) for seed in range(1000)) <= 10
     assert sum(called_a_win(1.05, noise, seed) for seed in range(1000, 2000)) >= 950
+
+
+def test_a_machine_that_scatters_too_much_does_not_decide():
+    def summary(spread, ratio):
+        contest = Contest(ScriptedExecutor(), {"inductor": noisy(100.0 * ratio, spread, 1)}, clock=lambda: next(seconds))
+        return contest.time(noisy(100.0, spread, 2), decide_at=1.02)
+
+    # A clock that lets few rounds happen, as on a machine that is busy with other things.
+    seconds = iter(range(0, 10**6, 2))
+    assert summary(2.0, 1.02).too_noisy_for(1.02)
+    assert not summary(0.01, 1.02).too_noisy_for(1.02)
+    assert not summary(0.5, 9.0).too_noisy_for(1.02)
+
+
+def test_inputs_are_timed_in_turn():
+    seen = []
+    rotation = Rotation([lambda: seen.append("first"), lambda: seen.append("second")])
+    for _ in range(5):
+        rotation()
+    assert seen == ["first", "second", "first", "second", "first"]
 
 
 @pytest.mark.parametrize(
