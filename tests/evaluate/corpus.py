@@ -280,13 +280,15 @@ class UntimedJudge:
     def close(self) -> None:
         self._slot.close()
 
-    def judge(self, region: Region, workload: Workload, kernel: Kernel) -> Evaluation | None:
-        """What is wrong with ``kernel``; ``None`` where it is right on all distributions."""
+    def judge(
+        self, region: Region, workload: Workload, kernel: Kernel, names: Sequence[str] | None = None
+    ) -> Evaluation | None:  # fmt: skip
+        """What is wrong with ``kernel``; ``None`` where it is right on the inputs called ``names``, or on all distributions."""
         refusal = gate(kernel)
         if refusal is not None:
             return refusal
         self._open(region, workload)
-        outcomes = (self._on(name, kernel) for name in distributions_for(region, workload))
+        outcomes = (self._on(name, kernel) for name in names or distributions_for(region, workload))
         return next((outcome for outcome in outcomes if outcome is not None), None)
 
     def _open(self, region: Region, workload: Workload) -> None:

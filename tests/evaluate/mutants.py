@@ -1,11 +1,13 @@
 """Right kernels with one small thing wrong: does the judge notice?
 
-``python -m tests.evaluate.mutants --count 1000`` judges that many and prints what survived. A mutant is *killed* by a
-named check, *unbuildable* where the compiler refuses it, *equivalent* where the compiler makes the same code of it, and
-*survives* where the judge finds nothing.
+``python -m tests.evaluate.mutants --count 1000`` judges that many and prints what survived. Like a finalist of a search, a
+mutant is judged on at least 32 inputs. It is *killed* by a named check, *unbuildable* where the compiler refuses it, and
+*the same code* where the compiler makes the same of it. What the judge lets pass is run on ten times as many inputs:
+what one of those finds wrong *survived*; the others are *equivalent*, as far as anyone can tell from outside: their
+results are no less accurate anywhere. All equivalent ones are listed in the report, since that is a claim.
 
 What is not mutated, since it changes speed alone: directives (schedules, unrolling), how many elements deserve threads,
-prefetches, alignments, hints to the optimiser, types' names. What survives nevertheless has, so far, been one of these:
+prefetches, alignments, hints to the optimiser, types' names. Equivalent, so far, were:
 
 - a condition that only picks a fast way over a general one (``first + 16 <= inner``, ``numbers``, ``c + 1 < n``): the
   general way computes the same, and the fast one's condition may be stricter than it must be;
@@ -34,9 +36,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from benchmarks import record
+from benchmarks.clock import clock_for
 from kevolve_inductor.evaluate.build import gate
 from kevolve_inductor.evaluate.evaluation import BuildFailed, Crashed, Mismatch, Refused, TimedOut
-from kevolve_inductor.evaluate.inputs import OUT_OF_RANGE, distributions_for
+from kevolve_inductor.evaluate.inputs import OUT_OF_RANGE, distributions_for, with_other_seeds
 from kevolve_inductor.exc import KevolveError
 from kevolve_inductor.graph.ranges import seen_range
 from kevolve_inductor.graph.region import Region, Workload
@@ -46,11 +50,15 @@ from kevolve_inductor.synthesis.families.features import FeaturesFamily
 from kevolve_inductor.synthesis.families.interaction import InteractionFamily
 from kevolve_inductor.synthesis.families.jagged import JaggedFamily
 from kevolve_inductor.synthesis.families.rows import RowFamily
+from kevolve_inductor.synthesis.families.scans import ScansFamily
 from kevolve_inductor.synthesis.family import Family
 from tests.evaluate.corpus import GROUNDS, UntimedJudge, build_all, honest
 from tests.synthesis.family_checks import CPU, find, kernel_of, region_of, schedules_of, values_of
 
-Outcome = Literal["killed", "unbuildable", "equivalent", "survived"]
+Outcome = Literal["killed", "unbuildable", "same code", "equivalent", "survived"]
+
+# Inputs of each kind that a mutant which passed is run on before it is called equivalent.
+_MORE_SEEDS = 30
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,10 @@ def _interaction(rows: Tensor) -> Tensor:
     return torch.cat([rows[:, 0], products[:, left, right]], dim=1)
 
 
+def _running(values: Tensor) -> tuple[Tensor, ...]:
+    return values.cumsum(0) * 0.5, values.cumsum(1)
+
+
 def _jagged() -> list[Tensor]:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(0, 30, (600,)).cumsum(0)])
     return [torch.randn(int(offsets[-1])), offsets]
@@ -147,6 +159,7 @@ _PROGRAMS: Mapping[str, tuple[Family, Callable[..., Any], Callable[[], list[Tens
     "padded": (JaggedFamily(), _padded, _jagged),
     "pooled": (JaggedFamily(), _pooled, _jagged),
     "features": (FeaturesFamily(), _features, _feature_inputs),
+    "running": (ScansFamily(), _running, lambda: [torch.randn(70, 90)]),
     "interaction": (InteractionFamily(), _interaction, lambda: [torch.randn(33, 7, 20)]),
 }
 
@@ -265,10 +278,11 @@ def _judged(mutant: Mutant, judge: UntimedJudge) -> Verdict:
     if gate(mutant.kernel) is None and _object(subject.region, mutant.kernel, judge.folder) == _object(
         subject.region, subject.kernel, judge.folder
     ):
-        return Verdict(mutant, "equivalent", "the compiler makes the same code of it")
-    match judge.judge(subject.region, subject.workload, mutant.kernel):
+        return Verdict(mutant, "same code", "")
+    names = distributions_for(subject.region, subject.workload)
+    match judge.judge(subject.region, subject.workload, mutant.kernel, (*names, *with_other_seeds(names))):
         case None:
-            return Verdict(mutant, "survived", "")
+            return _looked_at_again(mutant, judge)
         case BuildFailed():
             return Verdict(mutant, "unbuildable", "compiler")
         case Refused(check=check):
@@ -281,6 +295,16 @@ def _judged(mutant: Mutant, judge: UntimedJudge) -> Verdict:
             return Verdict(mutant, "killed", "endless")
         case outcome:
             raise AssertionError(f"{mutant.difference()}\n{outcome}")
+
+
+def _looked_at_again(mutant: Mutant, judge: UntimedJudge) -> Verdict:
+    subject = mutant.subject
+    kinds = [name for name in distributions_for(subject.region, subject.workload) if name not in OUT_OF_RANGE]
+    names = [f"{kind}#more{turn}" for turn in range(_MORE_SEEDS) for kind in kinds]
+    found = judge.judge(subject.region, subject.workload, mutant.kernel, names)
+    if found is None:
+        return Verdict(mutant, "equivalent", f"right on {len(names)} inputs more")
+    return Verdict(mutant, "survived", str(found))
 
 
 def _object(region: Region, kernel: Kernel, folder: Path) -> bytes | None:
@@ -296,19 +320,37 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedules", type=int, default=3, help="schedules of each family's kernel")
     parser.add_argument("--only", choices=("corpus", "families"))
+    parser.add_argument("--out", type=Path, help="file for the report as JSON")
     options = parser.parse_args()
     subjects = [] if options.only == "families" else corpus_subjects()
     subjects += [] if options.only == "corpus" else family_subjects(options.schedules)
-    outcomes: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    verdicts: list[Verdict] = []
     with tempfile.TemporaryDirectory(prefix="kevolve-mutants-") as folder:
         for verdict in judge_all(sample(subjects, options.count, options.seed), Path(folder)):
-            outcomes[verdict.outcome] += 1
-            reasons[verdict.reason] += verdict.outcome == "killed"
+            verdicts.append(verdict)
             if verdict.outcome == "survived":
-                print(f"survived  {verdict.mutant.difference()}\n", flush=True)
-    print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()))
-    print("\n".join(f"  {count:5} {reason}" for reason, count in reasons.most_common() if count))
+                print(f"survived  {verdict.mutant.difference()}\n{verdict.reason}\n", flush=True)
+    summary = _summary(verdicts)
+    print("\n".join(f"{name}: {value}" for name, value in summary.items()))
+    if options.out is not None:
+        listed = {
+            outcome: [verdict.mutant.difference() for verdict in verdicts if verdict.outcome == outcome]
+            for outcome in ("survived", "equivalent")
+        }
+        document = record.header("mutants", clock_for("cpu")) | {"seed": options.seed, **summary, **listed}
+        record.write(options.out, document)
+
+
+def _summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    outcomes = Counter(verdict.outcome for verdict in verdicts)
+    reasons = Counter(verdict.reason for verdict in verdicts if verdict.outcome == "killed")
+    wrong = outcomes["killed"] + outcomes["survived"]
+    return {
+        "mutants": len(verdicts),
+        "outcomes": dict(outcomes.most_common()),
+        "killed_share": outcomes["killed"] / wrong if wrong else None,
+        "killed_by": dict(reasons.most_common()),
+    }
 
 
 if __name__ == "__main__":

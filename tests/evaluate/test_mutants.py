@@ -10,8 +10,8 @@ from kevolve_inductor.exc import CompilerMissingError
 from kevolve_inductor.platforms.cpp_compiler import find_compiler
 from tests.evaluate.mutants import corpus_subjects, family_subjects, judge_all, mutants_of, sample
 
-# Of the families' mutants, those that only lose a fast way or move a block's border are not told apart from wrong ones.
-LEAST_KILLED = 0.6
+# The others lose only a fast way or move a block's border.
+LEAST_KILLED = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def test_mutants_of_the_families_kernels_do_not_pass(folder):
     verdicts = list(judge_all(sample(family_subjects(), 28), folder))
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     missed = "\n\n".join(verdict.mutant.difference() for verdict in verdicts if verdict.outcome == "survived")
-    assert outcomes["killed"] >= LEAST_KILLED * (outcomes["killed"] + outcomes["survived"]), missed
+    assert not missed, missed
+    assert outcomes["killed"] >= LEAST_KILLED * len(verdicts)
     assert {v.mutant.subject.name for v in verdicts if v.outcome == "killed"} >= {"router", "padded", "interaction"}
 
 
