@@ -20,6 +20,7 @@ from .build import gate
 from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Mismatch, Passed, Refused, TimedOut, from_json
 from .inputs import at_other_sizes, distributions_for, screened, timed_inputs, with_other_seeds
 from .job import ApplyJob, CrossJob, GraphJob, Job, JudgeJob, OpenJob, Role, RunJob, TimeJob, WorkerSetup
+from .overflow import index_overflow
 from .prepare import BUILD_LIMIT_S, Preparer
 from .process import Answer, Died, Hung, WorkerSlot
 
@@ -111,7 +112,7 @@ class WorkerEvaluator:
     def evaluate(self, kernel: Kernel, beat: float = 0.0, surely: bool = False) -> Evaluation:
         """Raises ``WorkerError`` before ``open``, and where the workers fail by themselves twice."""
         region, workload = self._opened()
-        refusal = gate(kernel)
+        refusal = gate(kernel) or index_overflow(kernel, region.symbol_names)
         if refusal is not None:
             return refusal
         if self._platform.available() is not None:

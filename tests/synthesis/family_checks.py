@@ -19,6 +19,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from kevolve_inductor.evaluate.gate import check_kernel
+from kevolve_inductor.evaluate.overflow import index_overflow
 from kevolve_inductor.exc import CompilerMissingError
 from kevolve_inductor.graph.capture import canonical_kernel, capture
 from kevolve_inductor.graph.reference import to_graph_module
@@ -181,7 +182,9 @@ def assert_triton_agrees(family: Family, found: Found, schedules: Sequence[Mappi
     symbols = {name: inputs[which].shape[dim] for name, which, dim in region.symbols}
     for schedule in schedules:
         outputs = [empty_like(value) for value in expected]
-        launch(kernel_of(family, match, schedule, "triton"), inputs, outputs, symbols)
+        kernel = kernel_of(family, match, schedule, "triton")
+        assert index_overflow(kernel, region.symbol_names) is None
+        launch(kernel, inputs, outputs, symbols)
         assert_same(outputs, expected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ...graph.dims import Dim
@@ -15,10 +16,21 @@ from ..expression.triton import TRITON_TYPES
 INT32 = 2**31
 
 
+# The last block of a grid reaches beyond the last element, and its numbers must not wrap around either.
+_LARGEST_BLOCK = 2**20
+
+
 def needs_64_bits(specs: Sequence[TensorSpec]) -> bool:
-    """Whether elements of a tensor may be too many for 32-bit numbers."""
-    sizes = [spec.numel for spec in specs]
-    return any(not isinstance(size, int) or size >= INT32 for size in sizes)
+    """Whether 32-bit numbers may be too small for the elements of a tensor, or for how far its strides reach."""
+    return any(_reach(spec) >= INT32 - _LARGEST_BLOCK for spec in specs)
+
+
+def _reach(spec: TensorSpec) -> int:
+    """Offsets that kernels of a tensor compute with; more than any number of 32 bits where a size is not known."""
+    if not all(isinstance(dim, int) for dim in (*spec.shape, *spec.stride)):
+        return INT32
+    steps = [(int(size), int(step)) for size, step in zip(spec.shape, spec.stride, strict=True)]
+    return max(math.prod(size for size, _ in steps), 1 + sum((size - 1) * step for size, step in steps))
 
 
 def cdiv(numel: Dim, by: int) -> Dim:

@@ -96,6 +96,7 @@ class _Text:
         self.join = _JOINS.get(plan.kind, "") if not self.is_tuple else f"kv_join_{plan.kind}"
         length = self.task.scan[1]
         self.place = "tl.int32" if isinstance(length, int) and length < INT32 else "tl.int64"
+        self.wide = ".to(tl.int64)" if needs_64_bits((*plan.inputs, *plan.outputs)) else ""
         self.masks = {self.task.scan[0]: "at_mask"}
         along = self.task.lines if self.task.lane is None else (self.task.lane,)
         self.masks |= {name: "line_mask" for name, _ in along}
@@ -113,8 +114,7 @@ class _Text:
 
     def _lines(self) -> list[str]:
         """The lines of this program, and the coordinates that they stand for."""
-        wide = ".to(tl.int64)" if needs_64_bits((*self.plan.inputs, *self.plan.outputs)) else ""
-        lines = [f"program = tl.program_id(0){wide}"]
+        lines = [f"program = tl.program_id(0){self.wide}"]
         if self.task.lane is None:
             count = product(tuple(extent for _, extent in self.task.lines))
             lines += ["line = (program * LINES + tl.arange(0, LINES))[:, None]", f"line_mask = line < {count}"]
@@ -131,7 +131,7 @@ class _Text:
     def _positions(self) -> list[str]:
         name, extent = self.task.scan
         place = "[None, :]" if self.is_row else "[:, None]"
-        lines = [f"{name} = (start + tl.arange(0, BLOCK)){place}", f"at_mask = {name} < {extent}"]
+        lines = [f"{name} = (start + tl.arange(0, BLOCK){self.wide}){place}", f"at_mask = {name} < {extent}"]
         lines += ["mask = line_mask & at_mask"]
         if {BEFORE, PLACE_BEFORE} & self.plan.used:
             lines += [f"earlier = {name} - 1", "earlier_mask = at_mask & (earlier >= 0)"]
