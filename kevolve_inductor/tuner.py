@@ -63,8 +63,10 @@ class _Search:
     noise: str | None = None
 
     def finalists(self) -> list[Trial]:
-        passed = [trial for trial in self.trials if trial.score > 0]
-        return sorted(passed, key=lambda trial: -trial.score)[:_FINALISTS]
+        """The best kernels, each once: several schedules may give the same text."""
+        passed = sorted((trial for trial in self.trials if trial.score > 0), key=lambda trial: trial.score)
+        distinct = {trial.kernel: trial for trial in passed}
+        return sorted(distinct.values(), key=lambda trial: -trial.score)[:_FINALISTS]
 
 
 class Tuner:

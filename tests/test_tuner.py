@@ -1,0 +1,116 @@
+"""The search does what the clock says, whatever clock that is: nothing here depends on which kernel is fast."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kevolve_inductor.cache.store import Store
+from kevolve_inductor.evaluate.evaluation import Refused
+from kevolve_inductor.evaluate.null import NullEvaluator
+from kevolve_inductor.exc import UndecidedError
+from kevolve_inductor.graph.discovery import discover
+from kevolve_inductor.kernel import digest_of
+from kevolve_inductor.platforms.null import NullPlatform
+from kevolve_inductor.settings import Settings
+from kevolve_inductor.synthesis.families.rows import RowFamily
+from kevolve_inductor.tuner import Tuner
+from tests.synthesis.family_checks import find
+
+
+def as_it_is(kernel, latency_us):
+    return latency_us
+
+
+def inverted(kernel, latency_us):
+    return 1e4 / latency_us
+
+
+def random_us(kernel, latency_us):
+    return 20.0 + int(digest_of([kernel.digest, "another clock"])[:4], 16) % 160
+
+
+def stuck(kernel, latency_us):
+    return 100.0
+
+
+@pytest.fixture(scope="module")
+def found():
+    graph = find(RowFamily(), lambda x: torch.topk(torch.softmax(x, -1), 2), [torch.randn(60, 40)]).graph
+    return discover(graph, [RowFamily()], {}, NullPlatform().ceilings(), "cpu").found[0]
+
+
+def searched(found, folder, distortion, seed=0):
+    settings = Settings(store=folder, trials=24, seed=seed)
+    store = Store.open(folder)
+    tuner = Tuner(settings, NullPlatform(), store, NullEvaluator(distortion=distortion))
+    entry = tuner.search(found, None)
+    return entry, store.trials(entry.key)
+
+
+@pytest.mark.parametrize("distortion", [as_it_is, inverted, random_us], ids=lambda clock: clock.__name__)
+def test_the_kernel_taken_is_the_fastest_tried_by_the_clock_at_hand(found, tmp_path, distortion):
+    entry, trials = searched(found, tmp_path, distortion)
+    assert len(trials) == 24
+    best = max(trials, key=lambda row: row.score)
+    assert entry.verdict == "kernel" and entry.kernel == best.kernel and entry.schedule == best.schedule
+    assert entry.evaluation["speedup"] == best.score > 1.02
+
+
+def test_clocks_that_disagree_choose_different_kernels(found, tmp_path):
+    chosen = [
+        searched(found, tmp_path / clock.__name__, clock)[0].kernel for clock in (as_it_is, inverted, random_us)
+    ]  # fmt: skip
+    assert len(set(chosen)) == 3
+
+
+def test_a_clock_that_stands_still_chooses_nothing(found, tmp_path):
+    entry, trials = searched(found, tmp_path, stuck)
+    assert entry.verdict == "baseline" and entry.kernel is None
+    assert {row.score for row in trials} == {1.0}
+
+
+def test_the_same_seed_asks_the_same_and_another_one_does_not(found, tmp_path):
+    def schedules(name, seed):
+        return [row.schedule for row in searched(found, tmp_path / name, random_us, seed)[1]]
+
+    assert schedules("one", 3) == schedules("two", 3) != schedules("three", 4)
+
+
+def test_a_finalist_that_loses_when_it_is_measured_again_makes_room_for_the_next(found, tmp_path):
+    class Strict(NullEvaluator):
+        refused = None
+
+        def evaluate(self, kernel, beat=0.0, surely=False, **more):
+            if surely and self.refused in (None, kernel.digest):
+                self.refused = kernel.digest
+                return Refused("two runs", "only lucky")
+            return super().evaluate(kernel, beat, surely, **more)
+
+    tuner = Tuner(Settings(store=tmp_path, trials=24), NullPlatform(), Store.open(tmp_path), Strict())
+    entry = tuner.search(found, None)
+    ranked = sorted(tuner.store.trials(entry.key), key=lambda row: -row.score)
+    assert ranked[0].kernel == tuner.evaluator.refused
+    assert entry.kernel == next(row.kernel for row in ranked if row.kernel != ranked[0].kernel)
+
+
+def test_what_cannot_be_decided_is_not_remembered_but_its_trials_are(found, tmp_path):
+    class Noisy(NullEvaluator):
+        def evaluate(self, kernel, beat=0.0, surely=False, **more):
+            return Refused("noise", "0.6 to 1.9") if surely else super().evaluate(kernel, beat, surely, **more)
+
+    store = Store.open(tmp_path)
+    tuner = Tuner(Settings(store=tmp_path, trials=5), NullPlatform(), store, Noisy())
+    with pytest.raises(UndecidedError, match="0.6 to 1.9"):
+        tuner.search(found, None)
+    assert tuner.look_up(found) is None
+    assert len(store.trials(tuner.key(found).digest)) == 5
+
+
+def test_a_kernel_that_is_not_fast_enough_today_counts_as_none(found, tmp_path):
+    entry, _ = searched(found, tmp_path, as_it_is)
+    settings = replace(Settings(store=tmp_path), min_speedup=entry.evaluation["speedup"] + 1)
+    known = Tuner(settings, NullPlatform(), Store.open(tmp_path), NullEvaluator()).look_up(found)
+    assert known is not None and known.verdict == "baseline" and known.kernel is None
