@@ -64,9 +64,11 @@ class _Search:
 
     def finalists(self) -> list[Trial]:
         """The best kernels, each once: several schedules may give the same text."""
-        passed = sorted((trial for trial in self.trials if trial.score > 0), key=lambda trial: trial.score)
-        distinct = {trial.kernel: trial for trial in passed}
-        return sorted(distinct.values(), key=lambda trial: -trial.score)[:_FINALISTS]
+        distinct: dict[Kernel | None, Trial] = {}
+        for trial in sorted(self.trials, key=lambda trial: -trial.score):
+            if trial.score > 0:
+                distinct.setdefault(trial.kernel, trial)
+        return list(distinct.values())[:_FINALISTS]
 
 
 class Tuner:
