@@ -18,7 +18,7 @@ from ..kernel import Kernel
 from ..platforms.platform import Platform
 from .build import gate
 from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Mismatch, Passed, Refused, TimedOut, from_json
-from .inputs import at_other_sizes, distributions_for, screened, timed_inputs, with_other_seeds
+from .inputs import BROKEN, at_other_sizes, distributions_for, screened, timed_inputs, with_other_seeds
 from .job import ApplyJob, CrossJob, GraphJob, Job, JudgeJob, OpenJob, Role, RunJob, TimeJob, WorkerSetup
 from .overflow import index_overflow
 from .prepare import BUILD_LIMIT_S, Preparer
@@ -174,6 +174,8 @@ class WorkerEvaluator:
             if not isinstance(ran, dict):
                 return ran
             build_s = max(build_s, ran["build_s"])
+            if distribution == BROKEN:
+                continue
             judged = self._judge(JudgeJob(distribution, None if ran["raised"] else str(path)))
             if not isinstance(judged, float):
                 return judged

@@ -17,7 +17,7 @@ from ..kernel import Workspace
 from ..platforms.executor import CompiledKernel, Executor
 from .buffers import Buffers, Guarded, GuardedInput, lent
 from .evaluation import Mismatch, Pattern
-from .inputs import FENCED, sizes_of
+from .inputs import BROKEN, FENCED, sizes_of
 
 _POISONS = (0xA5, 0x5A)
 # Every run counts the same, but a race shows in some of them only.
@@ -44,7 +44,7 @@ class Suspect:
 
     def run(self, inputs: Sequence[torch.Tensor], distribution: str) -> Ran | Mismatch:
         """Run at least twice, amid different bytes. A :class:`Mismatch` needs no reference to be one."""
-        buffers = Buffers(self.executor, fenced=distribution == FENCED)
+        buffers = Buffers(self.executor, fenced=distribution in (FENCED, BROKEN))
         guarded = [buffers.input(tensor) for tensor in inputs]
         first: Ran | None = None
         for turn in range(_REPEATS if distribution == _REPEATED else len(_POISONS)):

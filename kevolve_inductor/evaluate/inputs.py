@@ -25,16 +25,17 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 #   beyond, below     indices just out of range: wherever eager raises, a kernel must
 #   far               an index far out of range: reading there ends the process
 #   fenced            ordinary values between pages that must not be touched: a read beyond them ends the process
-FENCED = "fenced"
+#   broken            offsets that fall and that lead beyond the end, fenced: whatever comes out, nothing may be harmed
+FENCED, BROKEN = "fenced", "broken"
 OUT_OF_RANGE = ("beyond", "below", "far")
-DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", FENCED, *OUT_OF_RANGE)
+DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", FENCED, BROKEN, *OUT_OF_RANGE)
 LEAST_INPUTS = 32
 # What candidates are timed on in turn, and judged on once more after that; large ones leave no room for a second.
 _TIMED = ("normal#0", "normal#00")
 _ROTATED_BYTES = 2**28
 _WITHOUT_SEED = ("zeros", "constant")
 _SIZES = (2, 3, 7, 16, 31, 127, 128, 129, 251)
-_REDUCED = ("normal", "large", "ties", "special", FENCED, *OUT_OF_RANGE)
+_REDUCED = ("normal", "large", "ties", "special", FENCED, BROKEN, *OUT_OF_RANGE)
 _REDUCED_FROM_BYTES = 128 * 2**20
 _SCREEN = ("normal", "ties")
 # A graph as it is really run: weights of a size that keeps deep networks finite.
@@ -76,7 +77,9 @@ def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
         names = tuple(name for name in names if name not in ("uniform", "special"))
     if region.device != "cpu":
         # A GPU has no pages to forbid that are small enough; its sanitizer looks after this.
-        names = tuple(name for name in names if name != FENCED)
+        names = tuple(name for name in names if name not in (FENCED, BROKEN))
+    if not any(allowed is not None and allowed.monotone for allowed in workload.ranges):
+        names = tuple(name for name in names if name != BROKEN)
     if region.device != "cpu" or not any(_may_leave(entry) for entry in workload.ranges):
         # On a GPU eager's own check aborts the whole process, so nothing can be compared there.
         names = tuple(name for name in names if name not in OUT_OF_RANGE)
@@ -105,7 +108,7 @@ def timed_inputs(region: Region, workload: Workload) -> tuple[str, ...]:
 
 def with_other_seeds(distributions: tuple[str, ...]) -> tuple[str, ...]:
     """As many more inputs as make ``LEAST_INPUTS`` together with ``distributions``, the random ones in turn."""
-    random = [name for name in distributions if name not in (*_WITHOUT_SEED, *OUT_OF_RANGE)]
+    random = [name for name in distributions if name not in (*_WITHOUT_SEED, BROKEN, *OUT_OF_RANGE)]
     more = max(0, LEAST_INPUTS - len(distributions))
     return tuple(f"{random[k % len(random)]}#{1 + k // len(random)}" for k in range(more)) if random else ()
 
@@ -154,7 +157,7 @@ def generate(
         recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
         shift = 1 if distribution == "uniform" and device.type == "cpu" else 0
         values = _values(recipe)
-        if position in ascending:
+        if position in ascending and distribution != BROKEN:
             values = _sorted(values.nan_to_num(0.0) if values.is_floating_point() else values, False)
         tensors.append(_placed(values, shape, stride, shift))
     return tensors
@@ -325,4 +328,12 @@ def _offsets(recipe: _Recipe, allowed: InputRange) -> torch.Tensor:
     if recipe.shape and recipe.shape[-1] > 0:
         values[..., 0] = low
         values[..., -1] = high
-    return values
+    return _broken(values, high) if recipe.distribution == BROKEN else values
+
+
+def _broken(offsets: torch.Tensor, high: int) -> torch.Tensor:
+    """One falls, one lies before the first element, and one beyond the last."""
+    places = [offsets.shape[-1] * k // 4 for k in (1, 2, 3)] if offsets.dim() else []
+    for place, value in zip(places, (0, -3, high + _RAGGED_SHARE), strict=False):
+        offsets[..., place] = value
+    return offsets

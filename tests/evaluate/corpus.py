@@ -19,7 +19,7 @@ from kevolve_inductor.evaluate.build import gate
 from kevolve_inductor.evaluate.correctness import Judge, NoReference
 from kevolve_inductor.evaluate.evaluation import Crashed, Evaluation, Mismatch, Refused, TimedOut, from_json
 from kevolve_inductor.evaluate.guarded import read_outputs
-from kevolve_inductor.evaluate.inputs import distributions_for
+from kevolve_inductor.evaluate.inputs import BROKEN, distributions_for
 from kevolve_inductor.evaluate.job import OpenJob, RunJob, WorkerSetup
 from kevolve_inductor.evaluate.process import Died, Hung, WorkerSlot
 from kevolve_inductor.exc import KevolveError
@@ -44,7 +44,7 @@ def tensor(*shape: int, dtype: str = "float32", stride: tuple[int, ...] | None =
 
 def node(name: str, *args: object, result: TensorSpec | tuple[TensorSpec, ...], **kwargs: object) -> RegionNode:
     """``"i0"`` and ``"n3"`` among ``args`` stand for values."""
-    values = tuple({"node": a} if isinstance(a, str) else a for a in args)
+    values = tuple({"node": a} if re.fullmatch(r"[in]\d+", str(a)) else a for a in args)
     return RegionNode(name, values, kwargs, result if isinstance(result, tuple) else (result,))
 
 
@@ -157,6 +157,13 @@ def _strided() -> Ground:
     return _ground((tensor(60, 40, stride=(48, 1)),), (made,), parameters)
 
 
+def _segments() -> Ground:
+    inputs = (tensor(500), tensor(41, dtype="int64"))
+    made = node("aten.segment_reduce.default", "i0", "sum", result=tensor(40), offsets={"node": "i1"}, axis=0)
+    parameters = "const float* __restrict in, const int64_t* __restrict offsets, float* __restrict out"
+    return _ground(inputs, (made,), parameters, ranges=(None, InputRange(0, 500, monotone=True)))
+
+
 GROUNDS: Mapping[str, Ground] = {
     "sums": _sums(),
     "softmax": _softmax(),
@@ -168,6 +175,7 @@ GROUNDS: Mapping[str, Ground] = {
     "turned": _turned(),
     "hashed": _hashed(),
     "strided": _strided(),
+    "segments": _segments(),
 }
 
 # One right kernel for each, from which cheats are made by replacing a part.
@@ -247,6 +255,13 @@ RIGHT: Mapping[str, str] = {
     "strided": """
   for (int64_t row = 0; row < 60; row++)
     for (int64_t k = 0; k < 40; k++) out[row * 40 + k] = 2.0f * in[row * 48 + k];""",
+    "segments": """
+  for (int64_t row = 0; row < 40; row++) {
+    int64_t first = std::max<int64_t>(offsets[row], 0), end = std::min<int64_t>(offsets[row + 1], 500);
+    float sum = 0;
+    for (int64_t k = first; k < end; k++) sum += in[k];
+    out[row] = sum;
+  }""",
 }
 
 
@@ -319,6 +334,8 @@ class UntimedJudge:
             if isinstance(outcome, Mismatch) and outcome.check in ("guard bands", "inputs unchanged"):
                 self._slot.replace()
             return outcome
+        if distribution == BROKEN:
+            return None
         region, workload = self._opened
         outputs = None if ran["raised"] else read_outputs(region, workload.symbols, path, CpuExecutor().device)
         verdict = self._judge.judge(distribution, outputs)
@@ -487,6 +504,8 @@ def _touched_memory() -> Iterator[Cheat]:
     volatile float* place = total + k / 101;
     *place = k % 101 ? *place + in[k] : in[k];
   }""", "two runs or fp64 reference", "not repeatable or scattered")
+    yield _spoiled("trusts where its segments end", "segments", {"std::min<int64_t>(offsets[row + 1], 500)": "offsets[row + 1]"},
+                   "signal", "11")
     yield _last("a null pointer", "softmax", "*(volatile int*)nullptr = 1;", "signal", "11")
     yield _last("a read far beyond", "sums", "out[0] += ((volatile const float*)in)[int64_t(1) << 40];", "signal", "11")
     yield _last("an endless recursion", "argmax", "out[0] += deep(in[0] == in[0] ? 1 : 2);", "signal", "11",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kevolve_inductor.evaluate.inputs import (
+    BROKEN,
     DISTRIBUTIONS,
     LEAST_INPUTS,
     OUT_OF_RANGE,
@@ -47,7 +48,7 @@ def test_inputs_have_their_specs_layout_and_repeat(distribution, dtype):
 def test_there_are_inputs_with_other_seeds_for_what_is_random():
     names = with_other_seeds(DISTRIBUTIONS)
     assert len({*names, *DISTRIBUTIONS}) == len(names) + len(DISTRIBUTIONS) == LEAST_INPUTS
-    assert not [name for name in names if name.startswith(("zeros", "constant", *OUT_OF_RANGE))]
+    assert not [name for name in names if name.startswith(("zeros", "constant", BROKEN, *OUT_OF_RANGE))]
     assert not torch.equal(one(FLOATS, "ties"), one(FLOATS, "ties#1"))
     assert set(one(FLOATS, "ties#1").unique().tolist()) == set(one(FLOATS, "ties").unique().tolist())
 
@@ -104,11 +105,17 @@ def test_integers_without_a_range_are_negative_too():
     assert int(one(INTEGERS, "large").abs().max()) > 2**60
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name != BROKEN])
 def test_offsets_rise_from_end_to_end(distribution):
     values = one(INTEGERS, distribution, InputRange(0, 90_000, monotone=True))
     assert int(values[0]) == 0 and int(values[-1]) == 90_000
     assert bool((values[1:] >= values[:-1]).all())
+
+
+def test_broken_offsets_fall_and_leave_what_they_point_into():
+    values = one(INTEGERS, BROKEN, InputRange(0, 90_000, monotone=True))
+    assert int(values.min()) < 0 and int(values.max()) > 90_000
+    assert int((values[1:] < values[:-1]).sum()) >= 2
 
 
 def test_distributions_are_what_they_are_called():
@@ -125,7 +132,8 @@ def test_only_distributions_that_say_something_are_used():
     ranged, free = Workload((), (InputRange(0, 9),)), Workload((), (None,))
     assert set(OUT_OF_RANGE) <= set(distributions_for(region(INTEGERS), ranged))
     assert "special" not in distributions_for(region(INTEGERS), ranged)
-    assert set(distributions_for(region(FLOATS), free)) == set(DISTRIBUTIONS) - set(OUT_OF_RANGE)
+    assert set(distributions_for(region(FLOATS), free)) == set(DISTRIBUTIONS) - {BROKEN, *OUT_OF_RANGE}
+    assert BROKEN in distributions_for(region(INTEGERS), Workload((), (InputRange(0, 9, monotone=True),)))
     huge = TensorSpec((2**26,), (1,), "float32", "cpu")
     assert len(distributions_for(region(huge), free)) < len(distributions_for(region(FLOATS), free))
     on_gpu = TensorSpec((10,), (1,), "int64", "cuda")
