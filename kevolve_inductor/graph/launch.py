@@ -18,6 +18,7 @@ import torch
 
 from ..exc import SwapError
 from ..kernel import Kernel, digest_of
+from ..platforms.cpu import generate_cpp, load_cpp
 from .dims import Dim, evaluate
 from .region import Region, TensorSpec
 
@@ -85,6 +86,24 @@ def _fake(inputs: Sequence[torch.Tensor], sizes: Sequence[Any], program: str) ->
     known = program_of(program)
     device = inputs[0].device if inputs else torch.device(known.region.device)
     return empty_outputs(known, sizes, device)
+
+
+def _run(inputs: Sequence[torch.Tensor], sizes: Sequence[int], program: str) -> list[torch.Tensor]:
+    """Outside Inductor, as when a graph is looked at node by node."""
+    known = program_of(program)
+    device = inputs[0].device if inputs else torch.device(known.region.device)
+    outputs = empty_outputs(known, sizes, device)
+    if known.kernel.language == "cpp":
+        load_cpp(generate_cpp(known.kernel, known.region))(*inputs, *outputs, *sizes)
+    else:
+        # Triton is loaded where there is something for it to run on.
+        from ..platforms.cuda import launch
+
+        launch(known.kernel, inputs, outputs, dict(zip(known.region.symbol_names, sizes, strict=True)))
+    return outputs
+
+
+_LIBRARY.impl("launch", _run, "CompositeExplicitAutograd")
 
 
 def register_lowering() -> None:
