@@ -19,6 +19,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 from .cache.store import Store
 from .evaluate.client import SEEDS_S, WorkerEvaluator
+from .evaluate.isolation import Level
 from .exc import PlatformError
 from .graph.ranges import seen_ranges
 from .platforms import use_build_folder
@@ -81,10 +82,12 @@ def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mappi
 def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEvaluator:
     return WorkerEvaluator(
         platform,
-        store.build_folder(),
+        # Of their own: from a folder where candidates can write nothing is loaded into this process.
+        store.build_folder() / "workers",
         seed=settings.seed,
         tf32=settings.numerics == "eager_tf32",
         seeds_s=None if settings.search == "full" else SEEDS_S,
+        isolation=Level[settings.isolation.upper()],
     )
 
 

@@ -18,7 +18,10 @@ from typing import Any
 from .cache.entry import Entry
 from .cache.key import differences
 from .cache.store import Store
+from .evaluate.evaluation import Passed, from_json
+from .evaluate.explain import explain, explain_diagnosis
 from .exc import KevolveError, SettingsError
+from .report.outcomes import outcomes
 from .settings import Settings
 
 Command = Callable[[argparse.Namespace], int]
@@ -188,7 +191,9 @@ def _cache_why(arguments: argparse.Namespace) -> int:
     store = _opened(arguments)
     entry = _entry(store, arguments.key)
     if arguments.other is None:
-        _print(arguments, {"verdict": entry.verdict, "evaluation": entry.evaluation}, _evidence(entry))
+        trials = outcomes(store.trials(entry.key))
+        value = {"verdict": entry.verdict, "evaluation": entry.evaluation, "trials": trials}
+        _print(arguments, value, "\n".join([_evidence(entry), *trials]))
         return 0
     found = differences(entry.key_fields, _entry(store, arguments.other).key_fields)
     text = "\n".join(f"{name}: {left!r} / {right!r}" for name, (left, right) in found.items()) or "equal"
@@ -199,20 +204,15 @@ def _cache_why(arguments: argparse.Namespace) -> int:
 def _evidence(entry: Entry) -> str:
     lines = [f"{entry.title}", f"key      {entry.key}", f"verdict  {entry.verdict}"]
     lines.append(f"searched {entry.trials} trials in {entry.search_s:.1f} s")
-    evaluation = entry.evaluation or {}
-    if evaluation.get("status") == "passed":
-        times = ", ".join(f"{name} {time:.1f}" for name, time in sorted(evaluation["baselines_us"].items()))
-        lines.append(f"kernel   {evaluation['latency_us']:.1f} µs (baselines: {times} µs)")
-        lines.append(
-            f"speedup  {evaluation['speedup']:.2f}×, at least {evaluation['speedup_low']:.2f}× with 95 % confidence"
-        )
-        diagnosis = evaluation["diagnosis"]
-        share = f"{diagnosis['ceiling_share']:.0%} of the ceiling"
-        lines.append(f"limited by {diagnosis['limiter']} ({share}; from {diagnosis['source']})")
-    elif evaluation:
-        lines.append(f"best trial: {evaluation['status']}")
+    best = from_json(entry.evaluation) if entry.evaluation else None
+    if isinstance(best, Passed):
+        times = ", ".join(f"{name} {time:.1f}" for name, time in sorted(best.baselines_us.items()))
+        lines.append(f"kernel   {best.latency_us:.1f} µs (baselines: {times} µs)")
+        lines.append(f"speedup  {best.speedup:.2f}×, at least {best.speedup_low:.2f}× with 95 % confidence")
+        lines.append(f"because  {explain_diagnosis(best.diagnosis)}")
+        lines += [f"checked  {name}: {outcome}" for name, outcome in best.sanitizers.items()]
     else:
-        lines.append("no trial passed")
+        lines.append(f"best trial: {explain(best)}" if best else "no trial passed")
     if entry.schedule:
         lines.append("schedule " + ", ".join(f"{name}={value}" for name, value in sorted(entry.schedule.items())))
     return "\n".join(lines)

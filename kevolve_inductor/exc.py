@@ -6,7 +6,7 @@ KevolveError
 ├── PlatformError          the machine cannot do what was asked
 │   ├── CompilerMissingError
 │   ├── BuildError         a compiler refused a kernel's text
-│   └── ResourceError      a built kernel needs more than the target has
+│   └── ResourceError      a built kernel, or a region's evaluation, needs more than the target has
 ├── GateError              kernel text outside the allow-listed subset
 ├── EmissionError          a family cannot write a kernel for this schedule
 ├── UnsupportedError       a structure the expression language cannot hold (becomes a rejection)
@@ -64,7 +64,7 @@ class BuildError(PlatformError):
 
 
 class ResourceError(PlatformError):
-    """A kernel that builds but needs more of ``resource`` than one block may have."""
+    """A kernel that builds but needs more of ``resource`` than one block may have, or a region that does not fit in memory."""
 
     def __init__(self, resource: str, needed: int, available: int) -> None:
         super().__init__(resource, needed, available)

@@ -17,6 +17,7 @@ from .exc import SettingsError, UnknownSettingError
 
 Search = Literal["off", "lookup", "quick", "full"]
 Numerics = Literal["strict", "eager_tf32"]
+IsolationLevel = Literal["none", "limits", "offline", "confined"]
 Number = TypeVar("Number", int, float)
 
 OPTION_PREFIX = "kevolve."
@@ -32,6 +33,9 @@ _WORKER_NAMES = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONPATH", "CC", "CXX"}
 )
 _WORKER_PREFIXES = ("CUDA", "TRITON", "TORCHINDUCTOR", "OMP_", "GOMP_", "KMP_", "MKL_", "XDG_", "HIP_", "ROC")
+_SEARCHED_FOLDERS = ("PATH", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "ROCM_PATH", "ROCM_HOME", "HIP_PATH")
+# Where Inductor, Triton and the CUDA driver keep what they have compiled.
+CACHE_VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSW", "CREDENTIAL", "KEY", "AUTH")
 # glibc maps large blocks afresh on every allocation, and the page faults would then be part of every measured call.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "1073741824"}
@@ -43,6 +47,8 @@ class Settings:
 
     ``budget_s`` and ``trials`` bound the search of one compile, ``fuel`` the number of swaps; ``None`` means the
     search mode's own limit, or none. ``inductor_mode`` is Inductor's ``mode`` for everything that is not swapped.
+    ``isolation`` is the level (see ``evaluate.isolation``) below which kernels that others than this package's own
+    families wrote are not run.
     """
 
     search: Search = "quick"
@@ -54,6 +60,7 @@ class Settings:
     numerics: Numerics = "strict"
     inductor_mode: str | None = None
     synthesizer: tuple[str, ...] = ("families",)
+    isolation: IsolationLevel = "confined"
     report: Path | None = None
     seed: int = 0
     fuel: int | None = None
@@ -136,6 +143,20 @@ def compiler_candidates(environment: Mapping[str, str] | None = None) -> tuple[s
     environment = os.environ if environment is None else environment
     chosen = environment.get("CXX", "").strip()
     return tuple(dict.fromkeys(name for name in (chosen, "g++", "clang++") if name))
+
+
+def tool_folders(environment: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Folders in which the environment names programs and libraries; of one called ``bin`` the folder above it."""
+    environment = os.environ if environment is None else environment
+    named = [Path(name) for variable in _SEARCHED_FOLDERS for name in environment.get(variable, "").split(os.pathsep)]
+    named += [Path(environment.get(variable, "").split(" ")[0]).parent for variable in ("CC", "CXX", "TRITON_PTXAS_PATH")]
+    return tuple(path.parent if path.name == "bin" else path for path in named if path.is_absolute())
+
+
+def cache_folders(environment: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Folders that the environment gives to compilers for what they keep."""
+    environment = os.environ if environment is None else environment
+    return tuple(Path(environment[name]) for name in CACHE_VARIABLES if name in environment)
 
 
 def interpret_triton(environment: Mapping[str, str] | None = None) -> bool:
@@ -308,6 +329,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "numerics": _one_of("strict", "eager_tf32"),
     "inductor_mode": _inductor_mode,
     "synthesizer": lambda value: _words(value, SYNTHESIZERS),
+    "isolation": _one_of("none", "limits", "offline", "confined"),
     "report": _folder,
     "seed": _integer(None),
     "fuel": _integer(0),

@@ -23,7 +23,8 @@ from .cache.store import Store
 from .evaluate.build import gate
 from .evaluate.evaluation import GraphVerdict, Passed, from_json
 from .evaluate.evaluator import Evaluator
-from .exc import PlatformError, UndecidedError, UnsupportedError, WorkerError
+from .evaluate.explain import explain
+from .exc import PlatformError, ResourceError, UndecidedError, UnsupportedError, WorkerError
 from .graph.capture import capture_graph, graph_inputs
 from .graph.discovery import Discovery, Found, discover
 from .graph.meta import hint_of
@@ -176,6 +177,8 @@ class GraphPlan:
 
         try:
             return Decision(found, tuner.search(found, seconds, tried), searched=True)
+        except ResourceError as error:
+            return Decision(found, None, searched=False, reason=f"does not fit beside what is in memory: {error}")
         except UndecidedError as error:
             return Decision(found, None, searched=False, reason=f"could not be decided: {error}")
         except WorkerError as error:
@@ -287,6 +290,7 @@ def _row(decision: Decision, swapped: bool, whole_us: float | None) -> RegionRow
         verdict=_verdict_words(decision, swapped),
         search_s=entry.search_s if entry is not None else 0.0,
         trials=entry.trials if entry is not None else 0,
+        why=explain(evaluation) if evaluation is not None else None,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from .cache.entry import Entry, TrialRow
 from .cache.key import CacheKey, cache_key
 from .cache.store import Store
-from .evaluate.evaluation import BuildFailed, Evaluation, Passed, Refused, from_json, to_json
+from .evaluate.evaluation import BuildFailed, Crashed, Evaluation, Passed, Refused, from_json, to_json
 from .evaluate.evaluator import Evaluator
 from .exc import EmissionError, StoreError, UndecidedError
 from .graph.capture import canonical_kernel
@@ -109,7 +109,8 @@ class Tuner:
         """Search the region for at most ``seconds`` and remember the verdict.
 
         Interrupted (``KeyboardInterrupt``), what is best so far is remembered before the interrupt goes on.
-        Raises ``WorkerError`` where the evaluation machinery fails, ``UndecidedError`` where the machine is too noisy.
+        Raises ``WorkerError`` where the evaluation machinery fails, ``ResourceError`` where the region does not fit in memory
+        beside what is there, ``UndecidedError`` where the machine is too noisy.
         """
         start = self.clock()
         search = _Search()
@@ -172,12 +173,25 @@ class Tuner:
         for trial in search.finalists():
             assert trial.kernel is not None
             evaluation = self.evaluator.evaluate(trial.kernel, self.settings.min_speedup, surely=True)
+            if self._accepts(evaluation) and self.settings.search == "full":
+                evaluation = self._sanitized(trial.kernel, evaluation)
             again = Trial(trial.candidate, trial.kernel, evaluation)
             if self._accepts(again.evaluation):
                 return again
             if isinstance(evaluation, Refused) and evaluation.check == "noise":
                 search.noise = evaluation.message
+            elif not isinstance(evaluation, Passed):
+                # What only the finals found out is what the trial is remembered for.
+                search.trials[search.trials.index(trial)] = again
         return None
+
+    def _sanitized(self, kernel: Kernel, accepted: Evaluation) -> Evaluation:
+        """``accepted`` with what the sanitizers did, or what one of them found."""
+        sanitized = self.evaluator.sanitize(kernel)
+        if isinstance(sanitized, Refused | Crashed):
+            return sanitized
+        assert isinstance(accepted, Passed)
+        return replace(accepted, sanitizers=sanitized.to_json())
 
     def _accepts(self, evaluation: Evaluation) -> bool:
         if not isinstance(evaluation, Passed) or not evaluation.complete:

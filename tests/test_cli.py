@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import textwrap
+from typing import get_args
 
 import pytest
 
+from kevolve_inductor.cache.entry import TrialRow
 from kevolve_inductor.cache.store import Store
 from kevolve_inductor.cli import main
-from kevolve_inductor.evaluate.evaluation import Diagnosis, Passed, to_json
+from kevolve_inductor.evaluate.evaluation import BuildFailed, Diagnosis, Passed, to_json
+from kevolve_inductor.report.doctor import format_findings
+from kevolve_inductor.settings import IsolationLevel
 from kevolve_inductor.testing.stores import example_entry, example_kernel
 
 
@@ -38,9 +42,21 @@ def test_show_prints_the_source_by_a_keys_beginning(filled, capsys):
 
 def test_why_explains_a_verdict_and_the_difference_of_two_keys(filled, capsys):
     assert main(["cache", "why", filled.key]) == 0
-    assert "verdict  kernel" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "verdict  kernel" in text
+    assert "because  Limited by memory traffic; 1 GB/s" in text and "(From: a test.)" in text
     assert main(["cache", "why", filled.key, filled.key]) == 0
     assert capsys.readouterr().out.strip() == "equal"
+
+
+def test_why_counts_the_trials_and_explains_the_failures(filled, store, capsys):
+    failed = to_json(BuildFailed("compile", "expected ';'", 7))
+    rows = [TrialRow(k, (), {}, "build failed", 0.0, evaluation=failed) for k in range(3)]
+    Store.open(store).append_trials(filled.key, [*rows, TrialRow(3, (), {}, "passed", 4.0)])
+    assert main(["cache", "why", filled.key]) == 0
+    text = capsys.readouterr().out
+    assert "3 build failed, e.g. Does not compile: compile in line 7: expected ';'" in text
+    assert text.endswith("   1 passed\n")
 
 
 def test_unknown_key_says_how_to_find_one(store, capsys):
@@ -64,6 +80,10 @@ def test_doctor_reports_platforms_and_why_not(capsys):
     assert findings["platforms"]["cpu"]["available"]
     assert findings["platforms"]["cpu"]["ceilings"]["bytes_per_s"] > 1e9
     assert all("reason" in found for found in findings["platforms"].values() if not found["available"])
+    isolation = findings["platforms"]["cpu"]["isolation"]
+    assert isolation["level"] in get_args(IsolationLevel)
+    assert isolation["level"] == "confined" or isolation["missing"]
+    assert f"isolation of workers: {isolation['level']}" in format_findings(findings)
 
 
 FACTORY = """

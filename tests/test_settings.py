@@ -25,8 +25,8 @@ def test_defaults():
     assert rest == {}
     assert settings == Settings(
         search="quick", budget_s=None, trials=None, store=Path.home() / ".cache/kevolve", trust=("local",),
-        min_speedup=1.02, numerics="strict", inductor_mode=None, synthesizer=("families",), report=None, seed=0,
-        fuel=None, strict=False, enabled=True,
+        min_speedup=1.02, numerics="strict", inductor_mode=None, synthesizer=("families",), isolation="confined",
+        report=None, seed=0, fuel=None, strict=False, enabled=True,
     )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def test_options_without_the_prefix_are_inductors_and_untouched():
         ("numerics", "eager_tf32", "eager_tf32", "eager_tf32"),
         ("inductor_mode", "max-autotune", "max-autotune", "max-autotune"),
         ("synthesizer", "families", "families", ("families",)),
+        ("isolation", "limits", "limits", "limits"),
         ("report", "/r", "/r", Path("/r")),
         ("seed", -4, "-4", -4),
         ("fuel", 0, "0", 0),
@@ -68,7 +69,7 @@ def test_every_setting_by_option_and_by_environment(name, option, text, value):
 def test_the_table_covers_every_setting():
     assert set(SETTING_NAMES) == {
         "search", "budget_s", "trials", "store", "trust", "min_speedup", "numerics", "inductor_mode", "synthesizer",
-        "report", "seed", "fuel", "strict", "enabled",
+        "isolation", "report", "seed", "fuel", "strict", "enabled",
     }  # fmt: skip
 
 

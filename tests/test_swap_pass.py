@@ -16,7 +16,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from kevolve_inductor import report
 from kevolve_inductor.cache.store import Store
 from kevolve_inductor.evaluate.evaluation import Baselines, BuildFailed, Diagnosis, GraphVerdict, Passed, Refused
-from kevolve_inductor.exc import WorkerError
+from kevolve_inductor.exc import ResourceError, WorkerError
 from kevolve_inductor.graph.ranges import seen_ranges
 from kevolve_inductor.kernel import Kernel
 from kevolve_inductor.platforms.cpu import CpuPlatform
@@ -148,6 +148,19 @@ def test_broken_evaluator_loses_only_its_region(settings, caplog):
     _, result = compiled(gate, settings, Broken(), (x,))
     assert "could not be evaluated" in report.last_run().regions[0].verdict
     assert torch.equal(result[1], gate(x)[1])
+
+
+def test_a_region_that_does_not_fit_in_memory_is_left_with_that_reason_even_where_failures_raise(settings):
+    class Full(Judge):
+        def open(self, region, workload):
+            raise ResourceError("bytes of memory", 3000, 2000)
+
+    x = torch.randn(100, 64)
+    judge = Full()
+    _, result = compiled(gate, replace(settings, strict=True), judge, (x,))
+    assert "does not fit" in report.last_run().regions[0].verdict
+    assert "3000" in report.last_run().regions[0].verdict
+    assert judge.evaluated == 0 and torch.equal(result[1], gate(x)[1])
 
 
 def test_a_machine_too_noisy_to_decide_is_said_so_and_nothing_is_remembered(settings):

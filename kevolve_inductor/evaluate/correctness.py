@@ -12,8 +12,10 @@ import torch
 from ..graph.reference import Reference, evaluate_fp64
 from ..graph.region import Region, Workload
 from ..graph.selection import TOLERANCES, outputs_of_selections, typical_magnitude
+from .causes import cause_of, cause_of_values
 from .evaluation import Mismatch, Pattern
 from .inputs import OUT_OF_RANGE, generate
+from .patterns import find_pattern
 
 _REMEMBERED_BYTES = 512 * 2**20
 # A candidate may be this much worse than eager's own rounding, which is an accident of eager's order of operations.
@@ -58,7 +60,8 @@ class Judge:
             if reference is None and outputs is None:
                 return Agreed(0.0)
             total = outputs[0].numel() if outputs else 0
-            return Mismatch("index out of range", "everything", distribution, 0, total, total, (), 0.0)
+            cause = cause_of("index out of range", "everything")
+            return Mismatch("index out of range", "everything", distribution, 0, total, total, (), 0.0, None, cause)
         return self._compare(distribution, self._under_same_choices(distribution, reference, outputs), outputs)
 
     def _own_reference(self, distribution: str) -> Reference | None:
@@ -104,14 +107,16 @@ class Judge:
     def _compare(self, distribution: str, reference: Reference, outputs: Sequence[torch.Tensor]) -> Agreed | Mismatch:
         if reference.faults:
             fault = reference.faults[0]
-            return _mismatch("valid selection", "selection", distribution, fault.output, fault.wrong, None)
+            chosen = _Verdict("valid selection", fault.wrong, None, pattern="selection")
+            return _mismatch(chosen, distribution, fault.output, cause_of(chosen.check, "selection"))
         max_error = 0.0
         for number, output in enumerate(outputs):
             exact, eager = reference.exact[number], reference.eager[number]
             verdict = _compare_one(output, exact, eager, reference.bitwise[number])
             if verdict.wrong.any():
-                pattern = "nan placement" if verdict.misplaced_nan else _pattern_of(verdict.wrong)
-                return _mismatch(verdict.check, pattern, distribution, number, verdict.wrong, verdict.error)
+                inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
+                cause = cause_of_values(output, exact, verdict.wrong, inputs)
+                return _mismatch(verdict, distribution, number, cause)
             if verdict.error is not None and verdict.error.numel():
                 max_error = max(max_error, float(verdict.error.max()))
         return Agreed(max_error)
@@ -119,12 +124,15 @@ class Judge:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """``wrong`` and ``error`` have the output's shape; ``error`` is 0 where no difference is defined."""
+    """``wrong`` and ``error`` have the output's shape; ``error`` is 0 where no difference is defined.
+
+    ``pattern`` where what is wrong, not where, makes it.
+    """
 
     check: str
     wrong: torch.Tensor
     error: torch.Tensor | None
-    misplaced_nan: bool = False
+    pattern: Pattern | None = None
 
 
 def _compare_one(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitwise: bool) -> _Verdict:
@@ -140,12 +148,16 @@ def _compare_one(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor,
         nan_differs &= output.isnan() != exact.isnan()
     if bitwise:
         wrong = (output != eager) & ~(output.isnan() & eager.isnan())
-        return _Verdict("equal bits", wrong, _distance(output, exact), bool(nan_differs.any()))
+        return _Verdict("equal bits", wrong, _distance(output, exact), _nan_placement(nan_differs))
     error = _distance(output, exact)
     wrong = nan_differs | (error > allowed_error(exact, eager))
     same_infinity = (output == eager) | (output.double() == exact)
     wrong |= ~same_infinity & (output.isinf() | (eager.isinf() & exact.isinf())) & ~output.isnan()
-    return _Verdict("fp64 reference", wrong, error, bool(nan_differs.any()))
+    return _Verdict("fp64 reference", wrong, error, _nan_placement(nan_differs))
+
+
+def _nan_placement(differs: torch.Tensor) -> Pattern | None:
+    return "nan placement" if bool(differs.any()) else None
 
 
 def _distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
@@ -182,9 +194,8 @@ def _error_of_rows(error: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     return torch.maximum(worst, (_TYPICAL_ERRORS * typical * scale).nan_to_num(0.0, 0.0, 0.0))
 
 
-def _mismatch(
-    check: str, pattern: Pattern, distribution: str, number: int, wrong: torch.Tensor, error: torch.Tensor | None
-) -> Mismatch:
+def _mismatch(verdict: _Verdict, distribution: str, number: int, cause: str | None) -> Mismatch:
+    wrong, error = verdict.wrong, verdict.error
     if error is None:
         at = int(wrong.reshape(-1).to(torch.uint8).argmax())
         worst = 0.0
@@ -192,17 +203,8 @@ def _mismatch(
         at = int(torch.where(wrong, error, -1.0).reshape(-1).argmax())
         worst = float(error.reshape(-1)[at])
     index = tuple(int(k) for k in numpy.unravel_index(at, tuple(wrong.shape))) if wrong.dim() else ()
-    return Mismatch(check, pattern, distribution, number, int(wrong.sum()), wrong.numel(), index, worst)
-
-
-def _pattern_of(wrong: torch.Tensor) -> Pattern:
-    if bool(wrong.all()):
-        return "everything"
-    rows = wrong.reshape(-1, wrong.shape[-1])
-    if rows.shape[0] > 1 and int(rows.any(-1).sum()) == 1:
-        return "one row"
-    places = wrong.reshape(-1).nonzero()
-    columns = rows.any(0).nonzero()
-    is_end = int(places.min()) >= wrong.numel() * 7 // 8
-    is_row_end = rows.shape[0] > 1 and int(columns.min()) >= rows.shape[1] * 7 // 8
-    return "tail" if is_end or is_row_end else "scattered"
+    place = find_pattern(wrong)
+    return Mismatch(
+        verdict.check, verdict.pattern or place.pattern, distribution, number, int(wrong.sum()), wrong.numel(), index, worst,
+        place.words, cause or cause_of(verdict.check, verdict.pattern or place.pattern),
+    )  # fmt: skip

@@ -25,4 +25,5 @@ def cross_compile(
         return BuildFailed(error.stage, error.message, error.line)
     except ResourceError as error:
         return ResourceFailed(error.resource, error.needed, error.available)
-    return Compiled(target, resources.registers, resources.spills, resources.shared_bytes)
+    occupancy = None if resources.occupancy is None else resources.occupancy.share
+    return Compiled(target, resources.registers, resources.spills, resources.shared_bytes, occupancy)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ..graph.dims import evaluate
 from ..graph.reference import references
 from ..graph.region import Region, RegionNode
 from ..platforms.executor import Resources
 from ..platforms.platform import Ceilings
+from ..platforms.profile import Profile
 from .evaluation import Diagnosis, Limiter
 
 # Operators that read only some of their first operand, so its size says nothing about the traffic.
 _PARTIAL_READS = frozenset(
     "slice select narrow index _unsafe_index index_select gather embedding as_strided split split_with_sizes unbind "
     "diagonal topk masked_select take take_along_dim _embedding_bag _embedding_bag_forward_only bucketize searchsorted "
-    "constant_pad_nd where masked_fill".split()
+    "constant_pad_nd where masked_fill avg_pool2d_backward avg_pool3d_backward".split()
 )
 _VIEWS = frozenset(
     "view reshape _unsafe_view permute transpose t expand unsqueeze squeeze clone alias _to_copy convert_element_type".split()
@@ -23,7 +25,11 @@ _VIEWS = frozenset(
 _MATRIX_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm", "convolution"})
 _BOUND_SHARE = 0.5
 _LAUNCHES = 4.0
-_HEAVY_REGISTERS = 168
+# With fewer warps than this share of the possible, one warp's waiting is no longer hidden behind the others' work.
+_LOW_OCCUPANCY = 0.25
+_BOUND_BY_COUNTERS = 0.6
+_IDLE_SHARE = 0.25
+_LOW_EFFICIENCY = 0.7
 
 
 def least_bytes(region: Region, symbols: dict[str, int]) -> int:
@@ -51,8 +57,11 @@ def _read_whole(region: Region) -> set[str]:
 
 def _indices(node: RegionNode) -> set[str]:
     """Of an operator that reads parts: its index tensors, which it reads completely."""
+    names = list(references(node))
+    if _operator(node) in ("avg_pool2d_backward", "avg_pool3d_backward"):
+        # The gradient comes first; of what was averaged only the shape matters.
+        return set(names[:1])
     if _operator(node) in ("gather", "embedding", "index_select", "bucketize", "searchsorted"):
-        names = list(references(node))
         return set(names[:1] if _operator(node) == "bucketize" else names[1:])
     return set()
 
@@ -92,6 +101,7 @@ def _largest_operand(region: Region, node: RegionNode, symbols: dict[str, int]) 
 def diagnose(
     region: Region, symbols: dict[str, int], latency_us: float, ceilings: Ceilings, resources: Resources
 ) -> Diagnosis:
+    """What the time alone says, with the bytes and operations that the region needs at least, and the compiler's report."""
     seconds = latency_us / 1e6
     bytes_per_s = least_bytes(region, symbols) / seconds
     flops_per_s = flops_of(region, symbols) / seconds
@@ -106,7 +116,30 @@ def diagnose(
         registers=resources.registers,
         spills=resources.spills,
         shared_bytes=resources.shared_bytes,
+        occupancy=None if resources.occupancy is None else resources.occupancy.share,
+        occupancy_limit=None if resources.occupancy is None else resources.occupancy.limit,
     )
+
+
+def with_profile(diagnosis: Diagnosis, profile: Profile) -> Diagnosis:
+    """What a closer look adds; where it measured what the diagnosis could only infer, it also decides the limiter."""
+    sources = dict.fromkeys((*diagnosis.source.split(", "), *profile.sources.values()))
+    limiter = _limiter_seen(diagnosis, profile)
+    return replace(diagnosis, limiter=limiter, source=", ".join(sources), profile=profile)
+
+
+def _limiter_seen(diagnosis: Diagnosis, profile: Profile) -> Limiter:
+    memory, compute = profile.memory_share or 0.0, profile.compute_share or 0.0
+    if max(memory, compute) >= _BOUND_BY_COUNTERS:
+        return "memory" if memory >= compute else "compute"
+    # Threads that wait for memory together gain nothing from each other either, and a few microseconds cannot be shared.
+    if diagnosis.limiter in ("memory", "compute", "launch"):
+        return diagnosis.limiter
+    if (profile.idle_share or 0.0) >= _IDLE_SHARE or (profile.parallel_efficiency or 1.0) < _LOW_EFFICIENCY:
+        return "load imbalance"
+    if profile.occupancy is None or diagnosis.spills:
+        return diagnosis.limiter
+    return "occupancy" if profile.occupancy < _LOW_OCCUPANCY else "latency"
 
 
 def _peak_flops(region: Region, ceilings: Ceilings) -> float:
@@ -120,6 +153,7 @@ def _limiter(memory: float, compute: float, seconds: float, ceilings: Ceilings, 
         return "memory" if memory >= compute else "compute"
     if seconds < _LAUNCHES * ceilings.launch_s:
         return "launch"
-    if (resources.spills or 0) > 0 or (resources.registers or 0) >= _HEAVY_REGISTERS:
+    occupancy = 1.0 if resources.occupancy is None else resources.occupancy.share
+    if (resources.spills or 0) > 0 or occupancy < _LOW_OCCUPANCY:
         return "occupancy"
     return "latency"

@@ -6,17 +6,25 @@ All times are microseconds per call, medians; speedups are ratios of interleaved
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-Pattern = Literal["everything", "one row", "tail", "scattered", "nan placement", "shape or dtype", "input changed",
-                  "out of bounds write", "unwritten", "not repeatable", "selection"]  # fmt: skip
-Limiter = Literal["memory", "compute", "latency", "launch", "occupancy", "unknown"]
+from ..platforms.profile import Profile
+
+Pattern = Literal["everything", "one row", "rows", "one column", "columns", "whole tiles", "tail", "every n-th", "scattered",
+                  "nan placement", "shape or dtype", "input changed", "out of bounds write", "unwritten", "not repeatable",
+                  "selection"]  # fmt: skip
+Limiter = Literal["memory", "compute", "latency", "launch", "occupancy", "load imbalance", "unknown"]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why the kernel is as fast as it is. ``source`` names where the figures come from (e.g. ``"measured time"``)."""
+    """Why the kernel is as fast as it is. ``source`` names where the figures come from (e.g. ``"measured time"``).
+
+    ``ceiling_share`` is the larger of the shares of memory's and arithmetic's measured ceilings. ``occupancy``, from 0 to
+    1, is what registers, shared memory and block size allow, ``occupancy_limit`` which of them allows no more.
+    ``profile`` is there for accepted kernels only, and says for each of its figures whose it is.
+    """
 
     limiter: Limiter
     source: str
@@ -26,6 +34,9 @@ class Diagnosis:
     registers: int | None = None
     spills: int | None = None
     shared_bytes: int | None = None
+    occupancy: float | None = None
+    occupancy_limit: str | None = None
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Passed:
     """Correct on every input tried and timed. ``speedup_low`` is the lower bound of its 95 % confidence interval.
 
     ``complete`` is false where the kernel was so slow that it was only screened: on some inputs, not on all.
+    ``sanitizers``: what each of them did, in words; empty where none was asked.
     """
 
     status: ClassVar[str] = "passed"
@@ -44,6 +56,7 @@ class Passed:
     diagnosis: Diagnosis
     build_s: float
     complete: bool = True
+    sanitizers: dict[str, str] = field(default_factory=dict)
 
     @property
     def best_baseline(self) -> str:
@@ -68,7 +81,11 @@ class ResourceFailed:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """``check`` names the check that refused it; ``inputs`` the distribution it failed on."""
+    """``check`` names the check that refused it; ``inputs`` the distribution it failed on.
+
+    ``place`` says in words which elements are wrong, ``likely_cause`` what mostly makes them so; absent where nothing
+    about the values is known.
+    """
 
     status: ClassVar[str] = "mismatch"
     check: str
@@ -79,6 +96,8 @@ class Mismatch:
     total_elements: int
     worst_index: tuple[int, ...]
     worst_error: float
+    place: str | None = None
+    likely_cause: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +131,7 @@ class Compiled:
     registers: int | None
     spills: int | None
     shared_bytes: int | None
+    occupancy: float | None = None
 
 
 Evaluation = Passed | BuildFailed | ResourceFailed | Mismatch | Crashed | TimedOut | Refused | Compiled
@@ -126,14 +146,25 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Evaluation:
-    """Raises ``KeyError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
-    fields = {name: value for name, value in data.items() if name != "status"}
-    if "diagnosis" in fields:
-        fields["diagnosis"] = Diagnosis(**fields["diagnosis"])
-    if "worst_index" in fields:
-        fields["worst_index"] = tuple(fields["worst_index"])
-    result: Evaluation = _CLASSES[data["status"]](**fields)
+    """Raises ``KeyError`` or ``TypeError`` on anything but what ``to_json`` wrote, in this version or another.
+
+    Fields that another version added are left out.
+    """
+    kind = _CLASSES[data["status"]]
+    values = _known(kind, data)
+    if "diagnosis" in values:
+        diagnosis = _known(Diagnosis, values["diagnosis"])
+        if diagnosis.get("profile") is not None:
+            diagnosis["profile"] = Profile.from_json(diagnosis["profile"])
+        values["diagnosis"] = Diagnosis(**diagnosis)
+    if "worst_index" in values:
+        values["worst_index"] = tuple(values["worst_index"])
+    result: Evaluation = kind(**values)
     return result
+
+
+def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    return {part.name: data[part.name] for part in fields(kind) if part.name in data}
 
 
 @dataclass(frozen=True)

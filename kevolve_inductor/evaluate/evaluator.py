@@ -7,7 +7,8 @@ from typing import Protocol
 from ..graph.region import Region, Workload
 from ..graph.swap import Swap
 from ..kernel import Kernel
-from .evaluation import Baselines, Evaluation, GraphVerdict
+from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Refused
+from .sanitizers.sanitizers import Sanitized
 
 
 class Evaluator(Protocol):
@@ -18,19 +19,31 @@ class Evaluator(Protocol):
     """
 
     def open(self, region: Region, workload: Workload) -> Baselines:
-        """Prepare reference and baselines for ``region``; later calls of ``evaluate`` are for it."""
+        """Prepare reference and baselines for ``region``; later calls of ``evaluate`` are for it.
+
+        Raises ``ResourceError`` where the region does not fit in the memory that an evaluation may take.
+        """
         ...
 
-    def prepare(self, kernels: tuple[Kernel, ...]) -> None:
+    def prepare(self, kernels: tuple[Kernel, ...], outside: bool = False) -> None:
         """Start building ``kernels`` beside whatever else runs. A hint; may do nothing."""
         ...
 
-    def evaluate(self, kernel: Kernel, beat: float = 0.0, surely: bool = False) -> Evaluation:
+    def evaluate(
+        self, kernel: Kernel, beat: float = 0.0, surely: bool = False, outside: bool = False
+    ) -> Evaluation:  # fmt: skip
         """Build, check against the fp64 reference, time against the baselines, explain.
 
         A kernel that is right on the first inputs but whose speedup stays below ``beat`` is not checked further; its
-        evaluation is not ``complete``. ``surely``: measure until it is clear whether ``speedup_low`` reaches ``beat``.
+        evaluation is not ``complete``. ``surely``: measure until it is clear whether ``speedup_low`` reaches ``beat``,
+        and give the diagnosis of a kernel that passes a profile.
+        ``outside``: the kernel was not written by this package's families but by a language model, an agent or anybody
+        else; it is refused (``"isolation"``) where the worker is less isolated than that is asked for.
         """
+        ...
+
+    def sanitize(self, kernel: Kernel) -> Sanitized | Refused | Crashed:
+        """Run a kernel that was judged right under its language's sanitizers: slow, so for the one that is to be kept."""
         ...
 
     def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:

@@ -48,6 +48,9 @@ def check(job: GraphJob, executor: Executor, seed: int, folder: Path) -> dict[st
         torch.manual_seed(seed)
         difference = first_difference(expected, swapped(), _has_selection(job.graph))
         executor.synchronize()
+    except torch.OutOfMemoryError as error:
+        # The plain graph's results and memory are still held.
+        return asdict(GraphVerdict(None, None, True, _words("both graphs at once", error)))
     except Exception as error:  # noqa: BLE001 - whatever the swapped graph raises, it must not be used
         return asdict(GraphVerdict(None, None, False, _words("the swapped graph", error)))
     if difference is not None:

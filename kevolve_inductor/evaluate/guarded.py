@@ -16,8 +16,10 @@ from ..graph.region import ITEM_SIZES, Region
 from ..kernel import Workspace
 from ..platforms.executor import CompiledKernel, Executor
 from .buffers import Buffers, Guarded, GuardedInput, lent
+from .causes import cause_of
 from .evaluation import Mismatch, Pattern
 from .inputs import BROKEN, FENCED, sizes_of
+from .patterns import find_pattern
 
 _POISONS = (0xA5, 0x5A)
 # Every run counts the same, but a race shows in some of them only.
@@ -117,7 +119,10 @@ class Suspect:
         self.executor.synchronize()
         as_bytes = [replace(guarded, tensor=output) for guarded, output in zip(first.outputs, outputs, strict=True)]
         fault = _differing(first, Ran(tuple(as_bytes), raised), distribution)
-        return None if fault is None else replace(fault, check="as timed", pattern="not repeatable")
+        if fault is None:
+            return None
+        cause = cause_of("as timed", "not repeatable")
+        return replace(fault, check="as timed", pattern="not repeatable", likely_cause=cause)
 
 
 def _anywhere(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -126,7 +131,7 @@ def _anywhere(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _whole(check: str, pattern: Pattern, distribution: str, number: int, total: int) -> Mismatch:
-    return Mismatch(check, pattern, distribution, number, 0, total, (), 0.0)
+    return Mismatch(check, pattern, distribution, number, 0, total, (), 0.0, likely_cause=cause_of(check, pattern))
 
 
 def _differing(first: Ran, second: Ran, distribution: str) -> Mismatch | None:
@@ -141,7 +146,9 @@ def _differing(first: Ran, second: Ran, distribution: str) -> Mismatch | None:
             at = int(different.to(torch.uint8).argmax())
             index = tuple(int(k) for k in numpy.unravel_index(at, tuple(one.tensor.shape)))
             count = int(different.sum())
-            return Mismatch("two runs", pattern, distribution, number, count, different.numel(), index, 0.0)
+            place = find_pattern(different.reshape(one.tensor.shape)).words
+            cause = cause_of("two runs", pattern)
+            return Mismatch("two runs", pattern, distribution, number, count, different.numel(), index, 0.0, place, cause)
     return None
 
 

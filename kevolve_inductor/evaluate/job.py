@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..graph.region import Region, Workload
 from ..kernel import Kernel
+from .isolation import MEMORY_SHARE
 
 if TYPE_CHECKING:
     from ..graph.swap import Swap
@@ -20,7 +21,8 @@ class WorkerSetup:
     """What a worker is told once, at its start. ``threads`` of 0 leaves the number to torch.
 
     A ``quiet`` worker's threads sleep while they have nothing to do instead of spinning, which would disturb what another
-    worker measures.
+    worker measures. A ``builder`` only compiles and never touches the device. ``memory_share`` is what the worker may take
+    of the memory that is free when it starts; whoever starts it puts that in ``memory_bytes``.
     """
 
     platform: str
@@ -29,6 +31,9 @@ class WorkerSetup:
     seed: int
     tf32: bool = False
     quiet: bool = False
+    builder: bool = False
+    memory_share: float = MEMORY_SHARE
+    memory_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -152,6 +157,21 @@ class TimeJob:
 
 
 @dataclass(frozen=True)
+class ProfileJob:
+    """Look closer at a kernel that passed."""
+
+    name: ClassVar[str] = "profile"
+    kernel: Kernel
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kernel": self.kernel.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ProfileJob:
+        return cls(Kernel.from_json(data["kernel"]))
+
+
+@dataclass(frozen=True)
 class GraphJob:
     """Compile a whole graph with and without ``swaps``, compare and time."""
 
@@ -190,10 +210,12 @@ class CrossJob:
         return cls(Kernel.from_json(data["kernel"]), Region.from_json(data["region"]), data["target"])
 
 
-Job = OpenJob | BaselinesJob | RunJob | JudgeJob | ApplyJob | TimeJob | GraphJob | CrossJob
+BenchJob = RunJob | TimeJob | ProfileJob
+Job = OpenJob | BaselinesJob | RunJob | JudgeJob | ApplyJob | TimeJob | ProfileJob | GraphJob | CrossJob
 
 _JOBS: Mapping[str, type[Any]] = {
-    job.name: job for job in (OpenJob, BaselinesJob, RunJob, JudgeJob, ApplyJob, TimeJob, GraphJob, CrossJob)
+    job.name: job
+    for job in (OpenJob, BaselinesJob, RunJob, JudgeJob, ApplyJob, TimeJob, ProfileJob, GraphJob, CrossJob)
 }
 
 

@@ -11,6 +11,7 @@ from ..graph.region import Region, Workload
 from ..kernel import Kernel, digest_of
 from .build import gate
 from .evaluation import Baselines, Diagnosis, Evaluation, GraphVerdict, Passed
+from .sanitizers.sanitizers import Sanitized
 
 if TYPE_CHECKING:
     from ..graph.swap import Swap
@@ -45,10 +46,12 @@ class NullEvaluator:
         self._region = region
         return Baselines({"eager": _EAGER_US, "inductor": _INDUCTOR_US}, {})
 
-    def prepare(self, kernels: tuple[Kernel, ...]) -> None:
+    def prepare(self, kernels: tuple[Kernel, ...], outside: bool = False) -> None:
         pass
 
-    def evaluate(self, kernel: Kernel, beat: float = 0.0, surely: bool = False) -> Evaluation:
+    def evaluate(
+        self, kernel: Kernel, beat: float = 0.0, surely: bool = False, outside: bool = False
+    ) -> Evaluation:  # fmt: skip
         """Raises ``WorkerError`` before ``open``."""
         if self._region is None:
             raise WorkerError("no region is open")
@@ -65,6 +68,9 @@ class NullEvaluator:
         share = int(digest_of([kernel.digest, self._seed])[:12], 16) / 16**12
         latency_us = _FASTEST_US + _SPREAD_US * share
         return latency_us if self._distortion is None else self._distortion(kernel, latency_us)
+
+    def sanitize(self, kernel: Kernel) -> Sanitized:
+        return Sanitized({})
 
     def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:
         saved_us = sum(_INDUCTOR_US - self._latency_us(swap.kernel) for swap in swaps)

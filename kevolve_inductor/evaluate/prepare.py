@@ -37,7 +37,8 @@ class Preparer:
         count = cores
         if platform.language == "triton":
             count = min(_MOST_PROCESSES, max(1, cores // 2))
-            quiet = replace(setup, threads=1, quiet=True)
+            share = setup.memory_share / count
+            quiet = replace(setup, threads=1, quiet=True, builder=True, memory_share=share)
             self._slots = [WorkerSlot(quiet, scratch / f"builder-{number}.log") for number in range(count)]
             for slot in self._slots:
                 self._builders.put(slot)

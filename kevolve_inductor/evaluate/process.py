@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,11 +20,17 @@ import kevolve_inductor
 
 from .. import settings
 from ..exc import WorkerError
+from ..platforms.free_memory import free_memory_bytes
+from .evaluation import Crashed, ResourceFailed
+from .isolation import Isolation
 from .job import BaselinesJob, Job, OpenJob, WorkerSetup, job_to_json
+from .warden import OVER_MEMORY
 
 _START_LIMIT_S = 120.0
 _LOG_TAIL_BYTES = 2000
 _EXIT_WAIT_S = 5.0
+# What the warden says last; a candidate that prints it as well is only judged more kindly.
+_OVER_MEMORY = re.compile(re.escape(OVER_MEMORY).replace(r"\{used\}", r"(\d+)").replace(r"\{allowed\}", r"(\d+)"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,13 @@ class Died:
 
     signal: int | None
     log: str
+
+    def evaluation(self) -> Crashed | ResourceFailed:
+        """As the outcome of the kernel that ran in it."""
+        over = _OVER_MEMORY.search(self.log)
+        if over is not None:
+            return ResourceFailed("bytes of memory", int(over[1]), int(over[2]))
+        return Crashed(self.signal, self.log)
 
 
 @dataclass(frozen=True)
@@ -48,10 +62,17 @@ class WorkerProcess:
     def __init__(self, setup: WorkerSetup, log: Path) -> None:
         """Raises ``WorkerError`` where no process can be started."""
         self._log = log
+        self._isolation: Isolation | None = None
         request_end, self._requests = os.pipe()
         self._replies, reply_end = os.pipe()
-        command = [sys.executable, "-P", "-m", "kevolve_inductor.evaluate.worker", str(request_end), str(reply_end)]
+        command = [sys.executable, "-P", "-m", "kevolve_inductor.evaluate.warden", str(request_end), str(reply_end)]
+        setup = replace(setup, memory_bytes=int(setup.memory_share * free_memory_bytes()))
+        working = log.with_name(f"{log.stem}-work")
+        environment = _environment(setup)
         try:
+            for folder in (working, Path(setup.folder), Path(environment["TMPDIR"]), *settings.cache_folders(environment)):
+                # Only what exists can be granted to a worker.
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
                     [*command, json.dumps(setup.to_json())],
@@ -60,7 +81,8 @@ class WorkerProcess:
                     stderr=subprocess.STDOUT,
                     pass_fds=(request_end, reply_end),
                     start_new_session=True,
-                    env=_environment(setup),
+                    cwd=working,
+                    env=environment,
                 )
         except OSError as error:
             os.close(self._requests)
@@ -79,10 +101,23 @@ class WorkerProcess:
                 pipe.write(message)
         except BrokenPipeError:
             return self._died()
-        return self._answer(limit_s)
-
-    def _answer(self, limit_s: float) -> Answer:
         deadline = time.monotonic() + limit_s
+        up = self._greeted(deadline, limit_s)
+        return self._answer(deadline, limit_s) if isinstance(up, Isolation) else up
+
+    def isolation(self) -> Isolation | Died | Hung:
+        """What the worker says of itself in its greeting. Waits until it is up."""
+        return self._greeted(time.monotonic() + _START_LIMIT_S, _START_LIMIT_S)
+
+    def _greeted(self, deadline: float, limit_s: float) -> Isolation | Died | Hung:
+        if self._isolation is None:
+            greeting = self._answer(deadline, limit_s)
+            if not isinstance(greeting, dict):
+                return greeting
+            self._isolation = Isolation.from_json(greeting["isolation"])
+        return self._isolation
+
+    def _answer(self, deadline: float, limit_s: float) -> Answer:
         while b"\n" not in self._pending:
             ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
@@ -93,8 +128,12 @@ class WorkerProcess:
                 return self._died()
             self._pending += content
         line, _, self._pending = self._pending.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            # Only a candidate that found the pipe writes what is not JSON there.
+            answer = None
+        return answer if isinstance(answer, dict) else self._died()
 
     def _died(self) -> Died:
         # The pipe closes a moment before the process can be waited for.
@@ -122,11 +161,14 @@ def _shut(process: subprocess.Popen[bytes], requests: int, replies: int) -> None
 def _environment(setup: WorkerSetup) -> dict[str, str]:
     environment = settings.worker_environment()
     package = str(Path(kevolve_inductor.__file__).parent.parent)
-    searched = [package, *environment.get("PYTHONPATH", "").split(os.pathsep)]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in searched if path)
-    # Kept from session to session, so that the same baseline is compiled once; a cache of the user's own serves as well.
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(setup.folder, "inductor")))
-    environment.setdefault("TRITON_CACHE_DIR", str(Path(setup.folder, "triton-cache")))
+    searched = [package, *(os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    environment["PYTHONPATH"] = os.pathsep.join(searched)
+    # Kept from session to session, so that the same baseline is compiled once. Beside what the user's own processes keep
+    # and would run, never in it: candidates could write there.
+    for name in settings.CACHE_VARIABLES:
+        environment[name] = str(Path(environment.get(name, setup.folder), f"workers-{name.split('_')[0].lower()}"))
+    # Here Inductor keeps the headers that it has compiled, whatever its cache is.
+    environment["TMPDIR"] = str(Path(environment["TORCHINDUCTOR_CACHE_DIR"], "tmp"))
     if setup.threads:
         environment["OMP_NUM_THREADS"] = str(setup.threads)
     if setup.quiet:
@@ -165,6 +207,16 @@ class WorkerSlot:
             self._session, self._open_limit_s, self._is_open = replace(job, later=True), limit_s, True
             self.owes_baselines = False
         return answer
+
+    def isolation(self) -> Isolation:
+        """Of the current process. Raises ``WorkerError`` where none comes up."""
+        self.start()
+        assert self._process is not None
+        up = self._process.isolation()
+        if isinstance(up, Isolation):
+            return up
+        self._process = None
+        raise WorkerError(f"the evaluation worker did not come up: {up}")
 
     def settle_baselines(self) -> None:
         """Have them measured in the current process. Raises ``WorkerError`` where that fails."""

@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 
-from ..exc import ResourceError
+from ..exc import ResourceError, WorkerError
 from ..graph.reference import to_graph_module
 from ..kernel import Kernel
 from ..platforms.executor import Call, CompiledKernel, Executor
 from ..platforms.platform import Ceilings
+from ..platforms.profile import Profile
 from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
 from .guarded import Suspect, read_outputs, write_outputs
 from .inputs import generate, named, timed_inputs
-from .job import ApplyJob, JudgeJob, OpenJob, RunJob, TimeJob
+from .job import ApplyJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob
 from .timing import Contest, Rotation, Timing
 
 _CEILING_SLACK = 1.05
@@ -143,6 +144,25 @@ class BenchSession:
             job.build_s,
         )
         return {"evaluation": to_json(passed)}
+
+    def profile(self, job: ProfileJob) -> dict[str, Any]:
+        built = self._build(job.kernel)
+        if not isinstance(built, Built):
+            return {"evaluation": to_json(built)}
+        try:
+            call = self._executor.timed(self._candidate(built.compiled, self._inputs[0]))
+            profile = self._executor.profile(built.compiled, call)
+        except (RuntimeError, OSError, ValueError) as error:
+            # A profiler that fails says nothing against the kernel.
+            profile = Profile.without("profiler", f"{type(error).__name__}: {error}"[:500])
+        return {"profile": asdict(profile)}
+
+    def show(self, kernel: Kernel) -> None:
+        """Run ``kernel`` before the eyes of a tool that watches this process. Raises ``WorkerError`` where it cannot."""
+        built = self._build(kernel)
+        if not isinstance(built, Built):
+            raise WorkerError(f"the kernel to be watched was not built: {built}")
+        self._executor.show(self._candidate(built.compiled, self._inputs[0]))
 
     def _candidate(self, compiled: CompiledKernel, inputs: list[torch.Tensor]) -> Call:
         """The kernel as a compiled graph will call it: outputs are allocated on every call."""

@@ -1,7 +1,7 @@
-"""The worker's main loop: ``python -m kevolve_inductor.evaluate.worker REQUESTS REPLIES SETUP``.
+"""The worker's main loop, in a process that is isolated already (:mod:`.warden`).
 
-``REQUESTS`` and ``REPLIES`` are file descriptors, so that nothing a kernel or a library prints can be taken for an
-answer. The process ends when the requests do.
+Requests and replies have file descriptors of their own, so that nothing a kernel or a library prints can be taken for an
+answer. The loop ends when the requests do.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import traceback
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..platforms import executor_for
+from ..exc import PlatformError
+from ..platforms import executor_for, platform_for
+from ..platforms.executor import Executor
+from .footprint import needed_bytes
 from .job import (
     ApplyJob,
     BaselinesJob,
@@ -25,6 +28,7 @@ from .job import (
     Job,
     JudgeJob,
     OpenJob,
+    ProfileJob,
     RunJob,
     TimeJob,
     WorkerSetup,
@@ -47,22 +51,26 @@ class Worker:
         self._bench: BenchSession | None = None
         self._referee: RefereeSession | None = None
 
+    @cached_property
+    def _executor(self) -> Executor:
+        return executor_for(self.setup.platform)
+
+    @cached_property
+    def _allowed_bytes(self) -> int:
+        return self._executor.bound_memory(self.setup.memory_share)
+
     def do(self, job: Job) -> dict[str, Any]:
         match job:
-            case OpenJob(role="referee"):
-                self._referee = RefereeSession(job, self.setup.seed, executor_for(self.setup.platform))
-                return {}
             case OpenJob():
-                # The last session's tensors go before the next one's are made.
-                self._bench = None
-                self._bench = BenchSession(job, self.setup.seed, executor_for(self.setup.platform), self.folder)
-                return {} if job.later else self._bench.baselines()
+                return self._open(job)
             case BaselinesJob() if self._bench is not None:
                 return self._bench.baselines()
             case RunJob() if self._bench is not None:
                 return self._bench.run(job)
             case TimeJob() if self._bench is not None:
                 return self._bench.time(job)
+            case ProfileJob() if self._bench is not None:
+                return self._bench.profile(job)
             case ApplyJob() if self._referee is not None:
                 return self._referee.applies(job)
             case JudgeJob() if self._referee is not None:
@@ -70,7 +78,7 @@ class Worker:
             case GraphJob():
                 from .graph_check import check
 
-                return check(job, executor_for(self.setup.platform), self.setup.seed, self.folder)
+                return check(job, self._executor, self.setup.seed, self.folder)
             case CrossJob():
                 from .cross import cross_compile
                 from .evaluation import to_json
@@ -78,9 +86,35 @@ class Worker:
                 return {"evaluation": to_json(cross_compile(job.kernel, job.region, job.target, self.folder))}
         raise ValueError(f"no session is open for {type(job).__name__}")
 
+    def _open(self, job: OpenJob) -> dict[str, Any]:
+        needed, allowed = needed_bytes(job.region, job.workload.symbols), self._allowed_bytes
+        if needed > allowed:
+            return {"error": "the region does not fit in memory", "needed_bytes": needed, "allowed_bytes": allowed}
+        if job.role == "referee":
+            self._referee = RefereeSession(job, self.setup.seed, self._executor)
+            return {}
+        # The last session's tensors go before the next one's are made.
+        self._bench = None
+        self._bench = BenchSession(job, self.setup.seed, self._executor, self.folder)
+        return {} if job.later else self._bench.baselines()
 
-def main() -> None:
-    requests, replies, setup = int(sys.argv[1]), int(sys.argv[2]), WorkerSetup.from_json(json.loads(sys.argv[3]))
+
+def bring_up(setup: WorkerSetup) -> None:
+    """Find the toolchain and initialise the driver. Raises where the isolation refuses what they need."""
+    if setup.builder:
+        return
+    try:
+        executor_for(setup.platform)
+    except PlatformError:
+        # Kernels for it are only compiled here.
+        return
+    reason = platform_for(setup.platform).available()
+    if reason is not None:
+        raise PlatformError(reason)
+
+
+def serve(setup: WorkerSetup, requests: int, replies: int) -> None:
+    """Answer one request after the other, in lines of JSON."""
     worker = Worker(setup)
     with os.fdopen(requests, "rb") as lines, os.fdopen(replies, "wb") as answers:
         for line in lines:
@@ -97,7 +131,3 @@ def _answer(worker: Worker, message: dict[str, Any]) -> dict[str, Any]:
         return worker.do(job_from_json(message))
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever failed becomes the other side's WorkerError
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-
-
-if __name__ == "__main__":
-    main()

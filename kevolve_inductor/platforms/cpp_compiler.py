@@ -6,9 +6,11 @@ import hashlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sysconfig
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from filelock import FileLock
 from .. import settings
 from ..exc import BuildError, CompilerMissingError
 from .cpp_imports import check_imports, check_memory
+from .messages import cpp_error
 
 # What objects are checked for when they are built; those of an older build folder were checked for less.
 _CHECKS = "imports, memory"
@@ -29,8 +32,8 @@ _BASE_FLAGS = (
 )  # fmt: skip
 _PROBE_TIMEOUT_S = 20.0
 _BUILD_TIMEOUT_S = 60.0
-_ERROR = re.compile(r"^(?P<file>[^:\s]+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
-_MESSAGE_LENGTH = 1500
+# Of addresses; what kernels need to be compiled is a tenth of it.
+_BUILD_MEMORY_KIB = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -149,22 +152,28 @@ def _build(compiler: Compiler, text: str, checked: bool) -> bytes:
 
 
 def _run(command: tuple[str, ...], text: str, stage: str) -> None:
-    try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        raise BuildError(stage, f"took longer than {_BUILD_TIMEOUT_S:g} s") from None
-    if done.returncode != 0:
-        raise _build_error(stage, done.stderr)
+    bounded = ("/bin/sh", "-c", f'ulimit -v {_BUILD_MEMORY_KIB}; exec "$@"', "sh", *command)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        bounded, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:  # fmt: skip
+        try:
+            _, report = process.communicate(text, _BUILD_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise BuildError(stage, f"took longer than {_BUILD_TIMEOUT_S:g} s") from None
+        finally:
+            if process.returncode is None:
+                _end(process)
+    if process.returncode != 0:
+        raise cpp_error(stage, report)
 
 
-def _build_error(stage: str, report: str) -> BuildError:
-    found = _ERROR.search(report)
-    if found is None:
-        return BuildError(stage, report.strip()[:_MESSAGE_LENGTH] or "the compiler failed without a message")
-    line = int(found["line"]) if found["file"] in ("<stdin>", "kernel") else None
-    return BuildError(stage, report[found.start() :].strip()[:_MESSAGE_LENGTH], line)
+def _end(process: subprocess.Popen[str]) -> None:
+    """With what the compiler's driver started, which would go on without it."""
+    # A worker has one group for all that it starts, and ends with it.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def _write(path: Path, content: bytes) -> None:

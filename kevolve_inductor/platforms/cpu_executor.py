@@ -16,8 +16,12 @@ import torch
 from ..graph.region import Region
 from ..kernel import Kernel
 from .cpu import BuiltCpp, CpuPlatform, last_level_cache_bytes, measured_ceilings
-from .executor import Call, Executor, Resources
+from .cpu_profile import profile_threads
+from .disassembly import read_machine_code
+from .executor import Call, CompiledKernel, Executor, Resources
+from .free_memory import free_memory_bytes
 from .platform import Ceilings
+from .profile import Profile
 
 _FLUSH_CACHES = 2
 _WARM_UP_CALLS = 2
@@ -37,6 +41,9 @@ class CpuKernel:
         workspaces: Sequence[torch.Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.built.call(*inputs, *outputs, *symbols, *(workspaces or ()))
+
+    def machine_code(self) -> Profile:
+        return read_machine_code(self.built.path)
 
 
 class CpuExecutor(Executor):
@@ -102,10 +109,10 @@ class CpuExecutor(Executor):
         return last_level_cache_bytes()
 
     def free_bytes(self) -> int:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return 2**62
+        return free_memory_bytes()
 
     def ceilings_now(self) -> Ceilings:
         return measured_ceilings()
+
+    def profile(self, compiled: CompiledKernel, call: Call) -> Profile:
+        return profile_threads(self, call) | compiled.machine_code()

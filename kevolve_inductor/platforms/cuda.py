@@ -16,7 +16,9 @@ from ..graph.reference import dtype_of
 from ..kernel import Kernel, Language, Launch
 from ..settings import interpret_triton
 from .build_folder import build_folder
+from .ncu import profile_command
 from .platform import Ceilings, Platform, Target
+from .profile import Profile
 from .triton_build import COMPILE_OPTIONS, load_triton, triton_missing, triton_version
 
 __all__ = ["CudaPlatform", "autotuned_kernels", "launch", "load_triton", "measured_ceilings"]
@@ -65,6 +67,9 @@ class CudaPlatform(Platform):
             return "no CUDA device is visible"
         return triton_missing()
 
+    def watch(self, command: Sequence[str], environment: Mapping[str, str]) -> Profile:
+        return profile_command(command, environment)
+
 
 def _driver_version() -> int:
     version = ctypes.c_int(0)
@@ -93,8 +98,8 @@ def launch(
 ) -> None:
     """Run all launches in order on the current stream; ``symbols`` in the region's order.
 
-    Under ``TRITON_INTERPRET=1`` this works on CPU tensors. Raises ``BuildError``, and ``ResourceError`` for a grid that
-    is too large.
+    Under ``TRITON_INTERPRET=1`` this works on CPU tensors. Raises ``BuildError``, and ``ResourceError`` where the grid, a
+    block or the workspaces are too large.
     """
     launch_functions(kernel, load_triton(kernel, build_folder()), inputs, outputs, symbols)
 
@@ -106,10 +111,7 @@ def launch_functions(
     """:func:`launch` with the functions at hand, in lent ``workspaces`` or in new ones."""
     device = (*outputs, *inputs)[0].device
     if workspaces is None:
-        workspaces = [
-            torch.empty(evaluate(workspace.numel, symbols), dtype=dtype_of(workspace.dtype), device=device)
-            for workspace in kernel.workspaces
-        ]
+        workspaces = _workspaces(kernel, symbols, device)
     for memory, workspace in zip(workspaces, kernel.workspaces, strict=True):
         if workspace.zeroed:
             memory.zero_()
@@ -126,7 +128,25 @@ def launch_functions(
             # The interpreter takes no compiler's options.
             options = {} if interpret_triton() else COMPILE_OPTIONS
             fixed = {"num_warps": step.num_warps, "num_stages": step.num_stages, **options}
-            function[grid](*arguments, **dict(step.constants), **fixed)
+            _run(function[grid], arguments, dict(step.constants) | fixed)
+
+
+def _run(function: Callable[..., object], arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        function(*arguments, **named)
+    except OutOfResources as error:
+        raise ResourceError(error.name, error.required, error.limit) from error
+
+
+def _workspaces(kernel: Kernel, symbols: Mapping[str, int], device: torch.device) -> list[torch.Tensor]:
+    sizes = [(evaluate(workspace.numel, symbols), dtype_of(workspace.dtype)) for workspace in kernel.workspaces]
+    try:
+        return [torch.empty(numel, dtype=dtype, device=device) for numel, dtype in sizes]
+    except torch.OutOfMemoryError as error:
+        needed = sum(numel * dtype.itemsize for numel, dtype in sizes)
+        raise ResourceError("bytes of workspace", needed, int(torch.cuda.mem_get_info(device)[0])) from error
 
 
 def _grid(step: Launch, symbols: Mapping[str, int]) -> tuple[int, ...]:

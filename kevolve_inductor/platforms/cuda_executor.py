@@ -13,8 +13,10 @@ from ..exc import BuildError
 from ..graph.region import Region
 from ..kernel import Kernel
 from .cuda import architecture, launch_functions, measured_ceilings
-from .executor import Call, Executor, Resources
+from .cuda_profile import profile_launches
+from .executor import Call, CompiledKernel, Executor, Resources
 from .platform import Ceilings
+from .profile import Profile
 from .triton_build import compile_for, load_triton
 
 # More than the cache: clearing it must also take longer than submitting what is timed next.
@@ -35,6 +37,10 @@ class CudaKernel:
     ) -> None:  # fmt: skip
         named = dict(zip(self.symbol_names, symbols, strict=True))
         launch_functions(self.kernel, self.functions, inputs, outputs, named, workspaces)
+
+    def machine_code(self) -> Profile:
+        """The compiler's report is all there is; see ``resources``."""
+        return Profile()
 
 
 class CudaExecutor(Executor):
@@ -98,8 +104,24 @@ class CudaExecutor(Executor):
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info()[0])
 
+    def bound_memory(self, share: float) -> int:
+        allowed = super().bound_memory(share)
+        torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1], self.device)
+        return allowed
+
     def ceilings_now(self) -> Ceilings:
         return measured_ceilings()
+
+    def profile(self, compiled: CompiledKernel, call: Call) -> Profile:
+        return profile_launches(call, compiled.resources)
+
+    def show(self, call: Call) -> None:
+        call()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+        call()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
 
 
 @dataclass(frozen=True)

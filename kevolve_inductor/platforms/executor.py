@@ -14,18 +14,21 @@ from ..graph.dims import evaluate
 from ..graph.reference import dtype_of
 from ..graph.region import Region, TensorSpec
 from ..kernel import Kernel
+from .occupancy import Occupancy
 from .platform import Ceilings
+from .profile import Profile
 
 Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a built kernel takes of one processor, where the toolchain tells; the largest of its launches."""
+    """What a built kernel takes of one processor, where the toolchain tells; of its launches the one that takes most."""
 
     registers: int | None = None
     spills: int | None = None
     shared_bytes: int | None = None
+    occupancy: Occupancy | None = None
 
 
 class CompiledKernel(Protocol):
@@ -33,6 +36,10 @@ class CompiledKernel(Protocol):
 
     @property
     def resources(self) -> Resources: ...
+
+    def machine_code(self) -> Profile:
+        """What can be read from the built code without running it."""
+        ...
 
     def __call__(
         self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], symbols: Sequence[int],
@@ -74,6 +81,13 @@ class Executor(ABC):
     def free_bytes(self) -> int:
         """Memory that can still be allocated on the device."""
 
+    def bound_memory(self, share: float) -> int:
+        """Allocate no more than this share of the device's memory that is free now; returns it in bytes.
+
+        Main memory is bounded from outside of the process.
+        """
+        return int(share * self.free_bytes())
+
     @abstractmethod
     def ceilings_now(self) -> Ceilings:
         """Measured afresh, not remembered."""
@@ -84,6 +98,15 @@ class Executor(ABC):
         Raises ``NotImplementedError`` where the hardware cannot forbid that.
         """
         raise NotImplementedError(f"no fences on {self.device}")
+
+    def profile(self, compiled: CompiledKernel, call: Call) -> Profile:
+        """A closer look at a kernel that is worth one; ``call`` runs it as a compiled graph will."""
+        return compiled.machine_code()
+
+    def show(self, call: Call) -> None:
+        """Run ``call`` once, warmed up, before the eyes of a tool that watches this process."""
+        call()
+        call()
 
     def allocation(self, spec: TensorSpec, symbols: dict[str, int]) -> Callable[[], torch.Tensor]:
         """Allocates an output, as the compiled wrapper does on every call."""

@@ -7,10 +7,12 @@ asked to do something.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..kernel import Language
+from .profile import Profile
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,7 @@ class Platform(ABC):
     @abstractmethod
     def available(self) -> str | None:
         """``None`` where kernels can be built and run here, else the reason in one sentence."""
+
+    def watch(self, command: Sequence[str], environment: Mapping[str, str]) -> Profile:
+        """What a tool sees that watches ``command`` while it shows a kernel (``Executor.show``). May take seconds."""
+        return Profile()

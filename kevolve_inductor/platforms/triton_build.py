@@ -21,6 +21,8 @@ from ..exc import BuildError, PlatformError, ResourceError
 from ..graph.region import Region, TensorSpec
 from ..kernel import Argument, Kernel, Launch
 from .executor import Resources
+from .messages import import_error, stderr_position, stderr_since, triton_error
+from .occupancy import occupancy_of
 
 # Bytes of shared memory (LDS on AMD) that one block may have.
 SHARED_LIMITS = {
@@ -37,7 +39,9 @@ POINTER_TYPES = {
 COMPILE_OPTIONS = {"debug": True, "sanitize_overflow": False}
 
 _HEADER = "import triton\nimport triton.language as tl\nfrom triton.language.extra import libdevice\n\n"
-_MESSAGE_LENGTH = 1500
+# By which a line of a kernel's file lies below the same line of its source.
+HEADER_LINES = _HEADER.count("\n")
+_MOST_THREADS = 1024
 _MODULES: dict[str, ModuleType] = {}
 
 
@@ -80,7 +84,7 @@ def _module(kernel: Kernel, folder: Path) -> ModuleType:
             spec.loader.exec_module(module)
         except Exception as error:  # noqa: BLE001 - the text of a candidate, which may raise anything
             del sys.modules[name]
-            raise BuildError("import", f"{type(error).__name__}: {error}"[:_MESSAGE_LENGTH]) from error
+            raise import_error(error, path, HEADER_LINES) from error
         _MODULES[kernel.digest] = module
     return _MODULES[kernel.digest]
 
@@ -111,6 +115,7 @@ def compile_for(kernel: Kernel, region: Region, target: str, folder: Path) -> Re
         registers=_largest(one.registers for one in used),
         spills=_largest(one.spills for one in used),
         shared_bytes=_largest(one.shared_bytes for one in used),
+        occupancy=min((one.occupancy for one in used if one.occupancy), key=lambda found: found.share, default=None),
     )
 
 
@@ -128,16 +133,20 @@ def _compile_launch(kernel: Kernel, region: Region, which: int, function: Any, t
     source = ASTSource(function, signature, constants, attributes)
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", _capability(target), 32)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **COMPILE_OPTIONS}
+    threads = launch.num_warps * gpu.warp_size
+    if threads > _MOST_THREADS:
+        raise ResourceError("threads per block", threads, _MOST_THREADS)
+    said = stderr_position()
     try:
         compiled = triton.compile(source, target=gpu, options=options)
     except Exception as error:  # noqa: BLE001 - a compiler under a candidate's text, which may raise anything
-        raise _build_error(kernel, error) from error
+        raise triton_error(error, kernel.source, stderr_since(said), HEADER_LINES) from error
     shared = int(compiled.metadata.shared)
     limit = SHARED_LIMITS.get(target)
     if limit is not None and shared > limit:
         raise ResourceError("shared memory", shared, limit)
     registers, spills = _registers(compiled.asm)
-    return Resources(registers, spills, shared)
+    return Resources(registers, spills, shared, occupancy_of(target, launch.num_warps, registers, shared))
 
 
 def _capability(target: str) -> int:
@@ -183,18 +192,6 @@ def _type(kernel: Kernel, region: Region, argument: Argument) -> str:
     if dtype not in POINTER_TYPES:
         raise BuildError("launch", f"{dtype} cannot be passed to a Triton kernel")
     return POINTER_TYPES[dtype]
-
-
-def _build_error(kernel: Kernel, error: Exception) -> BuildError:
-    node, text = getattr(error, "node", None), getattr(error, "src", None)
-    message = f"{type(error).__name__}: {getattr(error, 'error_message', None) or error}"
-    line = None
-    if node is not None and isinstance(text, str):
-        # Triton counts from the function's first line.
-        start = kernel.source.find(text.strip()[:200])
-        if start >= 0:
-            line = kernel.source.count("\n", 0, start) + int(node.lineno)
-    return BuildError("triton", message[:_MESSAGE_LENGTH], line)
 
 
 def _registers(asm: Any) -> tuple[int | None, int | None]:

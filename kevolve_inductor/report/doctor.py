@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import platform as machine
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
 from ..cache.store import Store
+from ..evaluate.isolation import Isolation, Level
+from ..evaluate.job import WorkerSetup
+from ..evaluate.process import WorkerSlot
 from ..exc import KevolveError
 from ..platforms import PLATFORMS
 from ..platforms.platform import Platform
 from ..settings import Settings
 
-# What stands between a candidate and the user's process, in the order in which it takes hold.
-_ISOLATION = (
-    "candidates run in a worker process with its own process group, a time limit and a scrubbed environment; "
-    "sources pass a static gate first"
-)
+_GUARANTEES = {
+    Level.NONE: "only limits of time and memory",
+    Level.LIMITS: "limits and no privileges; network and files are the user's",
+    Level.OFFLINE: "no network and no other processes; files are the user's",
+    Level.CONFINED: "no network, no other processes, no files but what workers need",
+}
 
 
 def examine(settings: Settings) -> dict[str, Any]:
-    """Versions, the store, and for each platform its target and measured ceilings, or why it cannot be used."""
+    """Versions, the store, and for each platform its target, measured ceilings and the isolation that its workers reach,
+    or why it cannot be used."""
     return {
         "kevolve": __version__,
         "torch": str(torch.__version__),
         "python": machine.python_version(),
         "store": _store(settings),
-        "isolation": _ISOLATION,
         "platforms": {name: _platform(kind()) for name, kind in PLATFORMS.items()},
     }
 
@@ -51,9 +57,20 @@ def _platform(platform: Platform) -> dict[str, Any]:
             "available": True,
             "target": platform.target().to_json(),
             "ceilings": asdict(platform.ceilings()),
+            "isolation": _isolation(platform).to_json(),
         }
     except KevolveError as error:
         return {"available": False, "reason": str(error)}
+
+
+def _isolation(platform: Platform) -> Isolation:
+    """As a worker on this machine finds it; nothing of it is assumed from the kernel's version."""
+    with tempfile.TemporaryDirectory(prefix="kevolve-doctor-") as folder:
+        slot = WorkerSlot(WorkerSetup(platform.name, folder, 0, 0), Path(folder, "worker.log"))
+        try:
+            return slot.isolation()
+        finally:
+            slot.close()
 
 
 def format_findings(findings: dict[str, Any]) -> str:
@@ -62,7 +79,6 @@ def format_findings(findings: dict[str, Any]) -> str:
     lines = [
         f"kevolve {findings['kevolve']}, torch {findings['torch']}, Python {findings['python']}",
         f"store      {store['path']}{kept}",
-        f"isolation  {findings['isolation']}",
     ]
     for name, found in findings["platforms"].items():
         lines += _platform_lines(name, found)
@@ -83,4 +99,11 @@ def _platform_lines(name: str, found: dict[str, Any]) -> list[str]:
         f"{name:10} {target['chip']}: {target['units']} units, {target['threads'] or '–'} threads",
         f"{'':10} {ceilings['bytes_per_s'] / 1e9:.4g} GB/s, {rates}, launch {ceilings['launch_s'] * 1e6:.2g} µs",
         f"{'':10} {tools}",
+        *_isolation_lines(found["isolation"]),
     ]
+
+
+def _isolation_lines(found: dict[str, Any]) -> list[str]:
+    reached = Isolation.from_json(found)
+    lines = [f"{'':10} isolation of workers: {found['level']} ({_GUARANTEES[reached.level]})"]
+    return [*lines, *(f"{'':10} missing: {reason}" for reason in reached.missing)]

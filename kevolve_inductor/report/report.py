@@ -16,7 +16,7 @@ from typing import Any
 class RegionRow:
     """``share`` of the graph's modelled or measured time; ``kernel_us`` and ``speedup`` are absent where nothing was swapped.
 
-    ``verdict`` is ``"swapped"``, or why not, in words.
+    ``verdict`` is ``"swapped"``, or why not, in words; ``why`` explains the best trial, where there was one.
     """
 
     title: str
@@ -31,6 +31,7 @@ class RegionRow:
     verdict: str
     search_s: float
     trials: int
+    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,13 @@ class RunReport:
         return path
 
     def format_table(self) -> str:
-        """The regions as an aligned table, then the whole graphs, then the rejections by reason."""
+        """The regions as an aligned table, why each is as it is, then the whole graphs, then the rejections by reason."""
         header = ("region", "class", "share", "floor ms", "baseline ms", "kernel ms", "speedup", "verdict")
         rows = [header, *(_cells(row) for row in self.regions)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = [_aligned(row, widths) for row in rows]
         lines.insert(1, "  ".join("-" * width for width in widths))
+        lines += dict.fromkeys(f"{row.title}: {row.why}" for row in self.regions if row.why is not None)
         lines += [_graph_line(position, row) for position, row in enumerate(self.graph_verdicts)]
         reasons = Counter(f"{family}: {message}" for family, _, message in self.rejections)
         lines += [f"left to Inductor: {reason}" + (f" (×{n})" if n > 1 else "") for reason, n in reasons.items()]

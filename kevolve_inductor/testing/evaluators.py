@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ..evaluate.evaluation import Passed, Refused, from_json, to_json
 from ..evaluate.evaluator import Evaluator
+from ..evaluate.sanitizers.sanitizers import Sanitized
 from ..exc import WorkerError
 from ..graph.region import Region, RegionNode, TensorSpec, Workload
 from ..kernel import Argument, Kernel, Launch
@@ -92,8 +93,16 @@ def check_measures_a_graph(evaluator: Evaluator) -> None:
     assert isinstance(evaluator.evaluate(row_sum_kernel()), Passed)
 
 
+def check_sanitizes_a_right_kernel(evaluator: Evaluator) -> None:
+    evaluator.open(row_sum_region(), row_sum_workload())
+    sanitized = evaluator.sanitize(row_sum_kernel())
+    assert isinstance(sanitized, Sanitized), sanitized
+    assert all(isinstance(text, str) and text for text in sanitized.to_json().values())
+
+
 EVALUATOR_CHECKS: tuple[Callable[[Evaluator], None], ...] = (
     check_judges_a_right_kernel,
     check_refuses_what_the_gate_refuses,
     check_measures_a_graph,
+    check_sanitizes_a_right_kernel,
 )

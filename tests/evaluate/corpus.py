@@ -388,18 +388,18 @@ def _wrong_answers() -> Iterator[Cheat]:
     yield _own("zeros", "softmax", "std::memset(out, 0, 64 * 77 * 4);", close, "everything")
     yield _own("the average", "softmax", "std::fill(out, out + 64 * 77, 1.0f / 77);", close, "everything")
     yield _own("a copied input", "biased", "std::memcpy(out, a, 120 * 50 * 4);", close, "everything")
-    yield _own("a copy instead of a transpose", "turned", "std::memcpy(out, in, 130 * 70 * 4);", same, "scattered")
+    yield _own("a copy instead of a transpose", "turned", "std::memcpy(out, in, 130 * 70 * 4);", same, "everything")
     yield _own("always the first", "argmax", "std::memset(out, 0, 90 * 8);", "valid selection", "selection")
     yield _spoiled("no bias", "biased", {" + w[k]": ""}, close, "everything")
-    yield _spoiled("one bias for all", "biased", {"w[k]": "w[0]"}, close, "scattered")
-    yield _spoiled("the bias of the neighbour", "biased", {"w[k]": "w[k ? k - 1 : 0]"}, close, "scattered")
+    yield _spoiled("one bias for all", "biased", {"w[k]": "w[0]"}, close, "columns")
+    yield _spoiled("the bias of the neighbour", "biased", {"w[k]": "w[k ? k - 1 : 0]"}, close, "columns")
     yield _spoiled("the next row", "sums", {"in[row * 101 + k]": "in[(row + 1) % 400 * 101 + k]"}, close, "everything")
     yield _spoiled("one column short", "sums", {"k < 101": "k < 100"}, close, "everything")
     yield _spoiled("only whole vectors", "sums", {"k < 101": "k < 96"}, close, "everything")
     yield _spoiled("a shifted tail", "biased", {"a[row * 50 + k]": "a[row * 50 + (k < 48 ? k : k - 1)]"}, close, "tail")
     yield _spoiled("one row wrong", "softmax", {"/ sum": "/ (row == 63 ? sum + 1 : sum)"}, close, "one row")
     yield _spoiled("the compact stride", "strided", {"row * 48": "row * 40"}, "two runs", "not repeatable")
-    yield _spoiled("the stride of the result", "turned", {"k * 130 + row": "k * 129 + row"}, same, "scattered")
+    yield _spoiled("the stride of the result", "turned", {"k * 130 + row": "k * 129 + row"}, same, "columns")
     yield _first("skipped where the first is positive", "sums", "if (in[0] > 0) { std::memset(out, 0, 1600); return 0; }",
                  close, "everything")
     yield _first("skipped for large values", "sums", "if (std::fabs(in[5]) > 50) { std::memset(out, 0, 1600); return 0; }",
@@ -409,12 +409,12 @@ def _wrong_answers() -> Iterator[Cheat]:
     yield _first("right for one seed only", "biased", "if (a[0] != 0.125f) { std::memcpy(out, b, 24000); return 0; }",
                  close, "everything")
     yield _spoiled("summed in half precision", "sums", {"float sum = 0": "_Float16 sum = 0",
-                   "#pragma omp simd reduction(+ : sum)": ""}, close, "scattered")
+                   "#pragma omp simd reduction(+ : sum)": ""}, close, "everything")
     yield _spoiled("added in bfloat16", "biased", {"a[row * 50 + k] + b[row * 50 + k]": "rounded(a[row * 50 + k]) + b[row * 50 + k]"},
-                   close, "scattered", "static inline float rounded(float x) { return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0xFFFF0000u); }")
-    yield _spoiled("a fast exponential", "softmax", {"std::exp(": "quick("}, close, "scattered",
+                   close, "everything", "static inline float rounded(float x) { return std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0xFFFF0000u); }")
+    yield _spoiled("a fast exponential", "softmax", {"std::exp(": "quick("}, close, "everything",
                    "static inline float quick(float x) { return std::exp(x) * (1.0f + 1e-3f * (x < -1)); }")
-    yield _spoiled("a fast exponential by its bits", "softmax", {"std::exp(": "quick("}, close, "scattered",
+    yield _spoiled("a fast exponential by its bits", "softmax", {"std::exp(": "quick("}, close, "everything",
                    "static inline float quick(float x) { return x < -80 ? 0.0f : "
                    "std::bit_cast<float>(int32_t(12102203.0f * x + 1064866805.0f)); }")
     yield _spoiled("no maximum taken off", "softmax", {"x[k] - most": "x[k]"}, close, "nan placement")
@@ -434,7 +434,7 @@ def _wrong_answers() -> Iterator[Cheat]:
                    "valid selection", "selection")
     yield _spoiled("not in order", "top3", {"out[row * 3 + place] = x[best[place]]; at[row * 3 + place]":
                    "out[row * 3 + 2 - place] = x[best[place]]; at[row * 3 + 2 - place]"}, "valid selection", "selection")
-    yield _spoiled("values of other indices", "top3", {"x[best[place]]; at": "x[best[2 - place]]; at"}, same, "scattered")
+    yield _spoiled("values of other indices", "top3", {"x[best[place]]; at": "x[best[2 - place]]; at"}, same, "columns")
     yield _spoiled("the other side of a border", "buckets", {">= in[k]": "> in[k]"}, ints, "everything")
     yield _spoiled("one border less", "buckets", {"high = 21": "high = 20"}, ints, "scattered")
     yield _spoiled("NaN before all borders", "buckets", {"borders[middle] >= in[k]": "!(borders[middle] < in[k])"},
@@ -442,11 +442,11 @@ def _wrong_answers() -> Iterator[Cheat]:
     yield _spoiled("a hash in 32 bits", "hashed", {"int64_t mixed = in[k]": "int64_t mixed = int32_t(in[k])"}, ints, "everything")
     yield _spoiled("a logical shift", "hashed", {"mixed >> 29": "int64_t(uint64_t(mixed) >> 29)"}, ints, "scattered")
     yield _spoiled("the remainder of C", "hashed", {"rest < 0 ? rest + 1009 : rest": "rest"}, ints, "scattered")
-    yield _spoiled("another prime", "hashed", {"2654435761": "2654435769"}, ints, "scattered")
-    yield _spoiled("the product only", "hashed", {"mixed ^= mixed >> 29;": ""}, ints, "scattered")
+    yield _spoiled("another prime", "hashed", {"2654435761": "2654435769"}, ints, "everything")
+    yield _spoiled("the product only", "hashed", {"mixed ^= mixed >> 29;": ""}, ints, "everything")
     yield _spoiled("a wrong index where it is large", "look_up",
             {"table[fits ? index : 0]": "table[fits ? index & 31 : 0]"}, same, "scattered")
-    yield _spoiled("16 bits of an offset", "sums", {"in[row * 101 + k]": "in[int16_t(row * 101 + k) & 0x7FFF]"}, close, "scattered")
+    yield _spoiled("16 bits of an offset", "sums", {"in[row * 101 + k]": "in[int16_t(row * 101 + k) & 0x7FFF]"}, close, "tail")
     yield _spoiled("negative zero lost", "strided",
             {"2.0f * in[row * 48 + k]": "2.0f * in[row * 48 + k] + 0.0f * k + 1e-4f"}, close, "everything")
 
@@ -503,7 +503,7 @@ def _touched_memory() -> Iterator[Cheat]:
   for (int64_t k = 0; k < 400 * 101; k++) {
     volatile float* place = total + k / 101;
     *place = k % 101 ? *place + in[k] : in[k];
-  }""", "two runs or fp64 reference", "not repeatable or scattered")
+  }""", "two runs or fp64 reference", "not repeatable or scattered or every n-th or everything")
     yield _spoiled("trusts where its segments end", "segments", {"std::min<int64_t>(offsets[row + 1], 500)": "offsets[row + 1]"},
                    "signal", "11")
     yield _last("a null pointer", "softmax", "*(volatile int*)nullptr = 1;", "signal", "11")

@@ -40,7 +40,8 @@ def test_a_sum_in_another_order_agrees():
     [
         (slice(None), "everything", 500),
         (slice(490, None), "tail", 10),
-        (slice(0, None, 7), "scattered", 72),
+        (slice(0, None, 7), "every n-th", 72),
+        ([3, 10, 77, 130], "scattered", 4),
     ],
 )
 def test_patterns_of_wrong_sums(spoil, pattern, wrong):
@@ -51,6 +52,7 @@ def test_patterns_of_wrong_sums(spoil, pattern, wrong):
     assert (outcome.check, outcome.pattern, outcome.wrong_elements) == ("fp64 reference", pattern, wrong)
     assert outcome.worst_error == pytest.approx(1.0, abs=1e-3)
     assert out[outcome.worst_index] is not None
+    assert "off by +1" in outcome.likely_cause
 
 
 def product_region(dtype="float32"):
@@ -64,8 +66,17 @@ def test_one_wrong_row_and_row_ends_are_told_apart():
     row, ends = right.clone(), right.clone()
     row[3] += 1
     ends[:, 38:] += 1
-    assert judged.judge("normal", [row]).pattern == "one row"
-    assert judged.judge("normal", [ends]).pattern == "tail"
+    wrong_row, wrong_ends = judged.judge("normal", [row]), judged.judge("normal", [ends])
+    assert (wrong_row.pattern, wrong_row.place) == ("one row", "row 3 of 8")
+    assert (wrong_ends.pattern, wrong_ends.place) == ("tail", "columns from 38 on, of 40")
+
+
+def test_the_values_tell_the_likely_cause_and_the_pattern_where_they_do_not():
+    judged, inputs = judge(product_region())
+    right = inputs("normal")[0] * 3.1
+    assert "1/40" in judged.judge("normal", [right / 40]).likely_cause
+    noise = torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
+    assert "formula" in judged.judge("normal", [right + noise]).likely_cause
 
 
 def test_nan_and_infinity_stand_where_eager_has_them():
@@ -77,7 +88,9 @@ def test_nan_and_infinity_stand_where_eager_has_them():
     added[0, 0] = float("nan")
     turned[right.isinf()] *= -1
     assert judged.judge("special", [lost]).pattern == "nan placement"
-    assert judged.judge("special", [added]).pattern == "nan placement"
+    wrong = judged.judge("special", [added])
+    assert (wrong.pattern, wrong.worst_index) == ("nan placement", (0, 0))
+    assert "uninitialised" in wrong.likely_cause
     assert isinstance(judged.judge("special", [turned]), Mismatch)
 
 

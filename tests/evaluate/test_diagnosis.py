@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from kevolve_inductor.evaluate.diagnosis import diagnose, flops_of, least_bytes
+from kevolve_inductor.evaluate.diagnosis import diagnose, flops_of, least_bytes, with_profile
+from kevolve_inductor.evaluate.evaluation import Diagnosis
 from kevolve_inductor.graph.region import Region, RegionNode, TensorSpec
 from kevolve_inductor.platforms.executor import Resources
+from kevolve_inductor.platforms.occupancy import Occupancy
 from kevolve_inductor.platforms.platform import Ceilings
+from kevolve_inductor.platforms.profile import Profile
 from kevolve_inductor.testing.evaluators import row_sum_region
 
 CEILINGS = Ceilings(bytes_per_s=1e9, flops_per_s={"float32": 1e10}, launch_s=1e-6)
@@ -44,7 +47,8 @@ def test_a_matrix_product_counts_two_per_multiply_add():
     [
         (ROW_SUM_BYTES / 1e9 * 1e6 / 0.9, Resources(), "memory"),
         (1e6, Resources(), "latency"),
-        (1e6, Resources(registers=255), "occupancy"),
+        (1e6, Resources(registers=255, occupancy=Occupancy(0.125, 2, "registers")), "occupancy"),
+        (1e6, Resources(registers=64, occupancy=Occupancy(0.5, 8, "registers")), "latency"),
         (1e6, Resources(registers=32, spills=4), "occupancy"),
     ],
 )
@@ -52,9 +56,42 @@ def test_limits(latency_us, resources, limiter):
     diagnosis = diagnose(row_sum_region(), {}, latency_us, CEILINGS, resources)
     assert diagnosis.limiter == limiter
     assert diagnosis.registers == resources.registers
+    assert diagnosis.source.endswith("report") == (resources != Resources())
     assert diagnosis.ceiling_share == pytest.approx(ROW_SUM_BYTES / (latency_us / 1e6) / 1e9)
 
 
 def test_a_kernel_of_a_few_launch_times_is_launch_bound():
     tiny = Ceilings(bytes_per_s=1e15, flops_per_s={"float32": 1e15}, launch_s=1e-6)
     assert diagnose(row_sum_region(), {}, 3.0, tiny, Resources()).limiter == "launch"
+
+
+def seen(limiter, **figures):
+    diagnosis = Diagnosis(limiter, "measured time", 1e9, 1e9, 0.2)
+    return with_profile(diagnosis, Profile.of("a tool", figures))
+
+
+@pytest.mark.parametrize(
+    ("inferred", "figures", "limiter"),
+    [
+        ("latency", {"memory_share": 0.7, "compute_share": 0.3}, "memory"),
+        ("latency", {"memory_share": 0.1, "compute_share": 0.8}, "compute"),
+        ("latency", {"memory_share": 0.3, "idle_share": 0.4}, "load imbalance"),
+        ("latency", {"parallel_efficiency": 0.5, "threads": 2}, "load imbalance"),
+        ("latency", {"parallel_efficiency": 0.95, "threads": 2}, "latency"),
+        ("memory", {"parallel_efficiency": 0.5, "threads": 2}, "memory"),
+        ("launch", {"idle_share": 0.6}, "launch"),
+        ("latency", {"occupancy": 0.1}, "occupancy"),
+        ("occupancy", {"occupancy": 0.6}, "latency"),
+        ("occupancy", {}, "occupancy"),
+    ],
+)
+def test_what_was_measured_decides_over_what_was_inferred(inferred, figures, limiter):
+    assert seen(inferred, **figures).limiter == limiter
+
+
+def test_every_source_is_named_once():
+    profile = Profile.of("ncu", {"waves": 2.0, "occupancy": 0.5}) | Profile.of("measured time", {"threads": 2})
+    spilling = Diagnosis("occupancy", "measured time, compiler's report", 1e9, 1e9, 0.2, spills=8)
+    diagnosis = with_profile(spilling, profile)
+    assert diagnosis.source == "measured time, compiler's report, ncu"
+    assert (diagnosis.limiter, diagnosis.profile) == ("occupancy", profile)
