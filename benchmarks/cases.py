@@ -137,7 +137,8 @@ def _beam_step(device: str) -> Instance:
 
 
 def _softmax_long(device: str) -> Instance:
-    return Instance(lambda x: torch.softmax(x, dim=-1), (_normal(device, 4096, 32768, dtype=torch.bfloat16),))
+    rows = _normal(device, 128, 131072) if device == "cpu" else _normal(device, 4096, 32768, dtype=torch.bfloat16)
+    return Instance(lambda x: torch.softmax(x, dim=-1), (rows,))
 
 
 def _log_softmax_vocabulary(device: str) -> Instance:
@@ -159,12 +160,85 @@ def _layer_norm_residual(device: str) -> Instance:
     return Instance(layer_norm_residual, inputs)
 
 
+def _layer_norm(device: str) -> Instance:
+    inputs = (_normal(device, 16384, 1024), _normal(device, 1024), _normal(device, 1024))
+    return Instance(lambda x, weight, bias: functional.layer_norm(x, (1024,), weight, bias), inputs)
+
+
+def layer_norm_gradient(gradient: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Any:
+    """Of the input, the weight and the bias, as autograd computes them from what the forward pass saved."""
+    wanted = [True, True, True]
+    return torch.ops.aten.native_layer_norm_backward(gradient, x, weight.shape, mean, scale, weight, bias, wanted)
+
+
+def _layer_norm_gradient(device: str) -> Instance:
+    columns, dtype = (768, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
+    gradient, x = (_normal(device, 16384, columns, dtype=dtype) for _ in range(2))
+    weight, bias = (_normal(device, columns, dtype=dtype) for _ in range(2))
+    _, mean, scale = torch.native_layer_norm(x, (columns,), weight, bias, 1e-5)
+    return Instance(layer_norm_gradient, (gradient, x, mean, scale, weight, bias))
+
+
+def rms_norm_gradient(gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the input and the weight; ``scale`` is the inverse root mean square of each row."""
+    normal, scaled = x.float() * scale, gradient.float() * weight.float()
+    along = (scaled * normal).mean(dim=-1, keepdim=True)
+    of_input = (scaled - normal * along) * scale
+    return of_input.to(x.dtype), (gradient.float() * normal).sum(dim=0).to(weight.dtype)
+
+
+def _rms_norm_gradient(device: str) -> Instance:
+    columns, dtype = (1024, torch.float32) if device == "cpu" else (4096, torch.bfloat16)
+    gradient, x = (_normal(device, 16384, columns, dtype=dtype) for _ in range(2))
+    scale = torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + 1e-6)
+    return Instance(rms_norm_gradient, (gradient, x, _normal(device, columns, dtype=dtype), scale))
+
+
+def _group_norm_silu(device: str) -> Instance:
+    batch, side = (8, 32) if device == "cpu" else (32, 64)
+    inputs = (_normal(device, batch, 256, side, side), _normal(device, 256), _normal(device, 256))
+    return Instance(lambda x, weight, bias: functional.silu(functional.group_norm(x, 32, weight, bias)), inputs)
+
+
+def _logits(device: str) -> tuple[Tensor, Tensor]:
+    rows, classes, dtype = (4096, 32000, torch.float32) if device == "cpu" else (8192, 128256, torch.bfloat16)
+    return _normal(device, rows, classes, dtype=dtype), torch.randint(0, classes, (rows,), device=device)
+
+
+def _cross_entropy(device: str) -> Instance:
+    return Instance(lambda logits, target: functional.cross_entropy(logits, target), _logits(device))
+
+
+def _smoothed_cross_entropy(device: str) -> Instance:
+    def smoothed_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        z = torch.logsumexp(logits.float(), dim=-1)
+        return functional.cross_entropy(logits.float(), target, label_smoothing=0.1) + 1e-4 * z.square().mean()
+
+    rows, classes = (2048, 20000) if device == "cpu" else (8192, 50304)
+    logits = _normal(device, rows, classes, dtype=torch.bfloat16)
+    return Instance(smoothed_cross_entropy, (logits, torch.randint(0, classes, (rows,), device=device)))
+
+
+def cross_entropy_gradient(logits: Tensor, target: Tensor, total: Tensor) -> Tensor:
+    """Of the mean over rows, as autograd spells it; ``total`` is the logarithm of each row's sum of exponentials."""
+    one, count = torch.ones_like(total[0]), torch.ones_like(total[0]) * len(target)
+    log_probabilities = logits.float() - total[:, None]
+    gradient = torch.ops.aten.nll_loss_backward(one, log_probabilities, target, None, 1, -100, count)
+    return torch.ops.aten._log_softmax_backward_data(gradient, log_probabilities, 1, torch.float32).to(logits.dtype)
+
+
+def _cross_entropy_gradient(device: str) -> Instance:
+    logits, target = _logits(device)
+    return Instance(cross_entropy_gradient, (logits, target, torch.logsumexp(logits.float(), dim=-1)))
+
+
 def _softmax_gradient(device: str) -> Instance:
     def softmax_gradient(gradient: Tensor, y: Tensor) -> Tensor:
         return (gradient - (gradient * y).sum(dim=-1, keepdim=True)) * y
 
-    y = torch.softmax(_normal(device, 8192, 8192), dim=-1)
-    return Instance(softmax_gradient, (_normal(device, 8192, 8192), y))
+    rows = 2048 if device == "cpu" else 8192
+    y = torch.softmax(_normal(device, rows, 8192), dim=-1)
+    return Instance(softmax_gradient, (_normal(device, rows, 8192), y))
 
 
 # --- scans -----------------------------------------------------------------------------------------------------------
@@ -199,6 +273,119 @@ def _running_maximum(device: str) -> Instance:
         return torch.cummax(x, dim=1).values - x
 
     return Instance(running_maximum, (_normal(device, 16 if device == "cpu" else 256, 1024, 200),))
+
+
+# --- stencils --------------------------------------------------------------------------------------------------------
+
+
+def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The short convolution of a state-space model: each channel by itself, no look ahead."""
+    padded = functional.pad(x, (weight.shape[-1] - 1, 0))
+    return functional.silu(functional.conv1d(padded, weight, bias, groups=x.shape[1]))
+
+
+def trimmed_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same as it is written around a module that pads both ends, with a gate."""
+    mixed = functional.conv1d(x, weight, bias, padding=weight.shape[-1] - 1, groups=x.shape[1])
+    return functional.gelu(mixed[..., : x.shape[-1]], approximate="tanh") * x
+
+
+def inverted_residual(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The middle of a mobile network's block: strided, normalised by constants, ReLU6."""
+    mixed = functional.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+    return functional.relu6(mixed * scale[:, None, None] + shift[:, None, None])
+
+
+def _causal_convolution(device: str) -> Instance:
+    batch, channels, length, dtype = (
+        (4, 256, 4096, torch.float32) if device == "cpu" else (32, 2048, 4096, torch.bfloat16)
+    )
+    inputs = [
+        _normal(device, *shape, dtype=dtype) for shape in ((batch, channels, length), (channels, 1, 4), (channels,))
+    ]
+    return Instance(causal_convolution, tuple(inputs))
+
+
+def _trimmed_convolution(device: str) -> Instance:
+    batch, channels, length, dtype = (
+        (2, 192, 3000, torch.float32) if device == "cpu" else (16, 1536, 6000, torch.float16)
+    )
+    inputs = [
+        _normal(device, *shape, dtype=dtype) for shape in ((batch, channels, length), (channels, 1, 3), (channels,))
+    ]
+    return Instance(trimmed_convolution, tuple(inputs))
+
+
+def _depthwise_plane(device: str) -> Instance:
+    def depthwise_plane(x: Tensor, weight: Tensor) -> Tensor:
+        return functional.relu(functional.conv2d(x, weight, padding=1, groups=x.shape[1]))
+
+    batch, channels, dtype = (8, 64, torch.float32) if device == "cpu" else (64, 256, torch.bfloat16)
+    inputs = (_normal(device, batch, channels, 56, 56, dtype=dtype), _normal(device, channels, 1, 3, 3, dtype=dtype))
+    return Instance(depthwise_plane, inputs)
+
+
+def _inverted_residual(device: str) -> Instance:
+    batch, channels, dtype = (4, 144, torch.float32) if device == "cpu" else (128, 144, torch.float16)
+    x = _normal(device, batch, channels, 56, 56, dtype=dtype).to(memory_format=torch.channels_last)
+    weights = (_normal(device, channels, 1, 3, 3, dtype=dtype), *(_normal(device, channels, dtype=dtype) for _ in "ab"))
+    return Instance(inverted_residual, (x, *weights))
+
+
+def _large_kernel(device: str) -> Instance:
+    def large_kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return functional.conv2d(x, weight, bias, padding=3, groups=x.shape[1]) + x
+
+    batch, channels, dtype = (2, 96, torch.float32) if device == "cpu" else (64, 192, torch.bfloat16)
+    shapes = ((batch, channels, 28, 28), (channels, 1, 7, 7), (channels,))
+    return Instance(large_kernel, tuple(_normal(device, *shape, dtype=dtype) for shape in shapes))
+
+
+def _average_lines(device: str) -> Instance:
+    x = _normal(device, *((8, 64, 8192) if device == "cpu" else (64, 128, 65536)))
+    return Instance(lambda x: functional.avg_pool1d(x, 8, stride=2, padding=3), (x,))
+
+
+def _average_planes(device: str) -> Instance:
+    x = _normal(device, *((8, 64, 112, 112) if device == "cpu" else (32, 64, 512, 512)))
+    return Instance(lambda x: functional.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False), (x,))
+
+
+def _average_large(device: str) -> Instance:
+    x = _normal(device, *((8, 32, 121, 120) if device == "cpu" else (32, 64, 495, 504)))
+    return Instance(lambda x: functional.avg_pool2d(x, 9), (x,))
+
+
+def _average_volumes(device: str) -> Instance:
+    x = _normal(device, *((2, 16, 48, 48, 48) if device == "cpu" else (8, 32, 128, 128, 128)))
+    return Instance(lambda x: functional.avg_pool3d(x, 3, stride=2, padding=1), (x,))
+
+
+def _greatest_planes(device: str) -> Instance:
+    def greatest_planes(x: Tensor) -> Tensor:
+        return functional.max_pool2d(functional.relu(x), 3, stride=2, padding=1)
+
+    x = _normal(device, *((4, 64, 112, 112) if device == "cpu" else (64, 64, 224, 224)))
+    return Instance(greatest_planes, (x if device == "cpu" else x.bfloat16(),))
+
+
+def _greatest_and_where(device: str) -> Instance:
+    x = _normal(device, *((4, 32, 112, 112) if device == "cpu" else (32, 64, 256, 256)))
+    return Instance(lambda x: functional.max_pool2d(x, 2, return_indices=True), (x,))
+
+
+def _greatest_volumes(device: str) -> Instance:
+    x = _normal(device, *((2, 16, 32, 32, 32) if device == "cpu" else (8, 32, 128, 128, 128)))
+    return Instance(lambda x: functional.max_pool3d(x, 3, stride=2, padding=1), (x,))
+
+
+def _average_gradient(device: str) -> Instance:
+    def average_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.avg_pool2d_backward(gradient, x, [3, 3], [2, 2], [1, 1], False, True, None)
+
+    x = _normal(device, *((8, 64, 112, 112) if device == "cpu" else (32, 64, 512, 512)))
+    gradient = functional.avg_pool2d(x, 3, 2, 1)
+    return Instance(average_gradient, (gradient, x), least_bytes=_size_bytes(gradient, x))
 
 
 # --- feature preprocessing -------------------------------------------------------------------------------------------
@@ -383,6 +570,250 @@ def _mean_pool(device: str) -> Instance:
     return Instance(lambda v, o: mean_pool(v.float(), o, 16), (values, offsets), least_bytes=least)
 
 
+# --- embedding bags ---------------------------------------------------------------------------------------------------
+
+
+def embedding_bags(*tensors: Tensor) -> Tensor:
+    """Pooled embeddings of many features side by side; tables first, then ids, then offsets."""
+    count = len(tensors) // 3
+    parts = [functional.embedding_bag(tensors[count + k], tensors[k], tensors[2 * count + k], mode="sum")
+             for k in range(count)]  # fmt: skip
+    return torch.cat(parts, dim=1)
+
+
+def gather_and_sum(*tensors: Tensor) -> Tensor:
+    """The same spelled by hand, with a matrix of ids for each feature."""
+    count = len(tensors) // 2
+    return torch.cat([tensors[k][tensors[count + k]].sum(1) for k in range(count)], dim=1)
+
+
+def masked_mean_pooling(table: Tensor, ids: Tensor) -> Tensor:
+    """The mean of the embeddings of a sequence's words, without those that only fill it up."""
+    real = ids != 0
+    words = functional.embedding(ids, table) * real[..., None]
+    return words.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def factorization_machine(table: Tensor, linear: Tensor, ids: Tensor) -> Tensor:
+    """Second-order interactions of one-hot features that share a table, and their linear terms."""
+    embeddings = functional.embedding(ids, table)
+    pairs = 0.5 * (embeddings.sum(1) ** 2 - (embeddings**2).sum(1))
+    return torch.cat([pairs, linear[ids].sum(1)], dim=1)
+
+
+def attention_pooling(table: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """Recent items weighted by how well they fit."""
+    return (table[ids] * scores.softmax(dim=1).unsqueeze(-1)).sum(dim=1)
+
+
+def _tables(device: str, count: int, rows: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    return [_normal(device, rows, width, dtype=dtype) for _ in range(count)]
+
+
+def _embedding_bags(device: str) -> Instance:
+    count, rows, width, dtype = (8, 100_000, 64, torch.float32) if device == "cpu" else (26, 2**20, 128, torch.bfloat16)
+    ids = [torch.randint(rows, (4096 * 20,), device=device) for _ in range(count)]
+    offsets = [torch.arange(0, 4096 * 20, 20, device=device) for _ in range(count)]
+    tables = _tables(device, count, rows, width, dtype)
+    least = count * (4096 * 20 * (width * tables[0].element_size() + 8) + 4096 * width * tables[0].element_size())
+    return Instance(embedding_bags, (*tables, *ids, *offsets), least_bytes=least)
+
+
+def _gather_and_sum(device: str) -> Instance:
+    count, rows, width, dtype = (8, 100_000, 64, torch.float32) if device == "cpu" else (26, 2**20, 128, torch.bfloat16)
+    ids = [torch.randint(rows, (4096, 20), device=device) for _ in range(count)]
+    tables = _tables(device, count, rows, width, dtype)
+    least = count * (4096 * 20 * (width * tables[0].element_size() + 8) + 4096 * width * tables[0].element_size())
+    return Instance(gather_and_sum, (*tables, *ids), least_bytes=least)
+
+
+def _masked_mean_pooling(device: str) -> Instance:
+    batch = 2048 if device == "cpu" else 16384
+    ids = torch.randint(50_000, (batch, 48), device=device, dtype=torch.int32)
+    ids[:, 30:] *= torch.randint(2, (batch, 18), device=device, dtype=torch.int32)
+    table = _normal(device, 50_000, 100)
+    return Instance(masked_mean_pooling, (table, ids), least_bytes=min(_size_bytes(table), ids.numel() * 400))
+
+
+def _factorization_machine(device: str) -> Instance:
+    batch = 16384 if device == "cpu" else 262144
+    rows = 1_000_000
+    inputs = (_normal(device, rows, 16), _normal(device, rows, 1), torch.randint(rows, (batch, 39), device=device))
+    return Instance(factorization_machine, inputs, least_bytes=batch * 39 * (17 * 4 + 8))
+
+
+# --- chains of products ----------------------------------------------------------------------------------------------
+
+
+def factor_pooling(x: Tensor) -> Tensor:
+    """All pairs of features, multiplied and summed, in linear time."""
+    return x.sum(dim=1).square() - x.square().sum(dim=1)
+
+
+def factor_score(x: Tensor, linear: Tensor) -> Tensor:
+    """The second-order term of a factorisation machine as a number per sample, beside the first-order one."""
+    pairs = torch.pow(torch.sum(x, dim=1), 2) - torch.sum(x * x, dim=1)
+    return torch.sigmoid(linear + 0.5 * torch.sum(pairs, dim=1, keepdim=True))
+
+
+def projected_interaction(x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    flat = torch.matmul(x, torch.matmul(x.transpose(1, 2), projection)).flatten(1)
+    return functional.layer_norm(flat, flat.shape[1:], weight, bias)
+
+
+def feature_interaction(x: Tensor, y: Tensor) -> Tensor:
+    return torch.bmm(x, torch.bmm(x.transpose(1, 2), y))
+
+
+def personal_feed_forward(x: Tensor, up: Tensor, down: Tensor, scale: Tensor) -> Tensor:
+    """Every sample has weights of its own."""
+    hidden = functional.rms_norm(torch.bmm(x, up), up.shape[2:])
+    return functional.rms_norm(torch.bmm(hidden, down), x.shape[2:], scale)
+
+
+def personal_gelu(x: Tensor, up: Tensor, down: Tensor, scale: Tensor) -> Tensor:
+    return functional.rms_norm(torch.bmm(functional.gelu(torch.bmm(x, up)), down), x.shape[2:], scale)
+
+
+def perceptron(x: Tensor, *layers: Tensor) -> Tensor:
+    """Linear layers (weight, bias, …) with ReLU between them."""
+    for number in range(0, len(layers) - 2, 2):
+        x = torch.relu(functional.linear(x, layers[number], layers[number + 1]))
+    return functional.linear(x, layers[-2], layers[-1])
+
+
+def low_rank_cross(x: Tensor, *layers: Tensor) -> Tensor:
+    first = x
+    for up, down, bias in zip(layers[0::3], layers[1::3], layers[2::3], strict=True):
+        x = first * (functional.linear(functional.linear(x, down), up) + bias) + x
+    return x
+
+
+def squeezed_gate(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """A gate made of two products of the values that it is applied to."""
+    return x * torch.sigmoid(functional.silu(x @ down) @ up)
+
+
+def _halves(device: str, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """bfloat16 tensors, the first of variance one, the others as weights are."""
+    first, *rest = shapes
+    weights = [_normal(device, *shape, dtype=torch.bfloat16) / math.sqrt(shape[-1]) for shape in rest]
+    return (_normal(device, *first, dtype=torch.bfloat16), *weights)
+
+
+def _factor_pooling(device: str) -> Instance:
+    if device == "cpu":
+        return Instance(factor_pooling, (_normal(device, 16384, 39, 64),))
+    return Instance(factor_pooling, (_normal(device, 65536, 39, 64, dtype=torch.bfloat16),))
+
+
+def _factor_score(device: str) -> Instance:
+    rows = 32768 if device == "cpu" else 262144
+    return Instance(factor_score, (_normal(device, rows, 26, 16), _normal(device, rows, 1)))
+
+
+def _projected_interaction(device: str) -> Instance:
+    x, projection = _halves(device, (4096, 128, 128), (128, 32))
+    weight, bias = _normal(device, 4096, dtype=torch.bfloat16), _normal(device, 4096, dtype=torch.bfloat16)
+    flops = 4 * 4096 * 128 * 128 * 32
+    return Instance(projected_interaction, (x, projection, weight, bias), flops=flops, flops_dtype=torch.bfloat16)
+
+
+def _feature_interaction(features: int) -> Callable[[str], Instance]:
+    def make(device: str) -> Instance:
+        x, y = _halves(device, (1024, features, 224), (1024, features, 448))
+        # The least arithmetic: the products of the features with each other first.
+        flops = 2 * 1024 * features * features * (224 + 448)
+        return Instance(feature_interaction, (x, y), flops=flops, flops_dtype=torch.bfloat16)
+
+    return make
+
+
+def _personal(
+    function: Callable[..., Tensor], samples: int, rows: int, width: int, hidden: int
+) -> Callable[[str], Instance]:
+    def make(device: str) -> Instance:
+        inputs = _halves(device, (samples, rows, width), (samples, width, hidden), (samples, hidden, width), (width,))
+        flops = 4 * samples * rows * width * hidden
+        return Instance(function, inputs, flops=flops, flops_dtype=torch.bfloat16)
+
+    return make
+
+
+def _perceptron(device: str) -> Instance:
+    inputs = _halves(device, (131072, 256), (128, 256), (128,), (64, 128), (64,), (1, 64), (1,))
+    flops = 2 * 131072 * (256 * 128 + 128 * 64 + 64)
+    return Instance(perceptron, inputs, flops=flops, flops_dtype=torch.bfloat16)
+
+
+def _perceptron_single(device: str) -> Instance:
+    inputs = tuple(tensor.float() for tensor in _halves(device, (65536, 100), (64, 100), (64,), (48, 64), (48,)))
+    return Instance(perceptron, inputs, flops=2 * 65536 * (100 * 64 + 64 * 48))
+
+
+def _low_rank_cross(device: str) -> Instance:
+    shapes = ((1024, 64), (64, 1024), (1024,))
+    inputs = _halves(device, (65536, 1024), *shapes, *shapes, *shapes)
+    return Instance(low_rank_cross, inputs, flops=12 * 65536 * 1024 * 64, flops_dtype=torch.bfloat16)
+
+
+def _squeezed_gate(device: str) -> Instance:
+    inputs = _halves(device, (65536, 384), (384, 48), (48, 384))
+    return Instance(squeezed_gate, inputs, flops=4 * 65536 * 384 * 48, flops_dtype=torch.bfloat16)
+
+
+def _attention_pooling(device: str) -> Instance:
+    batch, items = (8192, 25) if device == "cpu" else (65536, 50)
+    ids, scores = torch.randint(200_000, (batch, items), device=device), _normal(device, batch, items)
+    return Instance(attention_pooling, (_normal(device, 200_000, 32), ids, scores), least_bytes=batch * items * 140)
+
+
+# --- scatters --------------------------------------------------------------------------------------------------------
+
+
+def add_by_segment(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, values.shape[1], device=values.device, dtype=values.dtype).index_add(0, rows, values)
+
+
+def gradient_of_table(gradient: Tensor, ids: Tensor, count: int) -> Tensor:
+    """What pooling leaves for the backward of a table: one row for every id of a bag."""
+    table = torch.zeros(count, gradient.shape[1], device=gradient.device)
+    return table.index_put((ids,), gradient[:, None].expand(-1, ids.shape[1], -1), accumulate=True)
+
+
+def messages(nodes: Tensor, weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    """One step along the edges of a graph: every node receives what its neighbours send."""
+    sent = nodes[sources] * weights[:, None]
+    return torch.zeros_like(nodes).index_add(0, targets, sent)
+
+
+def greatest_by_segment(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    start = torch.full((count, values.shape[1]), -math.inf, device=values.device)
+    return start.scatter_reduce(0, rows[:, None].expand_as(values), values, "amax")
+
+
+def _index_add(device: str) -> Instance:
+    events, count, width = (200_000, 20_000, 64) if device == "cpu" else (2_000_000, 100_000, 128)
+    values = _normal(device, events, width, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    return Instance(lambda x, i: add_by_segment(x, i, count), (values, torch.randint(count, (events,), device=device)))
+
+
+def _gradient_of_table(device: str) -> Instance:
+    inputs = (_normal(device, 4096, 48), torch.randint(50_000, (4096, 12), device=device))
+    return Instance(lambda g, i: gradient_of_table(g, i, 50_000), inputs)
+
+
+def _messages(device: str) -> Instance:
+    nodes, edges = 20_000, 300_000
+    ends = torch.randint(nodes, (2, edges), device=device)
+    return Instance(messages, (_normal(device, nodes, 32), _normal(device, edges), ends[0], ends[1]))
+
+
+def _greatest_by_segment(device: str) -> Instance:
+    rows = torch.randint(5_000, (100_000,), device=device)
+    return Instance(lambda x, i: greatest_by_segment(x, i, 5_000), (_normal(device, 100_000, 48), rows))
+
+
 # --- dot interaction -------------------------------------------------------------------------------------------------
 
 
@@ -455,14 +886,34 @@ CASES: tuple[Case, ...] = (
     Case("sigmoid-router", "rows", "variation", BOTH, _sigmoid_router),
     Case("argsort-descending", "rows", "variation", BOTH, _argsort_descending),
     Case("beam-step", "rows", "variation", BOTH, _beam_step),
-    Case("softmax-long", "rows", "table", CUDA, _softmax_long),
-    Case("log-softmax-vocabulary", "rows", "variation", CUDA, _log_softmax_vocabulary),
-    Case("layer-norm-residual", "rows", "variation", CUDA, _layer_norm_residual),
-    Case("softmax-gradient", "rows", "variation", CUDA, _softmax_gradient),
+    Case("softmax-long", "reductions", "table", BOTH, _softmax_long),
+    Case("log-softmax-vocabulary", "reductions", "variation", CUDA, _log_softmax_vocabulary),
+    Case("layer-norm", "reductions", "table", CPU, _layer_norm),
+    Case("layer-norm-residual", "reductions", "variation", CUDA, _layer_norm_residual),
+    Case("layer-norm-gradient", "reductions", "variation", BOTH, _layer_norm_gradient),
+    Case("rms-norm-gradient", "reductions", "table", BOTH, _rms_norm_gradient),
+    Case("group-norm-silu", "reductions", "table", BOTH, _group_norm_silu),
+    Case("softmax-gradient", "reductions", "variation", BOTH, _softmax_gradient),
+    Case("cross-entropy", "reductions", "table", BOTH, _cross_entropy),
+    Case("cross-entropy-gradient", "reductions", "table", BOTH, _cross_entropy_gradient),
+    Case("smoothed-cross-entropy", "reductions", "variation", BOTH, _smoothed_cross_entropy),
     Case("running-sum", "scans", "table", BOTH, _running_sum),
     Case("exclusive-offsets", "scans", "variation", BOTH, _exclusive_offsets),
     Case("discounted-returns", "scans", "variation", BOTH, _discounted_returns),
     Case("running-maximum", "scans", "variation", BOTH, _running_maximum),
+    Case("causal-convolution", "stencils", "table", BOTH, _causal_convolution),
+    Case("trimmed-convolution", "stencils", "variation", BOTH, _trimmed_convolution),
+    Case("depthwise-plane", "stencils", "table", BOTH, _depthwise_plane),
+    Case("inverted-residual", "stencils", "variation", BOTH, _inverted_residual),
+    Case("large-kernel", "stencils", "variation", BOTH, _large_kernel),
+    Case("average-lines", "stencils", "variation", BOTH, _average_lines),
+    Case("average-planes", "stencils", "variation", BOTH, _average_planes),
+    Case("average-large", "stencils", "variation", BOTH, _average_large),
+    Case("average-volumes", "stencils", "variation", BOTH, _average_volumes),
+    Case("average-gradient", "stencils", "variation", BOTH, _average_gradient),
+    Case("greatest-planes", "stencils", "variation", BOTH, _greatest_planes),
+    Case("greatest-and-where", "stencils", "variation", BOTH, _greatest_and_where),
+    Case("greatest-volumes", "stencils", "variation", BOTH, _greatest_volumes),
     Case("bucketize-64", "features", "table", CUDA, _bucketize_many),
     Case("hash-mod-64", "features", "table", CUDA, _hash_many),
     Case("bucketize-hash", "features", "table", CPU, _bucketize_hash),
@@ -473,6 +924,27 @@ CASES: tuple[Case, ...] = (
     Case("jagged-keep-latest", "jagged", "variation", BOTH, _keep_latest),
     Case("jagged-segment-sum", "jagged", "variation", BOTH, _segment_sum),
     Case("jagged-mean-pool", "jagged", "variation", BOTH, _mean_pool),
+    Case("embedding-bags", "bags", "table", BOTH, _embedding_bags),
+    Case("gather-and-sum", "bags", "table", BOTH, _gather_and_sum),
+    Case("masked-mean-pooling", "bags", "variation", BOTH, _masked_mean_pooling),
+    Case("factorization-machine", "bags", "variation", BOTH, _factorization_machine),
+    Case("factor-pooling", "chains", "table", BOTH, _factor_pooling),
+    Case("factor-score", "chains", "variation", BOTH, _factor_score),
+    Case("projected-interaction", "chains", "table", CUDA, _projected_interaction),
+    Case("feature-interaction-24", "chains", "table", CUDA, _feature_interaction(24)),
+    Case("feature-interaction-40", "chains", "table", CUDA, _feature_interaction(40)),
+    Case("feature-interaction-48", "chains", "table", CUDA, _feature_interaction(48)),
+    Case("personal-feed-forward", "chains", "table", CUDA, _personal(personal_feed_forward, 4096, 64, 128, 32)),
+    Case("personal-gelu", "chains", "variation", CUDA, _personal(personal_gelu, 1024, 200, 192, 96)),
+    Case("perceptron", "chains", "table", CUDA, _perceptron),
+    Case("perceptron-single", "chains", "variation", CUDA, _perceptron_single),
+    Case("low-rank-cross", "chains", "table", CUDA, _low_rank_cross),
+    Case("squeezed-gate", "chains", "variation", CUDA, _squeezed_gate),
+    Case("attention-pooling", "bags", "variation", BOTH, _attention_pooling),
+    Case("index-add", "scatter", "table", CPU, _index_add),
+    Case("messages", "scatter", "variation", CPU, _messages),
+    Case("greatest-by-segment", "scatter", "variation", CPU, _greatest_by_segment),
+    Case("gradient-of-table", "scatter", "variation", CPU, _gradient_of_table),
     Case("dot-interaction", "interaction", "table", BOTH, _dot_interaction),
     Case("interaction-from-list", "interaction", "variation", BOTH, _interaction_from_list),
     Case("interaction-einsum", "interaction", "variation", BOTH, _interaction_einsum),

@@ -149,7 +149,9 @@ def tool_folders(environment: Mapping[str, str] | None = None) -> tuple[Path, ..
     """Folders in which the environment names programs and libraries; of one called ``bin`` the folder above it."""
     environment = os.environ if environment is None else environment
     named = [Path(name) for variable in _SEARCHED_FOLDERS for name in environment.get(variable, "").split(os.pathsep)]
-    named += [Path(environment.get(variable, "").split(" ")[0]).parent for variable in ("CC", "CXX", "TRITON_PTXAS_PATH")]
+    named += [
+        Path(environment.get(variable, "").split(" ")[0]).parent for variable in ("CC", "CXX", "TRITON_PTXAS_PATH")
+    ]
     return tuple(path.parent if path.name == "bin" else path for path in named if path.is_absolute())
 
 

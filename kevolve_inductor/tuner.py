@@ -38,6 +38,8 @@ _FINALISTS = 3
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
 _LEAST_TRIALS = 3
 _WARM_STARTS = 4
+# A machine that was too noisy to decide about a region is not asked again at once by every compile that meets it.
+_NOISE_LASTS_S = 3600.0
 
 TrialListener = Callable[[int, float], None]
 
@@ -112,6 +114,7 @@ class Tuner:
         Raises ``WorkerError`` where the evaluation machinery fails, ``ResourceError`` where the region does not fit in memory
         beside what is there, ``UndecidedError`` where the machine is too noisy.
         """
+        self._raise_if_undecided_lately(found)
         start = self.clock()
         search = _Search()
         try:
@@ -125,6 +128,11 @@ class Tuner:
                 self._remember(found, search, self.clock() - start)
             raise
         return self._remember(found, search, self.clock() - start)
+
+    def _raise_if_undecided_lately(self, found: Found) -> None:
+        before = self.store.recall("undecided", self.key(found).digest)
+        if before is not None and self.settings.search == "quick" and time.time() - before["at"] < _NOISE_LASTS_S:
+            raise UndecidedError(before["why"])
 
     def _budget(self, found: Found, search: _Search, seconds: float | None, start: float) -> Budget:
         spent = self.clock() - start
@@ -211,7 +219,9 @@ class Tuner:
         self.store.append_trials(key.digest, _rows(search.trials))
         self._keep_for_review(search.trials)
         if chosen is None and search.noise is not None:
-            raise UndecidedError(f"the machine is too noisy: {search.noise}")
+            why = f"the machine is too noisy: {search.noise}"
+            self.store.remember("undecided", key.digest, {"at": time.time(), "why": why})
+            raise UndecidedError(why)
         shown = chosen or next(iter(search.finalists()), None)
         entry = Entry(
             key=key.digest,
@@ -236,7 +246,11 @@ class Tuner:
     def _keep_for_review(self, trials: Sequence[Trial]) -> None:
         """What was too fast to be true is either a cheat worth a new check or a floor worth correcting."""
         for trial in trials:
-            if trial.kernel is not None and isinstance(trial.evaluation, Refused) and trial.evaluation.check == "ceiling":
+            if (
+                trial.kernel is not None
+                and isinstance(trial.evaluation, Refused)
+                and trial.evaluation.check == "ceiling"
+            ):
                 refused = {"kernel": trial.kernel.to_json(), "evaluation": to_json(trial.evaluation)}
                 self.store.remember("review", trial.kernel.digest, refused)
 

@@ -172,9 +172,7 @@ def test_a_machine_too_noisy_to_decide_is_said_so_and_nothing_is_remembered(sett
     with inductor_config.patch(force_disable_caches=True):
         compiled(gate, settings, Noisy(), (x,))
         assert "too noisy: 0.6 to 1.9" in report.last_run().regions[0].verdict
-        assert list(Store.open(settings.store).entries()) == []
-        compiled(gate, settings, Judge(), (x,))
-    assert report.last_run().regions[0].verdict == "swapped"
+    assert list(Store.open(settings.store).entries()) == []
 
 
 def test_what_is_too_fast_to_be_true_is_kept_for_review(settings):

@@ -156,9 +156,13 @@ def _moved(values: WrongValues) -> str | None:
         there = index[dim] + offset
         inside = (there >= 0) & (there < shape[dim])
         moved = tuple((there if k == dim else at)[inside] for k, at in enumerate(index))
-        if int(inside.sum()) >= _FEWEST and replace(values, found=values.found[inside]).are(values.exact[moved].double()):
+        if int(inside.sum()) >= _FEWEST and replace(values, found=values.found[inside]).are(
+            values.exact[moved].double()
+        ):
             side = "after" if offset > 0 else "before"
-            return f"wrong elements hold the value {abs(offset)} {side} theirs along dimension {dim}: an offset is wrong"
+            return (
+                f"wrong elements hold the value {abs(offset)} {side} theirs along dimension {dim}: an offset is wrong"
+            )
     return _exchanged(values)
 
 
@@ -246,11 +250,15 @@ def _rounded(values: WrongValues, dtype: torch.dtype) -> str | None:
             return f"every wrong element is a {name} number: the result is rounded to {name} before it is stored"
     bits = -math.log2(error)
     if dtype.itemsize < torch.float32.itemsize:
-        return f"errors of about 2^-{bits:.0f} of the values: intermediate results are rounded where eager keeps float32"
+        return (
+            f"errors of about 2^-{bits:.0f} of the values: intermediate results are rounded where eager keeps float32"
+        )
     for most, how in ((_BFLOAT16_BITS, "bfloat16"), (_TF32_BITS, "TF32 or float16")):
         if bits < most + _TYPICALLY_LESS:
             return f"errors of about 2^-{bits:.0f} of the values: as if operands were rounded to {how}, or a coarse approximation"
-    return f"errors of about 2^-{bits:.0f} of the values: too much is lost in a long sum or a difference of large values"
+    return (
+        f"errors of about 2^-{bits:.0f} of the values: too much is lost in a long sum or a difference of large values"
+    )
 
 
 def _mostly(holds: torch.Tensor) -> bool:

@@ -109,7 +109,11 @@ class WorkerEvaluator:
         region, workload = self._opened()
         if outside:
             self._outside.add(kernel.digest)
-        refusal = gate(kernel) or index_overflow(kernel, region.symbol_names) or self._workers.too_open_for(self._least(kernel))
+        refusal = (
+            gate(kernel)
+            or index_overflow(kernel, region.symbol_names)
+            or self._workers.too_open_for(self._least(kernel))
+        )
         if refusal is not None:
             return refusal
         if self._platform.available() is not None:
@@ -152,7 +156,9 @@ class WorkerEvaluator:
         if self._seeds_s is None and kernel.digest not in self._outside:
             with self._workers.spending("watch"):
                 session = OpenJob("bench", *self._opened())
-                profile = watch(self._platform, self._workers.scratch() / "watched", self._setup, session, kernel) | profile
+                profile = (
+                    watch(self._platform, self._workers.scratch() / "watched", self._setup, session, kernel) | profile
+                )
         return replace(passed, diagnosis=with_profile(passed.diagnosis, profile))
 
     def _time(self, job: TimeJob) -> Evaluation:

@@ -56,7 +56,11 @@ def explain(evaluation: Evaluation) -> str:
         case Refused():
             return f"Refused by the check {evaluation.check!r}: {evaluation.message}"
         case Compiled():
-            figures = {"registers": evaluation.registers, "spills": evaluation.spills, "bytes shared": evaluation.shared_bytes}
+            figures = {
+                "registers": evaluation.registers,
+                "spills": evaluation.spills,
+                "bytes shared": evaluation.shared_bytes,
+            }
             share = "" if evaluation.occupancy is None else f", occupancy at most {evaluation.occupancy:.0%}"
             return f"Compiles for {evaluation.target}:{_listed(figures)}{share}; not run."
         case _:
@@ -74,7 +78,9 @@ def _explain_mismatch(mismatch: Mismatch) -> str:
     cause = mismatch.likely_cause or cause_of(mismatch.check, mismatch.pattern)
     where = f", {mismatch.place}" if mismatch.place and mismatch.wrong_elements < mismatch.total_elements else ""
     count = f"{mismatch.wrong_elements} of {mismatch.total_elements} elements, " if mismatch.wrong_elements else ""
-    worst = f" The worst at {mismatch.worst_index} is off by {mismatch.worst_error:.3g}." if mismatch.worst_error else ""
+    worst = (
+        f" The worst at {mismatch.worst_index} is off by {mismatch.worst_error:.3g}." if mismatch.worst_error else ""
+    )
     wrong = f"Wrong ({mismatch.check}) in output {mismatch.output} on {mismatch.inputs!r} inputs"
     likely = f" Likely cause: {cause}." if cause else ""
     return f"{wrong}: {count}{mismatch.pattern}{where}.{worst}{likely}"

@@ -23,7 +23,9 @@ def needed_bytes(region: Region, symbols: dict[str, int]) -> int:
     largest = max((_bytes(node.specs, symbols) for node in region.nodes), default=0)
     in_double = max((_doubles(node.specs, symbols) for node in region.nodes), default=0)
     bench = _INPUT_COPIES * inputs + _OUTPUT_COPIES * outputs + largest
-    referee = inputs + 2 * outputs + _doubles(region.inputs, symbols) + _doubles(region.output_specs, symbols) + in_double
+    referee = (
+        inputs + 2 * outputs + _doubles(region.inputs, symbols) + _doubles(region.output_specs, symbols) + in_double
+    )
     return max(bench, referee)
 
 

@@ -148,7 +148,9 @@ def _differing(first: Ran, second: Ran, distribution: str) -> Mismatch | None:
             count = int(different.sum())
             place = find_pattern(different.reshape(one.tensor.shape)).words
             cause = cause_of("two runs", pattern)
-            return Mismatch("two runs", pattern, distribution, number, count, different.numel(), index, 0.0, place, cause)
+            return Mismatch(
+                "two runs", pattern, distribution, number, count, different.numel(), index, 0.0, place, cause
+            )
     return None
 
 

@@ -28,7 +28,19 @@ from ..graph.region import InputRange, Region, TensorSpec, Workload
 #   broken            offsets that fall and that lead beyond the end, fenced: whatever comes out, nothing may be harmed
 FENCED, BROKEN = "fenced", "broken"
 OUT_OF_RANGE = ("beyond", "below", "far")
-DISTRIBUTIONS = ("normal", "uniform", "large", "zeros", "constant", "ties", "sorted", "special", FENCED, BROKEN, *OUT_OF_RANGE)
+DISTRIBUTIONS = (
+    "normal",
+    "uniform",
+    "large",
+    "zeros",
+    "constant",
+    "ties",
+    "sorted",
+    "special",
+    FENCED,
+    BROKEN,
+    *OUT_OF_RANGE,
+)
 LEAST_INPUTS = 32
 # What candidates are timed on in turn, and judged on once more after that; large ones leave no room for a second.
 _TIMED = ("normal#0", "normal#00")

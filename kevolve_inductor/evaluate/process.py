@@ -70,7 +70,12 @@ class WorkerProcess:
         working = log.with_name(f"{log.stem}-work")
         environment = _environment(setup)
         try:
-            for folder in (working, Path(setup.folder), Path(environment["TMPDIR"]), *settings.cache_folders(environment)):
+            for folder in (
+                working,
+                Path(setup.folder),
+                Path(environment["TMPDIR"]),
+                *settings.cache_folders(environment),
+            ):
                 # Only what exists can be granted to a worker.
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with log.open("wb") as output:
@@ -161,7 +166,10 @@ def _shut(process: subprocess.Popen[bytes], requests: int, replies: int) -> None
 def _environment(setup: WorkerSetup) -> dict[str, str]:
     environment = settings.worker_environment()
     package = str(Path(kevolve_inductor.__file__).parent.parent)
-    searched = [package, *(os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    searched = [
+        package,
+        *(os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path),
+    ]
     environment["PYTHONPATH"] = os.pathsep.join(searched)
     # Kept from session to session, so that the same baseline is compiled once. Beside what the user's own processes keep
     # and would run, never in it: candidates could write there.

@@ -128,7 +128,9 @@ class BenchSession:
         timing = self._contest.time(candidate, job.decide_at)
         if job.decide_at is not None and timing.too_noisy_for(job.decide_at):
             interval = f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f} after {timing.rounds} rounds"
-            return {"evaluation": to_json(Refused("noise", f"the speedup is {interval}, {job.decide_at:.2f} is asked for"))}
+            return {
+                "evaluation": to_json(Refused("noise", f"the speedup is {interval}, {job.decide_at:.2f} is asked for"))
+            }
         ceilings = recorded_ceilings(self._executor, self._folder)
         refusal = self._too_fast(timing, ceilings)
         if refusal is not None:

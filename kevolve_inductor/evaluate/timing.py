@@ -47,7 +47,6 @@ class Timing:
     speedup_high: float
     rounds: int
 
-
     def too_noisy_for(self, threshold: float) -> bool:
         """Whether the samples scatter so much that it stays open on which side of ``threshold`` the speedup lies."""
         open_still = self.speedup_low < threshold <= self.speedup_high

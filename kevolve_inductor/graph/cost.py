@@ -16,9 +16,13 @@ from .meta import hint_of, target_name
 _SLOW = {
     "aten.topk.default": 20.0, "aten.sort.default": 20.0, "aten.sort.stable": 20.0, "aten.bucketize.Tensor": 10.0,
     "aten.searchsorted.Tensor": 10.0, "aten.index_add.default": 8.0, "aten.scatter_add.default": 8.0,
-    "aten.index_put.default": 8.0, "aten.segment_reduce.default": 8.0, "aten.cumsum.default": 6.0,
+    "aten.index_put.default": 8.0, "aten.scatter_reduce.two": 8.0,
+    "aten._unsafe_masked_index_put_accumulate.default": 8.0, "aten.segment_reduce.default": 8.0, "aten.cumsum.default": 6.0,
     "aten._embedding_bag.default": 3.0, "aten._embedding_bag_forward_only.default": 3.0, "aten.index.Tensor": 3.0,
     "aten.gather.default": 3.0, "aten.remainder.Scalar": 3.0,
+    "aten.convolution.default": 4.0, "aten.convolution_backward.default": 8.0, "aten.avg_pool2d.default": 1.5,
+    "aten.avg_pool3d.default": 1.5, "aten.avg_pool2d_backward.default": 3.0, "aten.avg_pool3d_backward.default": 3.0,
+    "prims._low_memory_max_pool_with_offsets.default": 1.5, "aten.max_pool3d_with_indices.default": 3.0,
 }  # fmt: skip
 _FREE = {
     "getitem", "aten.view.default", "aten.reshape.default", "aten.permute.default", "aten.expand.default",
@@ -28,6 +32,9 @@ _FREE = {
 _PRODUCTS = {"aten.mm.default", "aten.bmm.default", "aten.addmm.default", "aten.baddbmm.default"}
 _INDEXED = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.default", "aten.index_select.default",
             "aten.gather.default"}  # fmt: skip
+_BAGS = {"aten._embedding_bag.default", "aten._embedding_bag_forward_only.default"}
+# Of their second argument only the shape matters.
+_SHAPED_LIKE = {"aten.avg_pool2d_backward.default", "aten.avg_pool3d_backward.default"}
 # Inductor fuses neighbours, so of a pointwise operator's traffic only a part reaches memory.
 _FUSED_SHARE = 0.35
 
@@ -54,7 +61,7 @@ def estimate_s(node: torch.fx.Node, ceilings: Ceilings) -> float:
     if node.op != "call_function" or name in _FREE:
         return 0.0
     try:
-        total = value_bytes(node.meta.get("val")) + sum(value_bytes(a.meta.get("val")) for a in node.all_input_nodes)
+        total = value_bytes(node.meta.get("val")) + sum(_taken_bytes(a, node) for a in node.all_input_nodes)
         if name in _PRODUCTS:
             rate = max(ceilings.flops_per_s.values(), default=math.inf)
             return max(total / ceilings.bytes_per_s, product_flops(node) / rate)
@@ -72,10 +79,25 @@ def least_bytes(
     for node in inputs:
         users = [user for user in node.users if user in inside]
         read = value_bytes(node.meta["val"])
-        if users and all(target_name(user) in _INDEXED and user.args[0] is node for user in users):
-            read = min(read, sum(value_bytes(user.meta["val"]) for user in users))
+        if users:
+            read = min(read, sum(_taken_bytes(node, user) for user in users))
         total += read
     return total
+
+
+def _taken_bytes(source: torch.fx.Node, user: torch.fx.Node) -> int:
+    """Bytes of ``source`` that ``user`` reads: all, or of an indexed table as many rows as there are indices."""
+    read = value_bytes(source.meta.get("val"))
+    if target_name(user) in _SHAPED_LIKE and source is not user.args[0]:
+        return 0
+    if not user.args or source is not user.args[0]:
+        return read
+    if target_name(user) in _INDEXED:
+        return min(read, value_bytes(user.meta["val"]))
+    if target_name(user) in _BAGS:
+        table, indices = source.meta["val"], user.args[1].meta["val"]  # type: ignore[union-attr]
+        return min(read, hint_of(indices.shape[0]) * hint_of(table.shape[1]) * table.element_size())
+    return read
 
 
 def floor_s(total_bytes: int, flops: int, dtype: str, ceilings: Ceilings) -> float:

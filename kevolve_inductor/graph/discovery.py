@@ -20,7 +20,9 @@ from .view import GraphView
 
 # Ids and positions whose range nobody knows are tried within the smallest axis that the region indexes.
 _INDEXING = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.default", "aten.index_select.default",
-             "aten.gather.default"}  # fmt: skip
+             "aten.gather.default", "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default",
+             "aten.index_put.default", "aten._unsafe_masked_index_put_accumulate.default", "aten.index_add.default",
+             "aten.scatter_add.default", "aten.scatter_reduce.two"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,10 +175,14 @@ def _indexed_extents(node: torch.fx.Node) -> list[int]:
     arguments: tuple[Any, ...] = node.args
     shape = tensor_of(arguments[0]).shape
     match str(node.target):
-        case "aten.index.Tensor" | "aten._unsafe_index.Tensor":
-            return [
-                hint_of(size) for size, positions in zip(shape, arguments[1], strict=False) if positions is not None
-            ]
-        case "aten.embedding.default":
+        case "aten.index.Tensor" | "aten._unsafe_index.Tensor" | "aten.index_put.default":
+            return _extents(shape, arguments[1])
+        case "aten._unsafe_masked_index_put_accumulate.default":
+            return _extents(shape, arguments[2])
+        case "aten.embedding.default" | "aten._embedding_bag.default" | "aten._embedding_bag_forward_only.default":
             return [hint_of(shape[0])]
     return [hint_of(shape[arguments[1]])]
+
+
+def _extents(shape: Sequence[Any], indices: Sequence[Any]) -> list[int]:
+    return [hint_of(size) for size, positions in zip(shape, indices, strict=False) if positions is not None]

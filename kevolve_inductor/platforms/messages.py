@@ -36,7 +36,9 @@ def cpp_error(stage: str, report: str) -> BuildError:
     found = list(_DIAGNOSTIC.finditer(report))
     if not found:
         linking = list(dict.fromkeys(_LINKING.findall(report)))[:_ERRORS]
-        return BuildError(stage, "\n".join(linking) or report.strip()[:_LENGTH] or "the compiler failed without a message")
+        return BuildError(
+            stage, "\n".join(linking) or report.strip()[:_LENGTH] or "the compiler failed without a message"
+        )
     # An error in a header has its reason where the kernel uses it, which gcc says before and clang after it.
     places = [match for match in (*found, *_INSTANTIATED.finditer(report)) if match["file"] in _KERNEL_FILES]
     line = int(places[0]["line"]) if places else None

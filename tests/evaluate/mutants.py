@@ -40,7 +40,7 @@ from benchmarks import record
 from benchmarks.clock import clock_for
 from kevolve_inductor.evaluate.build import gate
 from kevolve_inductor.evaluate.evaluation import BuildFailed, Crashed, Mismatch, Refused, TimedOut
-from kevolve_inductor.evaluate.inputs import OUT_OF_RANGE, distributions_for, with_other_seeds
+from kevolve_inductor.evaluate.inputs import BROKEN, OUT_OF_RANGE, distributions_for, with_other_seeds
 from kevolve_inductor.exc import KevolveError
 from kevolve_inductor.graph.ranges import seen_range
 from kevolve_inductor.graph.region import Region, Workload
@@ -299,7 +299,9 @@ def _judged(mutant: Mutant, judge: UntimedJudge) -> Verdict:
 
 def _looked_at_again(mutant: Mutant, judge: UntimedJudge) -> Verdict:
     subject = mutant.subject
-    kinds = [name for name in distributions_for(subject.region, subject.workload) if name not in OUT_OF_RANGE]
+    kinds = [
+        name for name in distributions_for(subject.region, subject.workload) if name not in (BROKEN, *OUT_OF_RANGE)
+    ]
     names = [f"{kind}#more{turn}" for turn in range(_MORE_SEEDS) for kind in kinds]
     found = judge.judge(subject.region, subject.workload, mutant.kernel, names)
     if found is None:

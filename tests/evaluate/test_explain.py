@@ -30,7 +30,9 @@ PROFILE = (
 )
 DIAGNOSIS = Diagnosis("latency", "measured time", 2.5e9, 1e9, 0.25, 80, 4, 4096, 0.375, "registers", PROFILE)
 PASSED = Passed(20.0, {"eager": 100.0, "inductor": 80.0}, 4.0, 3.9, 0.0, DIAGNOSIS, 0.1)
-MISMATCH = Mismatch("fp64 reference", "tail", "normal", 1, 36, 1000, (9, 96), 0.5, "columns from 64 on, of 100", "a mask")
+MISMATCH = Mismatch(
+    "fp64 reference", "tail", "normal", 1, 36, 1000, (9, 96), 0.5, "columns from 64 on, of 100", "a mask"
+)
 
 EVALUATIONS = [
     (PASSED, ["20.0 µs", "4.00 times as fast as inductor", "Limited by waiting", "2.5 GB/s", "25% of the ceiling"]),

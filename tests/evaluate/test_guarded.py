@@ -21,7 +21,13 @@ pytestmark = pytest.mark.skipif(CpuPlatform().available() is not None, reason="n
     ("old", "new", "pattern", "place", "cause"),
     [
         ("row < 500", "row < 490", "unwritten", "elements from 490 on, of 500", "never stored"),
-        ("out[row] = sum", "if (row % 4) out[row] = sum", "unwritten", "one of every 4 elements, from 0 on", "never stored"),
+        (
+            "out[row] = sum",
+            "if (row % 4) out[row] = sum",
+            "unwritten",
+            "one of every 4 elements, from 0 on",
+            "never stored",
+        ),
         ("out[row] = sum", "out[row] += sum", "not repeatable", "all elements", "never written"),
         (END, "  out[500] = 0;\n" + END, "out of bounds write", None, "wrong bound"),
         (END, "  const_cast<float*>(in)[7] += 1;\n" + END, "input changed", None, "an input's memory"),

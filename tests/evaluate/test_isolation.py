@@ -289,9 +289,12 @@ def test_a_worker_that_closes_its_pipe_has_died(tmp_path, stand_in):
 
 # --- candidates ------------------------------------------------------------------------------------------------------
 
+
 def hoarding_kernel():
     """The right results, with a workspace of 16 GB."""
-    right = row_sum_kernel(ROW_SUM_SOURCE.replace("float* __restrict out)", "float* __restrict out, float* __restrict held)"))
+    right = row_sum_kernel(
+        ROW_SUM_SOURCE.replace("float* __restrict out)", "float* __restrict out, float* __restrict held)")
+    )
     launch = replace(right.launches[0], arguments=(*right.launches[0].arguments, Argument("workspace", 0)))
     return replace(right, launches=(launch,), workspaces=(Workspace("float32", "4000000000"),))
 

@@ -64,9 +64,7 @@ def test_a_place_that_fits_is_left_alone(name):
 
 def test_a_size_that_is_not_known_may_be_large():
     sized = (*IN_OUT, Argument("size", 0))
-    narrow, wide = (
-        f"at = tl.program_id(0){cast} * n + tl.arange(0, BLOCK)\n{STORE}" for cast in ("", ".to(tl.int64)")
-    )
+    narrow, wide = (f"at = tl.program_id(0){cast} * n + tl.arange(0, BLOCK)\n{STORE}" for cast in ("", ".to(tl.int64)"))
     assert index_overflow(kernel(narrow, "s0", arguments=sized), ("s0",)) is not None
     assert index_overflow(kernel(wide, "s0", arguments=sized), ("s0",)) is None
 
@@ -81,6 +79,7 @@ def test_kernels_of_tensors_beyond_32_bits_count_in_64():
         (ScansFamily(), lambda x: x.to(torch.float32).cumsum(0), far),
         (ScansFamily(), lambda x: x.to(torch.float32).cummax(1).values, far.T),
         (RowFamily(), lambda x: x.argmax(1), far),
+        (RowFamily(), lambda x: x.argmax(1), far.T),
         (FeaturesFamily(), lambda x: torch.bucketize(x, torch.arange(100)), far),
         (InteractionFamily(), lambda x: torch.bmm(x, x.mT)[:, *torch.tril_indices(9, 9)], torch.empty(2**17, 9, 2048)),
     ):

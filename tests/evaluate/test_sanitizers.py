@@ -203,7 +203,9 @@ def test_without_an_order_there_is_a_race(order, tmp_path):
 
 
 RUN_NO_THREADS = "#pragma omp parallel for if(in[0] > 1e30f)\nfor (int i = 0; i < 500; i++) out[i] = in[i];"
-TASKS = "#pragma omp parallel\n#pragma omp single\nfor (int i = 0; i < 500; i++) {\n#pragma omp task\nout[i] = in[i];\n}"
+TASKS = (
+    "#pragma omp parallel\n#pragma omp single\nfor (int i = 0; i < 500; i++) {\n#pragma omp task\nout[i] = in[i];\n}"
+)
 
 
 @pytest.mark.parametrize(

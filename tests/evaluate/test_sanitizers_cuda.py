@@ -72,10 +72,13 @@ print("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)" 
 
 
 def test_every_tool_is_run_without_the_allocators_cache(tmp_path, stand_in):
-    seen = stand_in(
-        'with open(os.path.join(os.path.dirname(__file__), "seen"), "a") as file:\n'
-        '    print(*sys.argv[1:], os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"], file=file)\n' + SAYS_CLEAN
-    ) / "seen"
+    seen = (
+        stand_in(
+            'with open(os.path.join(os.path.dirname(__file__), "seen"), "a") as file:\n'
+            '    print(*sys.argv[1:], os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"], file=file)\n' + SAYS_CLEAN
+        )
+        / "seen"
+    )
     verdicts = dict(run(case(tmp_path, triton_kernel()), tmp_path))
     assert list(verdicts) == ["memcheck", "racecheck", "initcheck"]
     assert all(verdict.inputs == ("normal", "ties") for verdict in verdicts.values()), verdicts
@@ -92,7 +95,7 @@ def test_the_launcher_runs_the_kernel_on_every_input(tmp_path, stand_in):
     path = Path("/usr/bin")
     stand_in(
         f'os.environ["PATH"] += ":{path}"\n'
-        'done = subprocess.run(sys.argv[sys.argv.index(sys.executable):])\n'
+        "done = subprocess.run(sys.argv[sys.argv.index(sys.executable):])\n"
         'print("========= ERROR SUMMARY: 0 errors" if done.returncode == 0 else "no summary")\n'
     )
     tool, verdict = next(run(case(tmp_path, row_sum_kernel(), "cpu"), tmp_path))
@@ -127,14 +130,20 @@ RACECHECK = """========= COMPUTE-SANITIZER
 @pytest.mark.parametrize(
     ("tool", "report", "message"),
     [
-        ("memcheck", MEMCHECK, "Invalid __global__ read of size 4 bytes, at row_sum+0x150 in line 5, by thread (4,0,0)"),
+        (
+            "memcheck",
+            MEMCHECK,
+            "Invalid __global__ read of size 4 bytes, at row_sum+0x150 in line 5, by thread (4,0,0)",
+        ),
         ("initcheck", INITCHECK, "Uninitialized __global__ memory read of size 4 bytes, at row_sum+0x150 in line 5"),
         ("racecheck", RACECHECK, "Write access at row_sum+0x150 in line 5, and Read access at row_sum+0x1a0 in line 6"),
     ],
 )
 def test_a_report_becomes_a_refusal_that_names_the_kernels_line(tool, report, message, tmp_path, stand_in):
     text = report.replace("{digest}", triton_kernel().digest)
-    stand_in(f"{SAYS_CLEAN.split('print')[0]}\nif {tool!r} in sys.argv:\n    print({text!r})\n    sys.exit(1)\n{SAYS_CLEAN}")
+    stand_in(
+        f"{SAYS_CLEAN.split('print')[0]}\nif {tool!r} in sys.argv:\n    print({text!r})\n    sys.exit(1)\n{SAYS_CLEAN}"
+    )
     refused = sanitize(case(tmp_path, triton_kernel()))
     assert isinstance(refused, Refused) and refused.check == tool
     assert message in refused.message

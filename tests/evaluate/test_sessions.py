@@ -52,7 +52,10 @@ class DistortedClock(SmallMachine):
         self.times_us = times_us
 
     def measure(self, timed, rounds, cold):
-        return [[next_us(time_us) for _ in range(rounds)] for time_us, _ in zip(self.times_us[-len(timed) :], timed, strict=True)]
+        return [
+            [next_us(time_us) for _ in range(rounds)]
+            for time_us, _ in zip(self.times_us[-len(timed) :], timed, strict=True)
+        ]
 
 
 def next_us(time_us):

@@ -106,7 +106,9 @@ def test_a_kernel_does_not_win_against_itself_and_a_small_win_is_found(noise):
 
 def test_a_machine_that_scatters_too_much_does_not_decide():
     def summary(spread, ratio):
-        contest = Contest(ScriptedExecutor(), {"inductor": noisy(100.0 * ratio, spread, 1)}, clock=lambda: next(seconds))
+        contest = Contest(
+            ScriptedExecutor(), {"inductor": noisy(100.0 * ratio, spread, 1)}, clock=lambda: next(seconds)
+        )
         return contest.time(noisy(100.0, spread, 2), decide_at=1.02)
 
     # A clock that lets few rounds happen, as on a machine that is busy with other things.

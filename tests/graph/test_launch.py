@@ -18,9 +18,13 @@ from kevolve_inductor.testing.evaluators import ROW_SUM_SOURCE, row_sum_kernel, 
 def sized() -> Program:
     matrix, row = TensorSpec(("s0", 100), (100, 1), "float32", "cpu"), TensorSpec(("s0",), (1,), "float32", "cpu")
     node = RegionNode("aten.sum.dim_IntList", ({"node": "i0"}, [1]), {}, (row,))
-    source = ROW_SUM_SOURCE.replace("float* __restrict out)", "float* __restrict out, int64_t s0)").replace("< 500", "< s0")
+    source = ROW_SUM_SOURCE.replace("float* __restrict out)", "float* __restrict out, int64_t s0)").replace(
+        "< 500", "< s0"
+    )
     arguments = (Argument("input", 0), Argument("output", 0), Argument("size", 0))
-    return Program(Kernel("cpp", source, (Launch("row_sum", arguments),)), Region((matrix,), (node,), ("n0",), (("s0", 0, 0),)))
+    return Program(
+        Kernel("cpp", source, (Launch("row_sum", arguments),)), Region((matrix,), (node,), ("n0",), (("s0", 0, 0),))
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,9 @@ def test_code_without_floating_point_says_nothing_about_vectors():
 def test_of_two_kernels_the_vectorised_one_is_told(tmp_path):
     if CpuPlatform().available() is not None:
         pytest.skip("no compiler")
-    chained = ROW_SUM_SOURCE.replace("#pragma omp simd reduction(+ : sum)", "").replace("sum += in", "sum = sum * sum + in")
+    chained = ROW_SUM_SOURCE.replace("#pragma omp simd reduction(+ : sum)", "").replace(
+        "sum += in", "sum = sum * sum + in"
+    )
     shares = [
         read_machine_code(CpuPlatform().build(row_sum_kernel(source), row_sum_region(), tmp_path).path)
         for source in (ROW_SUM_SOURCE, chained)

@@ -18,7 +18,14 @@ def test_free_memory_is_a_part_of_what_there_is():
     [
         ({"memory.max": "3000", "memory.current": "1000"}, 2000),
         ({"memory.max": "1000", "memory.current": "3000"}, 0),
-        ({"memory.max": "3000", "memory.current": "3000", "memory.stat": "active_file 200\ninactive_file 500\nshmem 1"}, 700),
+        (
+            {
+                "memory.max": "3000",
+                "memory.current": "3000",
+                "memory.stat": "active_file 200\ninactive_file 500\nshmem 1",
+            },
+            700,
+        ),
         ({"memory/memory.limit_in_bytes": "700", "memory/memory.usage_in_bytes": "200"}, 500),
         (
             {

@@ -45,9 +45,17 @@ collect2: error: ld returned 1 exit status
 @pytest.mark.parametrize(
     ("report", "line", "message"),
     [
-        (GCC, 5, "'missing' was not declared in this scope\nline 7: no matching function for call to 'max(int, float)'"),
+        (
+            GCC,
+            5,
+            "'missing' was not declared in this scope\nline 7: no matching function for call to 'max(int, float)'",
+        ),
         (IN_A_HEADER, 6, "stl_algo.h, line 1937: invalid type argument of unary '*' (have 'int')"),
-        (CLANG, 3, "use of undeclared identifier 'missing'\nstl_algo.h, line 1937: indirection requires pointer operand"),
+        (
+            CLANG,
+            3,
+            "use of undeclared identifier 'missing'\nstl_algo.h, line 1937: indirection requires pointer operand",
+        ),
         (LINKER, None, "undefined reference to `frobnicate'"),
         ("kernel:9:1: internal compiler error: Segmentation fault\nPlease submit a bug", 9, "Segmentation fault"),
         ("", None, "the compiler failed without a message"),
@@ -135,7 +143,9 @@ def test_too_many_threads_are_told_before_anything_is_compiled(tmp_path):
     pytest.importorskip("triton")
     launch = Launch("helper", (Argument("input", 0),), ("1",), num_warps=64)
     with pytest.raises(ResourceError) as caught:
-        compile_for(Kernel("triton", SOURCE.replace("STATEMENT", "pass"), (launch,)), row_sum_region("cuda"), "sm_90", tmp_path)
+        compile_for(
+            Kernel("triton", SOURCE.replace("STATEMENT", "pass"), (launch,)), row_sum_region("cuda"), "sm_90", tmp_path
+        )
     assert (caught.value.resource, caught.value.needed, caught.value.available) == ("threads per block", 2048, 1024)
 
 

@@ -12,7 +12,9 @@ def test_every_figure_names_its_source_and_absent_ones_have_none():
 
 def test_of_two_profiles_the_first_ones_figures_count():
     first = Profile.of("ncu", {"waves": 1.5, "launch_us": 3.0})
-    second = Profile.of("torch profiler", {"waves": 2.0, "launches": 4}) | Profile.without("a tool", "it is not installed")
+    second = Profile.of("torch profiler", {"waves": 2.0, "launches": 4}) | Profile.without(
+        "a tool", "it is not installed"
+    )
     both = first | second
     assert (both.waves, both.launch_us, both.launches) == (1.5, 3.0, 4)
     assert both.sources == {"waves": "ncu", "launch_us": "ncu", "launches": "torch profiler"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ from kevolve_inductor.exc import EmissionError, KernelIndexError
 from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.synthesis.families.common import check_acyclic
 from kevolve_inductor.synthesis.families.rows import RowFamily
-from kevolve_inductor.synthesis.families.rows.grow import Grower
 from kevolve_inductor.synthesis.families.rows.program import Reduce, Select
 from kevolve_inductor.synthesis.families.rows.simplify import simplified
 from kevolve_inductor.synthesis.family import Match, Rejection
@@ -470,81 +469,6 @@ def interpret() -> None:
 
 def test_triton_chooses_as_eager_under_the_interpreter() -> None:
     interpreted("test_rows", "interpret")
-
-
-def log_softmax(x: Tensor) -> Tensor:
-    return torch.log_softmax(x.float(), -1)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias)
-
-
-def root_mean_square(x: Tensor, weight: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
-
-
-def softmax_gradient(gradient: Tensor, y: Tensor) -> Tensor:
-    return (gradient - (gradient * y).sum(-1, keepdim=True)) * y
-
-
-REREAD: dict[str, tuple[Callable[..., Any], Callable[[], Sequence[Tensor]]]] = {
-    "softmax": (lambda x: torch.softmax(x, -1), lambda: [torch.randn(600, 2000)]),
-    "log-softmax": (log_softmax, lambda: [torch.randn(260, 4100).bfloat16()]),
-    "layer norm": (layer_norm, lambda: [torch.randn(520, 2048), torch.randn(2048), torch.randn(2048)]),
-    "root mean square": (root_mean_square, lambda: [torch.randn(520, 2050), torch.randn(2050)]),
-    "softmax's gradient": (softmax_gradient, lambda: [torch.randn(600, 2000), torch.rand(600, 2000)]),
-}
-
-
-def reread_in(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Found:
-    """What is found on a GPU only, here in a graph of the CPU."""
-    found = find(FAMILY, function, inputs)
-    assert not found.results, "on CPUs Inductor does as well"
-    return replace(found, results=list(FAMILY._reductions(found.graph, Grower(found.graph, "cpu"), set())))
-
-
-@pytest.mark.parametrize("name", REREAD)
-def test_long_rows_that_are_read_again_are_found_for_gpus(name: str) -> None:
-    function, inputs = REREAD[name]
-    found = reread_in(function, inputs())
-    match = found.match
-    assert match.region_class == "hot" and [node.op for node in match.inputs] == ["placeholder"] * len(match.inputs)
-    assert match.outputs == tuple(node for node in next(iter(found.graph.find_nodes(op="output"))).args[0])
-    assert FAMILY.space(match, CUDA).default["algorithm"] == ("loop" if match.plan.columns > 32768 else "tile")
-
-
-def test_short_rows_and_few_of_them_are_left() -> None:
-    for shape in ((4096, 1024), (100, 2000)):
-        assert not reread_in(lambda x: torch.softmax(x, -1), [torch.randn(shape)]).results
-    x, y = torch.randn(600, 2000), torch.randn(600, 2000)
-    assert not reread_in(lambda x: x.sum(-1), [x]).results, "read once"
-    assert not reread_in(lambda x, y: torch.softmax(x, -1) + y, [x, y]).results, "the sum would be computed apart"
-
-    def residual(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        total = x + y
-        return total, torch.softmax(total, -1)
-
-    assert not reread_in(residual, [x, y]).results, "so would this one"
-
-
-def interpret_reread() -> None:
-    from kevolve_inductor.synthesis.families.rows import rows
-
-    rows._LEAST_REREAD = 1  # Under the interpreter a few rows take long enough.
-    for function, inputs in REREAD.values():
-        few = [tensor[:3] if tensor.dim() > 1 else tensor for tensor in inputs()]
-        found = reread_in(function, few)
-        space = FAMILY.space(found.match, CUDA)
-        loop = {**space.default, "algorithm": "loop", "lanes": 128, "depth": 4}
-        schedules = [space.default, loop, {**loop, "online": False}, {**loop, "rows": 2}]
-        if "libdevice" in kernel_of(FAMILY, found.match, space.default, "triton").source:
-            continue  # Which the interpreter does not have.
-        assert_triton_agrees(FAMILY, found, schedules)
-
-
-def test_rows_read_again_agree_with_eager_under_the_interpreter() -> None:
-    interpreted("test_rows", "interpret_reread")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def _clamp(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 def _pow(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     (value,) = _operands(b, node, index, node.args[0])
     exponent = 2 if str(node.target) == "aten.square.default" else node.args[1]
+    if exponent == 1:
+        return value
     if exponent == 2:
         return ex.make("mul", value.dtype, (value, value))
     if exponent == 3:

@@ -9,7 +9,7 @@ import torch.fx
 
 from ...exc import UnsupportedError
 from ...graph.dims import Dim, product
-from ...graph.meta import dim_of, shape_of
+from ...graph.meta import dim_of, shape_of, tensor_of
 from . import expression as ex
 from .expression import Expr
 
@@ -141,6 +141,21 @@ def _select(node: torch.fx.Node, index: Index) -> Mapped:
     return source, index[:dim] + (at,) + index[dim:]
 
 
+def _as_strided(node: torch.fx.Node, index: Index) -> Mapped:
+    """Of a tensor without gaps, whose memory is its elements in order."""
+    source = _source(node)
+    if not tensor_of(source).is_contiguous():
+        raise UnsupportedError("layout", f"{node} reads the memory of {source}, which has gaps or another order")
+    own, offset = tensor_of(source).storage_offset(), _argument(node, 3, "storage_offset", None)
+    first = own if offset is None else offset
+    if not isinstance(own, int) or not isinstance(first, int) or first < own:
+        raise UnsupportedError("dynamic", f"{node} starts at {first} in the memory of {source}, which starts at {own}")
+    steps = zip(index, node.args[2], strict=True)  # type: ignore[arg-type]
+    flat = ex.isum([ex.index(first - own), *(ex.imul(at, ex.size(dim_of(step))) for at, step in steps)])
+    shape = shape_of(source)
+    return source, reshape_index((flat,), (product(shape),), shape)
+
+
 def _resolved(position: Any, extent: Dim, clamp: bool = True) -> Expr:
     """A Python position (negative counts from the end, slices clamp) as an index."""
     at = dim_of(position)
@@ -189,6 +204,7 @@ VIEWS: dict[str, Callable[[torch.fx.Node, Index], Mapped]] = {
     "aten.unsqueeze.default": _unsqueeze,
     "aten.squeeze.default": _squeeze, "aten.squeeze.dim": _squeeze, "aten.squeeze.dims": _squeeze,
     "aten.expand.default": _expand, "aten.slice.Tensor": _slice, "aten.select.int": _select,
+    "aten.as_strided.default": _as_strided,
     "aten.clone.default": _identity, "aten.alias.default": _identity, "aten.detach.default": _identity,
     "aten.lift_fresh_copy.default": _identity,
     "getitem": _split_item,

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from ..family import Family
+from .bags import BagsFamily
+from .chains import ChainsFamily
 from .features import FeaturesFamily
 from .interaction import InteractionFamily
 from .jagged import JaggedFamily
-from .rows import RowFamily
+from .rows import ReductionFamily, RowFamily
 from .scans import ScansFamily
+from .scatter import ScatterFamily
+from .stencils import StencilsFamily
 
 FAMILIES: tuple[Family, ...] = (
+    BagsFamily(),
+    ChainsFamily(),
     RowFamily(),
     JaggedFamily(),
+    ScatterFamily(),
     FeaturesFamily(),
     InteractionFamily(),
     ScansFamily(),
+    StencilsFamily(),
+    ReductionFamily(),
 )

@@ -24,6 +24,7 @@ from ...expression import ExpressionBuilder, is_expressible, is_pointwise, is_vi
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ..common import absorbable, check_acyclic, in_graph_order, specs_of
+from ..products import unpadded
 from .pairs import Constants, KnownPairs, LoadedPairs, Pairs, evaluated, is_known, runs_of, table
 from .pieces import Piece, cut, moved
 
@@ -130,7 +131,7 @@ def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
         if not _is_tensor(node):
             continue
         if name == _MATRIX_PRODUCT:
-            result, operands, inner = _unpadded(node)
+            result, operands, inner = unpadded(node, *node.args[:2])
         elif name == "aten.sum.dim_IntList" and _is_product(node.args[0]):
             result, operands, inner = node, node.args[0].args[:2], (node, node.args[0])
         else:
@@ -138,40 +139,6 @@ def find_products(graph: torch.fx.Graph) -> Iterator[Products]:
         paths = [tuple(_path(operand, selections=name != _MATRIX_PRODUCT)) for operand in operands]
         if paths[0][-1] is paths[1][-1] and tensor_of(node).is_floating_point():
             yield Products(result, paths[0][-1], operands, inner, (*paths[0][:-1], *paths[1][:-1]))
-
-
-def _unpadded(matrix: torch.fx.Node) -> tuple[torch.fx.Node, tuple[Any, Any], tuple[torch.fx.Node, ...]]:
-    """A batched matrix product without the zeros that make its sizes multiples of what a chip likes (Inductor adds them).
-
-    Returns the node whose shape is that of the product proper, the operands proper, and the nodes from there to here.
-    """
-    left, right = matrix.args[:2]
-    operands = (_without_zeros(left), _without_zeros(right))
-    pads = tuple(one for one, inside in zip((left, right), operands, strict=True) if one is not inside)
-    if not pads or any(len(pad.users) > 1 for pad in pads):  # type: ignore[union-attr]
-        return matrix, (left, right), (matrix,)
-    wanted = (shape_of(operands[0])[0], shape_of(operands[0])[1], shape_of(operands[1])[2])
-    node, slices = matrix, []
-    while shape_of(node) != wanted:
-        user = next(iter(node.users)) if len(node.users) == 1 else node
-        start, step = (*user.args[2:3], 0)[0], (*user.args[4:5], 1)[0]
-        if target_name(user) != "aten.slice.Tensor" or start not in (0, None) or step != 1:
-            return matrix, (left, right), (matrix,)
-        node = user
-        slices.append(user)
-    if shape_of(operands[0])[2] != shape_of(operands[1])[1]:
-        return matrix, (left, right), (matrix,)
-    return node, operands, (*slices, *pads, matrix)  # type: ignore[arg-type]
-
-
-def _without_zeros(value: Any) -> Any:
-    """What a node appends zeros to, or the node itself."""
-    if not isinstance(value, torch.fx.Node) or target_name(value) != "aten.constant_pad_nd.default" or value.kwargs:
-        return value
-    widths: Any
-    source, widths, *fill = value.args
-    appended = all(isinstance(width, int) and width >= 0 for width in widths) and not any(widths[::2])
-    return source if appended and fill in ([], [0], [0.0]) else value
 
 
 def _is_product(value: Any) -> bool:

@@ -1,5 +1,5 @@
-"""Row selection: top-k, sort and arg-max with what surrounds them along a row, as programs over rows."""
+"""Rows: selections (top-k, sort, arg-max) and reductions with what surrounds them along a row, as programs over rows."""
 
-from .rows import RowFamily
+from .rows import ReductionFamily, RowFamily
 
-__all__ = ["RowFamily"]
+__all__ = ["ReductionFamily", "RowFamily"]

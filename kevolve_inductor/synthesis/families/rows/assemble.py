@@ -14,11 +14,11 @@ from ...expression import ExpressionBuilder, is_constant, is_view
 from ...expression import expression as ex
 from ...expression.builder import Bound, Index
 from ...expression.expression import Expr
-from ...expression.views import reshape_index
 from ..common import specs_of, symbols_of
-from .address import flattened, joined_rows, offset_of, rejoined, same
-from .operators import Reduction, Selection, extent, is_reduction, is_selection, reduction_of, selection_of
-from .program import COLUMNS, Element, Reduce, ReduceOp, RowProgram, Select, Statement, Store, without_unused
+from .address import flattened, joined_rows, offset_of, rejoined
+from .domain import RowDomain
+from .operators import Reduction, Selection, is_reduction, is_selection, reduction_of, selection_of
+from .program import COLUMNS, ColumnSum, Element, Reduce, ReduceOp, RowProgram, Select, Statement, Store, without_unused
 
 
 class BlockedError(UnsupportedError):
@@ -27,54 +27,6 @@ class BlockedError(UnsupportedError):
     def __init__(self, node: torch.fx.Node, error: UnsupportedError) -> None:
         super().__init__(error.code, error.message)
         self.node = node
-
-
-@dataclass(frozen=True)
-class RowDomain:
-    """The rows: all axes of a selection's or reduction's operand but the one it runs along."""
-
-    dims: tuple[Dim, ...]
-    columns: int
-
-    @classmethod
-    def of(cls, node: torch.fx.Node) -> RowDomain:
-        """Of a selection or reduction node. Raises ``UnsupportedError``."""
-        asked: Selection | Reduction = selection_of(node) if is_selection(node) else reduction_of(node)
-        shape = shape_of(asked.source)
-        columns = extent(node, asked.source, asked.dim)
-        if columns == 0:
-            raise UnsupportedError("size", f"{node} runs along an empty axis")
-        return cls(shape[: asked.dim] + shape[asked.dim + 1 :], columns)
-
-    @property
-    def variables(self) -> tuple[tuple[str, Dim], ...]:
-        return tuple((f"r{k}", dim) for k, dim in enumerate(self.dims) if dim != 1)
-
-    @property
-    def index(self) -> Index:
-        return tuple(ex.index(0) if dim == 1 else ex.var(f"r{k}", dim) for k, dim in enumerate(self.dims))
-
-    def index_of(self, shape: tuple[Dim, ...], at: int | None, position: Expr | None) -> Index | None:
-        """The current row's index into a tensor of ``shape`` whose axis ``at`` is the only one that is not of the rows."""
-        rest = shape if at is None else shape[:at] + shape[at + 1 :]
-        if rest == self.dims:
-            index = self.index
-        elif same(product(rest), product(self.dims)):
-            index = reshape_index(self.index, self.dims, rest)
-        else:
-            return None
-        if at is None:
-            return index
-        assert position is not None
-        return (*index[:at], position, *index[at:])
-
-    def places(self, shape: tuple[Dim, ...], size: int) -> list[int]:
-        """Axes of ``shape`` that may be the one of ``size`` positions, the last first."""
-        return [
-            at
-            for at in reversed(range(len(shape)))
-            if shape[at] == size and self.index_of(shape, at, ex.index(0)) is not None
-        ]
 
 
 @dataclass(frozen=True)
@@ -119,6 +71,8 @@ class _Assembler:
         self.statements: list[Statement] = []
         self.elements: dict[tuple[Expr, int], Expr] = {}
         self.results: dict[tuple[torch.fx.Node, int], Bound] = {}
+        self.column_sums: list[ColumnSum] = []
+        self.of_columns: set[torch.fx.Node] = set()
         self.count = 0
 
     def run(self) -> Assembled:
@@ -129,17 +83,14 @@ class _Assembler:
                 raise
             except UnsupportedError as error:
                 raise BlockedError(node, error) from error
-        stores: list[Store] = []
-        outputs: list[torch.fx.Node] = []
-        for node in self.chosen:
-            # Which nodes leave is known only when all that is inlined is; storing one inlines at most views.
-            if self._leaves(node):
-                stores.append(self._store(node, len(outputs)))
-                outputs.append(node)
+        # Which nodes leave is known only when all that is inlined is; storing one inlines at most views.
+        outputs = [node for node in self.chosen if self._leaves(node)]
+        stores = [self._store(node, number) for number, node in enumerate(outputs)]
         inputs, nodes = tuple(self.builder.inputs), frozenset(self.chosen) | set(self.builder.inlined)
         if not inputs:
             raise BlockedError(self.chosen[0], UnsupportedError("structure", "nothing is read"))
-        return Assembled(self._program(stores, inputs, tuple(outputs)), nodes, inputs, tuple(outputs))
+        for_columns = [node in self.of_columns for node in outputs]
+        return Assembled(self._program(stores, for_columns, inputs, tuple(outputs)), nodes, inputs, tuple(outputs))
 
     def _leaves(self, node: torch.fx.Node) -> bool:
         """Whether a value is needed outside; views of it that are needed outside stay in the graph and read it."""
@@ -160,17 +111,21 @@ class _Assembler:
     # --- statements ---
 
     def _add(self, node: torch.fx.Node) -> None:
-        if is_selection(node):
+        if not is_selection(node) and is_reduction(node) and self.domain.runs(reduction_of(node)) == "across":
+            self._sum_columns(node)
+        elif is_selection(node):
             self._select(node)
         elif is_reduction(node):
             self._reduce(node)
+        elif not self.of_columns.isdisjoint(producers(node)):
+            self.of_columns.add(node)
         elif target_name(node) == "getitem" and (node.args[0], node.args[1]) in self.results:
             self.builder.bind(node, self.results[node.args[0], node.args[1]])  # type: ignore[index]
 
     def _select(self, node: torch.fx.Node) -> None:
         asked = selection_of(node)
         source = asked.source
-        value, axis = self._operand(node, source, asked.dim)
+        value, axis = self._operand(node, source, asked.dims)
         chosen = self._selected(asked, dtype_name(tensor_of(source).dtype), value, axis)
         single = asked.count == 1 or asked.element
         shape = list(shape_of(source))
@@ -205,14 +160,31 @@ class _Assembler:
 
     def _reduce(self, node: torch.fx.Node) -> None:
         asked = reduction_of(node)
-        value, axis = self._operand(node, asked.source, asked.dim)
-        shape = list(shape_of(asked.source))
-        shape[asked.dim : asked.dim + 1] = [1] if asked.keeps else []
+        value, axis = self._operand(node, asked.source, asked.dims)
+        shape = _reduced_shape(asked)
         parts = self._parts(node, asked.kind, value, axis, asked.correction)
         for item, part in enumerate(parts):
-            self.results[node, item] = self._bound(part, tuple(shape), None, None)
+            self.results[node, item] = self._bound(part, shape, None, None)
         if isinstance(node.meta.get("val"), torch.Tensor):
             self.builder.bind(node, self.results[node, 0])
+
+    def _sum_columns(self, node: torch.fx.Node) -> None:
+        asked = reduction_of(node)
+        index, at = self.domain.whole_index(shape_of(asked.source)), self.domain.column_index(_reduced_shape(asked))
+        if asked.kind != "sum" or index is None or at is None:
+            raise UnsupportedError("structure", f"{node} is no sum over all rows")
+        name = dtype_name(tensor_of(node).dtype)
+        held = "float32" if name in ex.LOW_PRECISION else name
+        result = ex.var(f"w{self._next()}", None, held)
+        self.column_sums.append(ColumnSum(result, ex.cast(self.builder.build(asked.source, index), held)))
+        self.of_columns.add(node)
+
+        def value(given: Index) -> Expr:
+            if any(rejoined(one) is not rejoined(wanted) for one, wanted in zip(given, at, strict=True)):
+                raise UnsupportedError("structure", f"a sum over the rows at {given}")
+            return ex.cast(result, name)
+
+        self.builder.bind(node, value)
 
     def _parts(self, node: torch.fx.Node, kind: str, value: Expr, axis: str, correction: float) -> list[Expr]:
         """The results of a reduction node as expressions of sums, maxima and minima."""
@@ -225,17 +197,37 @@ class _Assembler:
             shifted = ex.make("exp", value.dtype, (ex.make("sub", value.dtype, (value, top)),))
             results = [top, self._reduced("sum", axis, shifted)]
         elif kind == "var_mean":
-            mean = _divided(self._reduced("sum", axis, ex.cast(value, held)), number)
+            total, known = self._total(axis, ex.cast(value, held))
+            mean = _divided(total, number)
             off = ex.make("sub", held, (ex.cast(value, held), mean))
             squares = self._reduced("sum", axis, ex.make("mul", held, (off, off)))
-            results = [_divided(squares, max(0.0, number - correction)), mean]
+            results = [_divided(squares, max(0.0, number - correction)), mean if known is None else ex.make(
+                "where", held, (known, mean, ex.const(float("nan"), held)))]  # fmt: skip
         elif kind == "mean":
             results = [_divided(self._reduced("sum", axis, ex.cast(value, held)), number)]
+        elif kind == "any":
+            found = self._reduced("amax", axis, ex.cast(ex.cast(value, "bool"), "int32"))
+            results = [ex.make("ne", "bool", (found, ex.const(0, "int32")))]
         else:
             if held == "bool":
                 raise UnsupportedError("dtype", f"{node} reduces booleans")
             results = [self._reduced(kind, axis, ex.cast(value, held))]  # type: ignore[arg-type]
         return [ex.cast(result, name) for result, name in zip(results, names, strict=True)]
+
+    def _total(self, axis: str, value: Expr) -> tuple[Expr, Expr | None]:
+        """The sum over an axis, and where it is a mean's that eager can tell.
+
+        Eager's running mean is lost one position behind the first number that is not finite: on a CPU, which goes along the
+        row, only the last one may be infinite.
+        """
+        if self.builder.device != "cpu":
+            return self._reduced("sum", axis, value), None
+        end, position = ex.index(self.axes[axis] - 1), ex.var(axis, self.axes[axis])
+        is_last = ex.make("eq", "bool", (ex.make("as_value", "int64", (position,)), end))
+        others = self._reduced("sum", axis, ex.make("where", value.dtype, (is_last, ex.const(0, value.dtype), value)))
+        last = ex.substitute(value, lambda part: end if part is position else None)
+        off = ex.make("sub", value.dtype, (others, others))
+        return ex.make("add", value.dtype, (others, last)), ex.make("eq", "bool", (off, ex.const(0, value.dtype)))
 
     def _reduced(self, op: ReduceOp, axis: str, value: Expr) -> Expr:
         for step in self.statements:
@@ -249,14 +241,15 @@ class _Assembler:
         self.count += 1
         return self.count - 1
 
-    def _operand(self, node: torch.fx.Node, source: torch.fx.Node, dim: int) -> tuple[Expr, str]:
+    def _operand(self, node: torch.fx.Node, source: torch.fx.Node, dims: tuple[int, ...]) -> tuple[Expr, str]:
         """A selection's or reduction's operand at the current position, and the axis that position is on."""
         shape = shape_of(source)
-        names = [name for name, size in self.axes.items() if size == shape[dim]]
+        extent = product(tuple(shape[dim] for dim in dims))
+        names = [name for name, size in self.axes.items() if size == extent]
 
         def tries() -> Iterator[tuple[str | None, Index]]:
             for name in names:
-                index = self.domain.index_of(shape, dim, ex.var(name, self.axes[name]))
+                index = self.domain.index_of(shape, dims, ex.var(name, self.axes[name]))
                 if index is not None:
                     yield name, index
 
@@ -291,7 +284,7 @@ class _Assembler:
     def _bound(self, result: Expr, shape: tuple[Dim, ...], at: int | None, axis: str | None) -> Bound:
         """``result`` as the value of a tensor of ``shape`` at the current row's index, and nowhere else."""
         position = ex.var(axis, self.axes[axis]) if axis is not None and at is not None else None
-        expected = self.domain.index_of(shape, at, position)
+        expected = self.domain.index_of(shape, () if at is None else (at,), position)
         assert expected is not None
 
         def value(index: Index) -> Expr:
@@ -320,12 +313,18 @@ class _Assembler:
         shape = shape_of(node)
 
         def tries() -> Iterator[tuple[str | None, Index]]:
-            whole = self.domain.index_of(shape, None, None)
+            column = self.domain.column_index(shape) if node in self.of_columns else None
+            if column is not None:
+                yield COLUMNS, column
+                return
+            row, whole = self.domain.index_of(shape, (), None), self.domain.whole_index(shape)
+            if row is not None:
+                yield None, row
             if whole is not None:
-                yield None, whole
+                yield COLUMNS, whole
             for name, size in self.axes.items():
                 for at in self.domain.places(shape, size):
-                    index = self.domain.index_of(shape, at, ex.var(name, size))
+                    index = self.domain.index_of(shape, (at,), ex.var(name, size))
                     if index is not None:
                         yield name, index
 
@@ -338,28 +337,31 @@ class _Assembler:
         return Store(output, axis, value, offset_of(index, spec_of(tensor_of(node)).stride))
 
     def _program(
-        self, stores: list[Store], inputs: tuple[torch.fx.Node, ...], outputs: tuple[torch.fx.Node, ...]
-    ) -> RowProgram:
+        self, stores: list[Store], for_columns: list[bool], inputs: tuple[torch.fx.Node, ...],
+        outputs: tuple[torch.fx.Node, ...],
+    ) -> RowProgram:  # fmt: skip
         specs, results = specs_of(inputs), specs_of(outputs)
-        values = [s.source if isinstance(s, Element) else flattened(s.value, specs) for s in self.statements]
+        values = [flattened(s.value, specs) for s in self.statements if not isinstance(s, Element)]
+        values += [flattened(one.value, specs) for one in self.column_sums]
         values += [flattened(store.value, specs) for store in stores]
         rows, values, offsets = joined_rows(self.domain.variables, values, [store.offset for store in stores])
-        statements = [
-            s if isinstance(s, Element) else replace(s, value=value)
-            for s, value in zip(self.statements, values, strict=False)
-        ]
+        left = iter(values)
+        statements = [s if isinstance(s, Element) else replace(s, value=next(left)) for s in self.statements]
+        sums = [replace(one, value=next(left)) for one in self.column_sums]
         done = [
             replace(store, value=value, offset=offset)
-            for store, value, offset in zip(stores, values[len(statements) :], offsets, strict=True)
+            for store, value, offset in zip(stores, left, offsets, strict=True)
         ]
         program = RowProgram(
             rows=tuple(rows),
             axes=dict(self.axes),
             statements=tuple(statements),
-            stores=tuple(done),
+            stores=tuple(store for store, of_column in zip(done, for_columns, strict=True) if not of_column),
             inputs=specs,
             outputs=results,
             symbols=symbols_of((*specs, *results)),
+            column_sums=tuple(sums),
+            column_stores=tuple(store for store, of_column in zip(done, for_columns, strict=True) if of_column),
         )
         return _with_maxima(without_unused(program))
 
@@ -375,6 +377,29 @@ def _with_maxima(program: RowProgram) -> RowProgram:
         return Reduce(step.values, "amax" if step.order == "greatest" else "amin", step.axis, step.value)
 
     return replace(program, statements=tuple(plain(step) for step in program.statements))
+
+
+def _reduced_shape(asked: Reduction) -> tuple[Dim, ...]:
+    """Of the reduction's result."""
+    shape = shape_of(asked.source)
+    kept = (1 if dim in asked.dims else size for dim, size in enumerate(shape) if asked.keeps or dim not in asked.dims)
+    return tuple(kept)
+
+
+def producers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    """Operands, seen through views; constants need no thought."""
+    for source in node.all_input_nodes:
+        while is_view(source) and not taken_from(source):
+            source = source.all_input_nodes[0]
+        if not is_constant(source):
+            yield source
+
+
+def taken_from(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The selection or reduction that a ``getitem`` takes its value from."""
+    source = node.args[0] if node.args and target_name(node) == "getitem" else None
+    found = isinstance(source, torch.fx.Node) and (is_selection(source) or is_reduction(source))
+    return [source] if found and isinstance(source, torch.fx.Node) else []
 
 
 def _divided(total: Expr, number: float) -> Expr:

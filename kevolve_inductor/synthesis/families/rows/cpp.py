@@ -18,10 +18,12 @@ from ...expression.cpp import CPP_STORAGE, CPP_TYPES, signature, to_storage
 from ...expression.expression import Expr
 from ...family import Schedule
 from .address import slope, without
+from .cpp_columns import CppColumns
 from .cpp_prelude import pieces_for
 from .cpp_steps import step_for
 from .cpp_types import converter
-from .program import COLUMNS, Element, Pass, Reduce, RowProgram, Select, Statement, Store, passes
+from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Store, passes
+from .program import Step as ProgramStep
 from .reuse import reused
 from .simplify import shortened, with_exponentials_below, without_maxima
 
@@ -106,6 +108,9 @@ class RowBody:
         self.tiles: dict[str, tuple[str, str]] = {}
         self.stack_bytes = 0
         self.count = 0
+        self.columns = CppColumns(program) if program.column_sums else None
+        if self.columns and plan.lanes:
+            raise EmissionError("sums over all rows need one row at a time")
 
     # --- names ---
 
@@ -218,6 +223,7 @@ class RowBody:
         program = self.program
         parameters = [f"const {CPP_STORAGE[s.dtype]}* __restrict in{k}" for k, s in enumerate(program.inputs)]
         parameters += [f"{CPP_STORAGE[s.dtype]}* __restrict out{k}" for k, s in enumerate(program.outputs)]
+        parameters += self.columns.parameters if self.columns else []
         return parameters + [f"const int64_t {name}" for name in program.symbols]
 
     def _load_tiles(self, steps: Sequence[Pass]) -> list[str]:
@@ -256,7 +262,7 @@ class RowBody:
 
     # --- sweeps ---
 
-    def _sweep(self, steps: Sequence[Statement | Store], axis: str) -> list[str]:
+    def _sweep(self, steps: Sequence[ProgramStep], axis: str) -> list[str]:
         """One pass over an axis, block by block."""
         extent = self.program.axes[axis]
         block = min(self.plan.block, -(-extent // 64) * 64)
@@ -288,7 +294,7 @@ class RowBody:
             self.texts[name] = self.at(name, axis)
         return lines
 
-    def _block_tiles(self, steps: Sequence[Statement | Store], axis: str, block: int) -> list[_BlockTile]:
+    def _block_tiles(self, steps: Sequence[ProgramStep], axis: str, block: int) -> list[_BlockTile]:
         """Inputs too large to be kept transposed: their blocks, transposed anew in every sweep."""
         if axis != COLUMNS or self.plan.lanes < 2:
             return []
@@ -303,7 +309,7 @@ class RowBody:
                 tiles.append(_BlockTile(load, declared, self._load_tile(load, name, "c0", "n")))
         return tiles
 
-    def _keeps(self, steps: Sequence[Statement | Store], axis: str) -> dict[Expr, str]:
+    def _keeps(self, steps: Sequence[ProgramStep], axis: str) -> dict[Expr, str]:
         """Values of this sweep that a later one needs again, with the names they are kept under."""
         if axis != COLUMNS:
             return {}
@@ -312,7 +318,7 @@ class RowBody:
 
     # --- short axes and scalars ---
 
-    def _after(self, step: Statement | Store) -> list[str]:
+    def _after(self, step: ProgramStep) -> list[str]:
         if isinstance(step, Element):
             held = self.texts[step.source.value[0]]
             axis = self.program.axis_of(step.source)
@@ -322,6 +328,8 @@ class RowBody:
             return []
         if isinstance(step, Select) or (isinstance(step, Reduce) and self.program.axes[step.axis] >= _LONG_AXIS):
             return self._sweep([step], step.axis)
+        if isinstance(step, ColumnSum):
+            raise EmissionError("a sum by column of numbers of the row")
         return self._reduce_short(step) if isinstance(step, Reduce) else self._store_short(step)
 
     def _reduce_short(self, step: Reduce) -> list[str]:
@@ -374,29 +382,34 @@ class RowBody:
 
     def entry(self) -> list[str]:
         program = self.program
+        columns = self.columns
         names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
-        names += list(program.symbols)
+        names += [f"a{k}" for k in range(len(program.column_sums))] + list(program.symbols)
         outer = self.rows[:-1] if self.plan.lanes else self.rows
         step = self.plan.lanes or 1
         inner = self.rows[-1][1] if self.plan.lanes else 1
         total = product(tuple(extent for _, extent in outer))
-        head = signature("kevolve_kernel", program.inputs, program.outputs, program.symbols)
+        outputs = (*program.outputs, *(columns.specs if columns else ()))
+        head = signature("kevolve_kernel", program.inputs, outputs, program.symbols)
         lines = [f"{head} {{", f"const int64_t inner = {inner}, tiles = (inner + {step - 1}) / {step};"]
         lines += [f"const int64_t count = int64_t({total}) * tiles;", "int64_t failed = 0;"]
-        shared = f"if(count >= {self.plan.parallel_from}) schedule({self.plan.order})"
-        lines += [f"#pragma omp parallel for reduction(|:failed) {shared}"]
-        lines += ["for (int64_t item = 0; item < count; ++item) {"]
+        body = []
         rest = "(item / tiles)" if self.plan.lanes else "item"
         for name, extent in reversed(outer):
-            lines += [f"const int64_t {name} = {rest} % ({extent}), rest_{name} = {rest} / ({extent});"]
+            body += [f"const int64_t {name} = {rest} % ({extent}), rest_{name} = {rest} / ({extent});"]
             rest = f"rest_{name}"
         arguments = ", ".join([*names, *(name for name, _ in outer)])
-        if not self.plan.lanes:
-            return [*lines, f"failed |= kv_rows({arguments});", "}", "return failed != 0;", "}"]
-        lines += [f"const int64_t first = (item % tiles) * {step};"]
-        lines += [f"if (first + {step} <= inner) failed |= kv_rows<{step}>({arguments}, first);"]
-        lines += [f"else for (int64_t one = first; one < inner; ++one) failed |= kv_rows<1>({arguments}, one);"]
-        return [*lines, "}", "return failed != 0;", "}"]
+        if self.plan.lanes:
+            body += [f"const int64_t first = (item % tiles) * {step};"]
+            body += [f"if (first + {step} <= inner) failed |= kv_rows<{step}>({arguments}, first);"]
+            body += [f"else for (int64_t one = first; one < inner; ++one) failed |= kv_rows<1>({arguments}, one);"]
+        else:
+            body += [f"failed |= kv_rows({arguments});"]
+        if columns:
+            return [*lines, *columns.rows("count", body), *columns.totals(), "return failed != 0;", "}"]
+        shared = f"if(count >= {self.plan.parallel_from}) schedule({self.plan.order})"
+        lines += [f"#pragma omp parallel for reduction(|:failed) {shared}"]
+        return [*lines, "for (int64_t item = 0; item < count; ++item) {", *body, "}", "return failed != 0;", "}"]
 
 
 def _loads(steps: Sequence[Pass]) -> list[Expr]:
@@ -404,7 +417,7 @@ def _loads(steps: Sequence[Pass]) -> list[Expr]:
     return list({part: None for one in steps for step in one.sweep for part in ex.loads(_value(step))})
 
 
-def _value(step: Statement | Store) -> Expr:
+def _value(step: ProgramStep) -> Expr:
     return step.source if isinstance(step, Element) else step.value
 
 

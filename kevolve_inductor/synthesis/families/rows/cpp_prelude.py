@@ -133,20 +133,22 @@ static inline void kv_store_tile(D* target, const T* tile, int64_t row_step, int
 }
 """
 
-# Reductions of a tile into one accumulator per lane. Sums of floats go block by block into doubles.
+# Reductions of a tile into one accumulator per lane. Floats are added up as doubles: where terms nearly cancel, as in the
+# gradient of a softmax, the result has no digit to lose.
 _PIECES["kv_fold_sum"] = r"""
 template <int L, typename A, typename T> static inline void kv_fold_sum(A* total, const T* tile, int64_t n) {
   constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
   typedef typename kv_simd<T, V>::type vec;
+  typedef typename kv_simd<A, V>::type wide;
   for (int h = 0; h < L; h += V) {
-    vec a = {}, b = {};
+    wide a = {}, b = {};
     int64_t i = 0;
     for (; i + 1 < n; i += 2) {
-      a += kv_get<vec>(tile + i * L + h);
-      b += kv_get<vec>(tile + i * L + L + h);
+      a += __builtin_convertvector(kv_get<vec>(tile + i * L + h), wide);
+      b += __builtin_convertvector(kv_get<vec>(tile + i * L + L + h), wide);
     }
-    if (i < n) a += kv_get<vec>(tile + i * L + h);
-    alignas(64) T sums[V];
+    if (i < n) a += __builtin_convertvector(kv_get<vec>(tile + i * L + h), wide);
+    alignas(64) A sums[V];
     kv_put(sums, a + b);
     for (int l = 0; l < V; ++l) total[h + l] += sums[l];
   }

@@ -11,7 +11,8 @@ from ...expression import CppPrinter
 from ...expression.cpp import CPP_TYPES, to_storage
 from ...expression.expression import Expr
 from .cpp_types import ORDERS, code_of, highest, is_wide, lowest, work_type
-from .program import Element, Reduce, Select, Statement, Store
+from .program import ColumnSum, Element, Reduce, Select, Store
+from .program import Step as ProgramStep
 
 if TYPE_CHECKING:
     from .cpp import RowBody
@@ -38,8 +39,10 @@ class Step:
     finish: list[str] = field(default_factory=list)
 
 
-def step_for(body: RowBody, step: Statement | Store, axis: str, block: int) -> Step:
+def step_for(body: RowBody, step: ProgramStep, axis: str, block: int) -> Step:
     """Raises ``EmissionError`` where the schedule does not fit."""
+    if isinstance(step, ColumnSum):
+        return _column_sum(body, step, axis)
     if isinstance(step, Store):
         return _store(body, step, axis, block)
     if isinstance(step, Reduce):
@@ -295,6 +298,15 @@ def _whole_row(body: RowBody, select: Select, axis: str) -> Step:
         step.finish.append(f"std::sort({tile}, {tile} + {extent});")
     _define(body, select, code, tile)
     return step
+
+
+def _column_sum(body: RowBody, one: ColumnSum, axis: str) -> Step:
+    which = body.program.column_sums.index(one)
+
+    def put(body: RowBody, printer: CppPrinter) -> list[str]:
+        return [f"a{which}[{axis}] += {body.value(printer, one.value)};"]
+
+    return Step(one.value, put)
 
 
 def _store(body: RowBody, store: Store, axis: str, block: int) -> Step:

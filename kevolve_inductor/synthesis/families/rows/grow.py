@@ -12,7 +12,8 @@ from ....graph.dims import Dim, product
 from ....graph.meta import shape_of, target_name
 from ...expression import is_constant, is_expressible, is_view
 from .address import same
-from .assemble import Assembled, BlockedError, RowDomain, assemble
+from .assemble import Assembled, BlockedError, assemble, producers, taken_from
+from .domain import RowDomain
 from .operators import Reduction, Selection, is_reduction, is_selection, reduction_of, selection_of
 
 _ROUNDS = 4
@@ -49,7 +50,7 @@ class Grower:
         return sorted(nodes, key=self.order.__getitem__)
 
     def _grown(self, anchor: torch.fx.Node, domain: RowDomain, banned: set[torch.fx.Node]) -> set[torch.fx.Node]:
-        chosen = {member for node in _siblings(anchor) if node not in banned for member in _with_items(node)}
+        chosen = {member for node in _siblings(anchor) if node not in banned for member in with_items(node)}
         for _ in range(_ROUNDS):
             before = len(chosen)
             self._backwards(chosen, domain, banned)
@@ -69,7 +70,7 @@ class Grower:
 
     def _backwards(self, chosen: set[torch.fx.Node], domain: RowDomain, banned: set[torch.fx.Node]) -> None:
         """Swallow producers that nobody else needs, and row reductions with what is computed from them."""
-        heap = [(-self.order[node], node.name, node) for member in chosen for node in _producers(member)]
+        heap = [(-self.order[node], node.name, node) for member in chosen for node in producers(member)]
         heapq.heapify(heap)
         seen: set[torch.fx.Node] = set()
         while heap:
@@ -77,14 +78,14 @@ class Grower:
             if node in seen:
                 continue
             seen.add(node)
-            node_and_source = {node, *_parent(node)}
+            node_and_source = {node, *taken_from(node)}
             if node in banned or node_and_source & banned or not _may_join(node, domain):
                 continue
             if node not in chosen and not self._is_swallowed(node, chosen, domain):
                 continue
             for member in node_and_source - chosen:
-                chosen.update(_with_items(member))
-            for producer in (p for member in node_and_source for p in _producers(member)):
+                chosen.update(with_items(member))
+            for producer in (p for member in node_and_source for p in producers(member)):
                 heapq.heappush(heap, (-self.order[producer], producer.name, producer))
 
     def _is_swallowed(self, node: torch.fx.Node, chosen: set[torch.fx.Node], domain: RowDomain) -> bool:
@@ -107,7 +108,7 @@ class Grower:
             seen.add(node)
             if node in banned or node.op != "call_function" or not self._may_follow(node, chosen, domain):
                 continue
-            members = _with_items(node)
+            members = with_items(node)
             chosen.update(members)
             for user in (user for member in members for user in effective_users(member)):
                 heapq.heappush(heap, (self.order[user], user.name, user))
@@ -123,18 +124,18 @@ class Grower:
             return False
         if not _fits(shape_of(node), domain.columns, domain):
             return True
-        read = {source for member in chosen for source in _producers(member)}
+        read = {source for member in chosen for source in producers(member)}
         return all(
-            source in read or source in chosen or not _is_row_shaped(source, domain) for source in _producers(node)
+            source in read or source in chosen or not _is_row_shaped(source, domain) for source in producers(node)
         )
 
     def _crowded(self, chosen: set[torch.fx.Node], anchor: torch.fx.Node) -> torch.fx.Node | None:
         """A member to leave out where a program would read or write too many tensors."""
-        sources = {source for node in chosen for source in _producers(node)} - chosen
+        sources = {source for node in chosen for source in producers(node)} - chosen
         leaving = {node for node in chosen if any(user not in chosen for user in effective_users(node))}
         if len(sources) <= _MOST_INPUTS and len(leaving) <= _MOST_OUTPUTS:
             return None
-        spare = [node for node in self._sorted(chosen) if node is not anchor and not _parent(node)]
+        spare = [node for node in self._sorted(chosen) if node is not anchor and not taken_from(node)]
         written = [node for node in spare if node in leaving]
         candidates = written or spare
         return candidates[-1] if candidates else None
@@ -147,7 +148,7 @@ class Grower:
         tainted: dict[torch.fx.Node, bool] = {}
         for node in reversed(self._sorted(chosen)):
             if any(
-                self._depends(operand, chosen, first, tainted) for operand in _producers(node) if operand not in chosen
+                self._depends(operand, chosen, first, tainted) for operand in producers(node) if operand not in chosen
             ):
                 return node
         return None
@@ -191,29 +192,17 @@ def _siblings(anchor: torch.fx.Node) -> list[torch.fx.Node]:
     return found
 
 
-def _with_items(node: torch.fx.Node) -> set[torch.fx.Node]:
+def with_items(node: torch.fx.Node) -> set[torch.fx.Node]:
     """A node and, where it gives several values, the nodes that take them out."""
-    return {node, *(user for user in node.users if target_name(user) == "getitem" and not is_view_of_split(user))}
-
-
-def is_view_of_split(node: torch.fx.Node) -> bool:
-    source = node.args[0]
-    return not (isinstance(source, torch.fx.Node) and (is_selection(source) or is_reduction(source)))
-
-
-def _parent(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The selection or reduction that a ``getitem`` takes its value from."""
-    source = node.args[0] if node.args else None
-    taken = target_name(node) == "getitem" and isinstance(source, torch.fx.Node) and not is_view_of_split(node)
-    return [source] if taken and isinstance(source, torch.fx.Node) else []
+    return {node, *(user for user in node.users if target_name(user) == "getitem" and taken_from(user))}
 
 
 def _spare(node: torch.fx.Node, chosen: set[torch.fx.Node]) -> list[torch.fx.Node]:
     """A pointwise result with the chain of such before it, down to values that leave anyway; empty if it ends elsewhere."""
     chain: list[torch.fx.Node] = []
-    while not (is_selection(node) or is_reduction(node) or _parent(node)):
+    while not (is_selection(node) or is_reduction(node) or taken_from(node)):
         chain.append(node)
-        operands = {operand for operand in _producers(node) if operand in chosen}
+        operands = {operand for operand in producers(node) if operand in chosen}
         if operands and all(any(u not in chosen for u in effective_users(operand)) for operand in operands):
             return chain
         if len(operands) != 1:
@@ -229,21 +218,12 @@ def fuses(node: torch.fx.Node) -> bool:
     return is_expressible(node) or is_reduction(node) or target_name(node).split(".")[1:2] in (["any"], ["all"])
 
 
-def _producers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
-    """Operands, seen through views; constants need no thought."""
-    for source in node.all_input_nodes:
-        while is_view(source) and not _parent(source):
-            source = source.all_input_nodes[0]
-        if not is_constant(source):
-            yield source
-
-
 def effective_users(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
     """Users, seen through views; a view that leaves the graph or feeds something else counts by its users."""
     stack = list(node.users)
     while stack:
         user = stack.pop()
-        if is_view(user) and not _parent(user):
+        if is_view(user) and not taken_from(user):
             stack.extend(user.users)
         else:
             yield user
@@ -251,8 +231,8 @@ def effective_users(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
 
 def _may_join(node: torch.fx.Node, domain: RowDomain) -> bool:
     """Whether a node is of a kind that programs hold and, for what runs along an axis, along these rows."""
-    if _parent(node):
-        return _may_join(_parent(node)[0], domain)
+    if taken_from(node):
+        return _may_join(taken_from(node)[0], domain)
     if is_selection(node) or is_reduction(node):
         return _along(node, domain) is not None
     return is_expressible(node) and not is_view(node) and not is_constant(node)
@@ -263,8 +243,10 @@ def _along(node: torch.fx.Node, domain: RowDomain) -> Selection | Reduction | No
         asked: Selection | Reduction = selection_of(node) if is_selection(node) else reduction_of(node)
     except UnsupportedError:
         return None
+    if isinstance(asked, Reduction) and domain.runs(asked) == "across":
+        return None
     shape = shape_of(asked.source)
-    rest = shape[: asked.dim] + shape[asked.dim + 1 :]
+    rest = tuple(size for axis, size in enumerate(shape) if axis not in asked.dims)
     return asked if same(product(rest), product(domain.dims)) else None
 
 
@@ -291,10 +273,10 @@ def _leads_to_reduction(node: torch.fx.Node, domain: RowDomain) -> bool:
         if current in seen:
             continue
         seen.add(current)
-        source = _parent(current)[0] if _parent(current) else current
+        source = taken_from(current)[0] if taken_from(current) else current
         if is_reduction(source):
             if _along(source, domain) is not None:
                 return True
         elif is_expressible(current) and not is_selection(current):
-            stack.extend(_producers(current))
+            stack.extend(producers(current))
     return False

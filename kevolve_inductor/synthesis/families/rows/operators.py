@@ -1,4 +1,4 @@
-"""Which operators select and reduce along one axis, read off FX nodes."""
+"""Which operators select and reduce along axes, read off FX nodes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .program import Order
 
 _REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.amax.default": "amax", "aten.amin.default": "amin",
                "aten.mean.dim": "mean", "aten.var_mean.correction": "var_mean",
+               "aten.any.dim": "any", "aten.any.dims": "any",
                "prims.prepare_softmax_online.default": "softmax"}  # fmt: skip
 _SELECTIONS = {"aten.topk.default", "aten.sort.default", "aten.sort.stable", "aten.argmax.default", "aten.argmin.default",
                "aten.max.dim", "aten.min.dim", "aten.kthvalue.default"}  # fmt: skip
@@ -34,13 +35,20 @@ class Selection:
     element: bool = False
     any_of_equals: bool = False
 
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return (self.dim,)
+
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a reduction node asks for; ``kind`` is a :data:`program.ReduceOp`, or mean, var_mean, softmax (max and sum)."""
+    """What a reduction node asks for; ``kind`` is a :data:`program.ReduceOp`, or any, mean, var_mean, softmax (max and sum).
+
+    ``dims`` count from the front and ascend.
+    """
 
     source: torch.fx.Node
-    dim: int
+    dims: tuple[int, ...]
     kind: str
     keeps: bool
     correction: float = 1
@@ -79,18 +87,18 @@ def selection_of(node: torch.fx.Node) -> Selection:
 
 
 def reduction_of(node: torch.fx.Node) -> Reduction:
-    """Raises ``UnsupportedError`` for a reduction over several axes."""
+    """Raises ``UnsupportedError`` for a reduction to a single number."""
     kind = _REDUCTIONS[target_name(node)]
     source = _source(node)
     rank = len(shape_of(source))
     if kind == "softmax":
-        return Reduction(source, _axis(node, node.args[1], rank), kind, True)
+        return Reduction(source, _axes(node, node.args[1], rank), kind, True)
     if kind == "var_mean":
         given: Any = node.kwargs.get("correction")
         keeps, correction = node.kwargs.get("keepdim", False), 1.0 if given is None else float(given)
     else:
         keeps, correction = _argument(node, 2, "keepdim", False), 1.0
-    return Reduction(source, _axis(node, _argument(node, 1, "dim", None), rank), kind, bool(keeps), correction)
+    return Reduction(source, _axes(node, _argument(node, 1, "dim", None), rank), kind, bool(keeps), correction)
 
 
 def extent(node: torch.fx.Node, source: torch.fx.Node, dim: int) -> int:
@@ -113,10 +121,16 @@ def _argument(node: torch.fx.Node, position: int, name: str, default: Any = None
 
 
 def _axis(node: torch.fx.Node, dim: Any, rank: int) -> int:
-    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
-    if len(dims) != 1 or not isinstance(dims[0], int) or rank == 0:
+    if not isinstance(dim, int) or rank == 0:
         raise UnsupportedError("structure", f"{node} is not along exactly one axis")
-    return dims[0] % rank
+    return dim % rank
+
+
+def _axes(node: torch.fx.Node, dim: Any, rank: int) -> tuple[int, ...]:
+    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+    if not dims or rank == 0 or not all(isinstance(one, int) for one in dims):
+        raise UnsupportedError("structure", f"{node} is along no axis, or along all")
+    return tuple(sorted({one % rank for one in dims}))
 
 
 def _count(node: torch.fx.Node, k: Any) -> int:

@@ -13,7 +13,7 @@ Nothing here knows a language; ``cpp`` and ``triton`` print programs, in passes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -86,10 +86,22 @@ class Store:
 
 
 @dataclass(frozen=True)
+class ColumnSum:
+    """``result`` (an element of the columns) is the sum of ``value`` over all rows, in the dtype of ``result``."""
+
+    result: Expr
+    value: Expr
+
+
+Step = Statement | Store | ColumnSum
+
+
+@dataclass(frozen=True)
 class RowProgram:
     """``rows`` are the row variables with their extents, outermost first; loads hold one flat element offset.
 
-    ``inputs`` and ``outputs`` are the true specs; ``symbols`` the sizes passed at run time, sorted.
+    ``inputs`` and ``outputs`` are the true specs; ``symbols`` the sizes passed at run time, sorted. ``column_stores``
+    follow when all rows are done: their values are expressions over results of ``column_sums`` at a column.
     """
 
     rows: tuple[tuple[str, Dim], ...]
@@ -99,6 +111,8 @@ class RowProgram:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     symbols: tuple[str, ...]
+    column_sums: tuple[ColumnSum, ...] = ()
+    column_stores: tuple[Store, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -111,7 +125,7 @@ class RowProgram:
 
     @cached_property
     def _axis_of_variable(self) -> dict[str, str]:
-        found = {name: name for name in self.axes}
+        found = {name: name for name in self.axes} | {s.result.value[0]: COLUMNS for s in self.column_sums}
         for select in self.selects:
             if select.out is not None:
                 found.update({v.value[0]: select.out for v in (select.values, select.indices) if v is not None})
@@ -147,15 +161,23 @@ class RowProgram:
     def expressions(self) -> list[Expr]:
         """Every value and offset of the program."""
         values = [s.source if isinstance(s, Element) else s.value for s in self.statements]
-        return values + [part for store in self.stores for part in (store.value, store.offset)]
+        values += [one.value for one in self.column_sums]
+        stores = (*self.stores, *self.column_stores)
+        return values + [part for store in stores for part in (store.value, store.offset)]
+
+    def rewritten(self, statements: Iterable[Statement], change: Callable[[Expr], Expr]) -> RowProgram:
+        """With other ``statements``, and ``change`` applied to what is stored and summed by column."""
+        sums = tuple(replace(one, value=change(one.value)) for one in self.column_sums)
+        stores = tuple(replace(store, value=change(store.value)) for store in self.stores)
+        return replace(self, statements=tuple(statements), column_sums=sums, stores=stores)
 
 
 @dataclass(frozen=True)
 class Pass:
     """One sweep over the columns, then what needs no sweep: statements and stores on short axes and scalars."""
 
-    sweep: tuple[Statement | Store, ...]
-    after: tuple[Statement | Store, ...]
+    sweep: tuple[Step, ...]
+    after: tuple[Step, ...]
 
 
 def passes(program: RowProgram, joined: Iterable[tuple[Reduce, Reduce]] = ()) -> tuple[Pass, ...]:
@@ -166,9 +188,9 @@ def passes(program: RowProgram, joined: Iterable[tuple[Reduce, Reduce]] = ()) ->
     """
     partner = {id(second): first for first, second in joined}
     ready: dict[str, int] = {}
-    sweeps: dict[int, list[Statement | Store]] = {}
-    afters: dict[int, list[Statement | Store]] = {}
-    for step in (*program.statements, *program.stores):
+    sweeps: dict[int, list[Step]] = {}
+    afters: dict[int, list[Step]] = {}
+    for step in (*program.statements, *program.column_sums, *program.stores):
         known = [ready[name] for name in used_by(step) if name in ready]
         level = max(known, default=-1)
         if _axis(step) == COLUMNS:
@@ -199,7 +221,8 @@ def online_pairs(program: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:
 
 def without_unused(program: RowProgram) -> RowProgram:
     """``program`` without statements and results that nothing uses."""
-    used = {name for store in program.stores for name in ex.variables(store.value)}
+    ends: tuple[Store | ColumnSum, ...] = (*program.stores, *program.column_sums)
+    used = {name for one in ends for name in ex.variables(one.value)}
     kept: list[Statement] = []
     for step in reversed(program.statements):
         if isinstance(step, Select):
@@ -214,11 +237,13 @@ def without_unused(program: RowProgram) -> RowProgram:
     return replace(program, statements=tuple(reversed(kept)))
 
 
-def _axis(step: Statement | Store) -> str | None:
+def _axis(step: Step) -> str | None:
+    if isinstance(step, ColumnSum):
+        return COLUMNS
     return None if isinstance(step, Element) else step.axis
 
 
-def used_by(step: Statement | Store) -> set[str]:
+def used_by(step: Step) -> set[str]:
     """Names of the variables that a step reads."""
     if isinstance(step, Element):
         return {step.source.value[0]}
@@ -226,9 +251,9 @@ def used_by(step: Statement | Store) -> set[str]:
     return used | ex.variables(step.offset) if isinstance(step, Store) else used
 
 
-def results_of(step: Statement | Store) -> list[str]:
-    """Names of the variables that a step defines."""
-    if isinstance(step, Store):
+def results_of(step: Step) -> list[str]:
+    """Names of the variables of a row that a step defines."""
+    if isinstance(step, Store | ColumnSum):
         return []
     results = (step.values, step.indices) if isinstance(step, Select) else (step.result,)
     return [result.value[0] for result in results if result is not None]

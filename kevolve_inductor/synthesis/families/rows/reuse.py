@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.operators import OPERATORS
-from .program import COLUMNS, Element, Pass, Statement, Store
+from .program import COLUMNS, Element, Pass, Step
 
 _COSTLY = 4
 _SLOW_OPERATORS = {"truediv", "floordiv", "mod", "fmod", "bucketize", "check_index", "exp_below"}
@@ -54,5 +54,5 @@ def _cost(part: Expr) -> int:
     return OPERATORS[part.op].flops if part.op in OPERATORS else 0
 
 
-def _value(step: Statement | Store) -> Expr:
+def _value(step: Step) -> Expr:
     return step.source if isinstance(step, Element) else step.value

@@ -1,4 +1,4 @@
-"""The family: finds selections and has their programs scheduled and printed."""
+"""The families: they find selections and reductions, and have their programs scheduled and printed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,54 @@ from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from ..common import arguments_of
 from .assemble import Assembled
+from .component import Component
 from .cpp import cpp_source
-from .grow import Grower, effective_users, fuses
+from .cpp_columns import CppColumns
+from .grow import Grower
 from .operators import is_reduction, is_selection
-from .program import Element, RowProgram, passes
-from .spaces import MOST_REDUCED, check_size, cpp_space, triton_space
+from .program import Element, RowProgram
+from .spaces import check_size, cpp_space, triton_space
 from .triton import emit_triton
+from .worth import check_worth, is_along_memory, is_large
 
 _FUNCTION = "kevolve_kernel"
-# Rows of up to this many elements Inductor keeps in registers while it needs them (its persistent reductions).
-_LONGEST_HELD = 1024
-_LEAST_REREAD = 1 << 20
 
 
-class RowFamily(Family):
-    """Selections along an axis (top-k, sort, arg-max …) with the reductions, pointwise steps and gathers around them;
-    on GPUs also reductions of long rows whose results are applied to them (softmax, normalisations, their gradients).
-    """
+class _RowPrograms(Family):
+    """What families of row programs share: they differ in what they look for."""
+
+    def space(self, match: Match, target: Target) -> ScheduleSpace:
+        program: RowProgram = match.plan
+        return triton_space(program, target) if target.platform in ("cuda", "hip") else cpp_space(program, target)
+
+    def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
+        program: RowProgram = match.plan
+        if language != "cpp":
+            return emit_triton(program, schedule)
+        source = cpp_source(program, schedule)
+        arguments = arguments_of(program.inputs, program.outputs, program.symbols)
+        if not program.column_sums:
+            return Kernel("cpp", source, (Launch(_FUNCTION, arguments),))
+        columns = CppColumns(program)
+        return Kernel("cpp", source, (Launch(_FUNCTION, columns.with_workspaces(arguments)),), columns.workspaces)
+
+    def _match(self, found: Assembled, grower: Grower) -> Match:
+        return Match(
+            family=self.name,
+            nodes=tuple(sorted(found.nodes, key=grower.order.__getitem__)),
+            inputs=found.inputs,
+            outputs=found.outputs,
+            region_class="long tail" if found.program.selects else "hot",
+            plan=found.program,
+            flops=_flops(found),
+        )
+
+    def _rejection(self, error: UnsupportedError, node: torch.fx.Node) -> Rejection:
+        return Rejection(error.code, error.message, self.name, (node,))  # type: ignore[arg-type]
+
+
+class RowFamily(_RowPrograms):
+    """Selections along an axis (top-k, sort, arg-max …) with the reductions, pointwise steps and gathers around them."""
 
     name: ClassVar[str] = "rows"
 
@@ -46,64 +77,40 @@ class RowFamily(Family):
                 found = grower.program_of(node)
                 check_size(found.program, device)
             except UnsupportedError as error:
-                yield Rejection(error.code, error.message, self.name, (node,))  # type: ignore[arg-type]
+                yield self._rejection(error, node)
                 continue
             taken |= found.nodes
             yield self._match(found, grower)
-        if device != "cpu":
-            yield from self._reductions(graph, grower, taken)
 
-    def _reductions(self, graph: torch.fx.Graph, grower: Grower, taken: set[torch.fx.Node]) -> Iterator[Match]:
-        """Long rows that are reduced and then read again, which Inductor does by reading them again from memory."""
-        for node in graph.nodes:
-            if not is_reduction(node) or node in taken:
+
+class ReductionFamily(_RowPrograms):
+    """Reductions of rows whose results are applied to them (softmax, normalisations, cross-entropy), and their gradients
+    with those of weights: rows that are read again, and sums over all rows of what is computed from them.
+
+    It comes after the families that compute a reduction together with a matrix product or a look-up.
+    """
+
+    name: ClassVar[str] = "reductions"
+
+    def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
+        anchors = [node for node in graph.nodes if is_reduction(node) and is_large(node)]
+        if not anchors:
+            return
+        component = Component(graph, device)
+        taken: set[torch.fx.Node] = set()
+        # Rows along which memory runs come first: the same values may also be seen as many short rows across it.
+        for node in sorted(anchors, key=lambda node: not is_along_memory(node)):
+            if node in taken:
                 continue
             try:
-                found = grower.program_of(node)
-            except UnsupportedError:
+                found = component.program_of(node)
+                check_worth(found, component, device)
+            except UnsupportedError as error:
+                yield self._rejection(error, node)
                 continue
-            if not found.nodes & taken and _is_reread(found):
+            if not found.nodes & taken:
                 taken |= found.nodes
-                yield self._match(found, grower)
-
-    def _match(self, found: Assembled, grower: Grower) -> Match:
-        return Match(
-            family=self.name,
-            nodes=tuple(sorted(found.nodes, key=grower.order.__getitem__)),
-            inputs=found.inputs,
-            outputs=found.outputs,
-            region_class="long tail" if found.program.selects else "hot",
-            plan=found.program,
-            flops=_flops(found),
-        )
-
-    def space(self, match: Match, target: Target) -> ScheduleSpace:
-        program: RowProgram = match.plan
-        return triton_space(program, target) if target.platform in ("cuda", "hip") else cpp_space(program, target)
-
-    def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
-        program: RowProgram = match.plan
-        if language != "cpp":
-            return emit_triton(program, schedule)
-        arguments = arguments_of(program.inputs, program.outputs, program.symbols)
-        return Kernel("cpp", cpp_source(program, schedule), (Launch(_FUNCTION, arguments),))
-
-
-def _is_reread(found: Assembled) -> bool:
-    """Whether rows too long for Inductor to hold, and of a size that counts, are swept more than once."""
-    program = found.program
-    if not _LONGEST_HELD < program.columns <= MOST_REDUCED or sum(bool(one.sweep) for one in passes(program)) < 2:
-        return False
-    return max(hinted_numel(node) for node in found.inputs) >= _LEAST_REREAD and _stands_alone(found)
-
-
-def _stands_alone(found: Assembled) -> bool:
-    """Whether Inductor would not compute what comes before or after in the same kernel, which a swap would keep apart."""
-    before = [node for node in found.inputs if node.op == "call_function" and fuses(node)]
-    after = [
-        user for node in found.outputs for user in effective_users(node) if user not in found.nodes and fuses(user)
-    ]
-    return not before and not after
+                yield self._match(found, component)
 
 
 def _flops(found: Assembled) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ...expression import expression as ex
 from ...expression.expression import FLOATS, Expr
 from .program import Element, Reduce, RowProgram, Select, Statement, online_pairs, results_of, used_by, without_unused
+from .single import with_choices, without_single_sums
 
 _RISING = {"exp", "sigmoid", "tanh"}
 
@@ -22,7 +23,50 @@ def simplified(program: RowProgram, online: bool = False) -> RowProgram:
 
 def shortened(program: RowProgram) -> RowProgram:
     """``program`` with less to compute; maxima are still reductions of their own."""
-    return cancelled(selected_early(program))
+    return cancelled(selected_early(with_choices(without_single_sums(without_guards(program)))))
+
+
+def without_guards(program: RowProgram) -> RowProgram:
+    """The sum in a logarithm of a sum of exponentials, which shifts by the maximum only if that is finite, becomes a softmax's.
+
+    Below an infinite maximum that sum is infinite, or zero if all are ``-inf``; the other one comes with the maximum.
+    """
+    sums = {(s.value, s.axis): s.result for s in program.statements if isinstance(s, Reduce) and s.op == "sum"}
+    known: dict[Expr, Expr] = {}
+    statements: list[Statement] = []
+    for step in program.statements:
+        step = _renamed(step, known)
+        top = _guarded_maximum(program, step)
+        if top is not None and isinstance(step, Reduce):
+            value, _ = step.value.args[0].args
+            shifted = ex.make("exp", value.dtype, (ex.make("sub", value.dtype, (value, top)),))
+            result = sums.get((shifted, step.axis))
+            if result is None:
+                result = ex.var(f"{step.result.value[0]}_plain", None, step.result.dtype)
+                statements.append(replace(step, result=result, value=shifted))
+            zero, infinite = (ex.const(number, top.dtype) for number in (0.0, float("inf")))
+            whole = ex.make("where", top.dtype, (ex.make("gt", "bool", (top, zero)), infinite, zero))
+            known[step.result] = ex.make("where", top.dtype, (_is_infinite(top), whole, result))
+        else:
+            statements.append(step)
+    if not known:
+        return program
+    return without_unused(program.rewritten(_ordered(statements), lambda value: _rewritten(value, known)))
+
+
+def _guarded_maximum(program: RowProgram, step: Statement) -> Expr | None:
+    """The maximum ``m`` of ``x`` where ``step`` sums ``exp(x - (0 if |m| is infinite else m))``."""
+    if not isinstance(step, Reduce) or step.op != "sum" or step.value.op != "exp" or step.value.args[0].op != "sub":
+        return None
+    value, shift = step.value.args[0].args
+    if shift.op != "where" or shift.args[1].op != "const" or shift.args[1].value != 0:
+        return None
+    top = shift.args[2]
+    return top if shift.args[0] is _is_infinite(top) and top in _maxima(program, value) else None
+
+
+def _is_infinite(value: Expr) -> Expr:
+    return ex.make("eq", "bool", (ex.make("abs", value.dtype, (value,)), ex.const(float("inf"), value.dtype)))
 
 
 def with_exponentials_below(program: RowProgram) -> RowProgram:
@@ -37,8 +81,7 @@ def with_exponentials_below(program: RowProgram) -> RowProgram:
     statements = [
         s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, marked)) for s in program.statements
     ]
-    stores = [replace(store, value=ex.substitute(store.value, marked)) for store in program.stores]
-    return replace(program, statements=tuple(statements), stores=tuple(stores))
+    return program.rewritten(statements, lambda value: ex.substitute(value, marked))
 
 
 def selected_early(program: RowProgram) -> RowProgram:
@@ -61,8 +104,7 @@ def selected_early(program: RowProgram) -> RowProgram:
                     replaced[step.values] = _with(step.value, inner, values)
                 step = replace(step, value=inner, dtype=_dtype(program, inner), values=values)
         statements.append(step)
-    stores = tuple(replace(store, value=_rewritten(store.value, replaced)) for store in program.stores)
-    return without_unused(replace(program, statements=tuple(statements), stores=stores))
+    return without_unused(program.rewritten(statements, lambda value: _rewritten(value, replaced)))
 
 
 def _inner(program: RowProgram, value: Expr, positive: set[Expr]) -> Expr:
@@ -146,8 +188,7 @@ def without_maxima(program: RowProgram) -> RowProgram:
             scalars[step.result] = made[select]
         else:
             statements.append(Element(step.result, made[select], 0))
-    stores = tuple(replace(store, value=_rewritten(store.value, scalars)) for store in program.stores)
-    return without_unused(replace(program, statements=_ordered(statements), stores=stores))
+    return without_unused(program.rewritten(_ordered(statements), lambda value: _rewritten(value, scalars)))
 
 
 def _ordered(statements: list[Statement]) -> tuple[Statement, ...]:
@@ -204,9 +245,8 @@ def cancelled(program: RowProgram) -> RowProgram:
             ex.make("truediv", part.dtype, (part.args[0].args[0], result)) if part.args[0].args[1] is common else None
         )
 
-    stores = tuple(replace(store, value=ex.substitute(store.value, cancel)) for store in program.stores)
     done = [s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, cancel)) for s in statements]
-    return without_unused(replace(program, statements=tuple(done), stores=stores))
+    return without_unused(program.rewritten(done, lambda value: ex.substitute(value, cancel)))
 
 
 def _is_share(value: Expr, positive: set[Expr]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ....exc import UnsupportedError
 from ....graph.region import ITEM_SIZES
 from ....platforms.platform import Target
@@ -26,6 +24,10 @@ MOST_SORTED = 4096
 MOST_KEPT = 64
 # Packed rows of a sort stand on the stack twice.
 _MOST_ON_STACK = 32768
+_FILLS_UNIT = 16384
+_SHORTEST_SCANNED = 64
+# Threads of a program at first: twice as many have half of the registers each.
+_WIDEST = 512
 _LANE_COLUMNS = 1024
 _SHORT_COLUMNS = 512
 _PARALLEL_ELEMENTS = 1 << 15
@@ -63,7 +65,9 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     near = columns_are_near(program)
     in_lanes = _fits_lanes(program)
     sorts = any(is_sort(program, s) for s in program.selects)
-    short = columns <= (MOST_SORTED if sorts else _LANE_COLUMNS) and not _has_few_rows(program)
+    # Reductions go along contiguous rows as fast as memory gives them; selections want a row in each lane.
+    most = MOST_SORTED if sorts else _LANE_COLUMNS if program.selects else _SHORTEST_SCANNED
+    short = columns <= most and not _has_few_rows(program)
     first = "lanes" if in_lanes and (short or not near) else "scan"
     algorithms = [first, *(other for other in ("lanes", "scan") if other != first and (other == "scan" or in_lanes))]
     choices: dict[str, tuple[Choice, ...]] = {
@@ -98,7 +102,7 @@ def _lane_selections(chosen: list[Select]) -> tuple[str, ...]:
 
 def _fits_lanes(program: RowProgram) -> bool:
     """More than one row, and selections that lanes can make."""
-    if not program.rows:
+    if not program.rows or program.column_sums:
         return False
     for select in program.selects:
         extent = program.axes[select.axis]
@@ -137,9 +141,30 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["select"] = ("network", "extract")
     if "loop" in choices["algorithm"] and online_pairs(program):
         choices["online"] = (True, False)
+    if not program.selects:
+        choices |= _ahead(program, target, choices["algorithm"])
     if simplified(program) != program:
         choices["simplify"] = (True, False)
     return ScheduleSpace(choices)
+
+
+def _ahead(program: RowProgram, target: Target, algorithms: tuple[Choice, ...]) -> dict[str, tuple[Choice, ...]]:
+    """How many persistent programs there are (0: one for each tile), and how many tiles, or blocks of one, are in flight.
+
+    A row that fills the registers of a whole unit leaves nothing else to run while it is read: the next one is then
+    read ahead by the same program.
+    """
+    one, two, four, eight = (target.units * each for each in (1, 2, 4, 8))
+    if algorithms[0] == "loop":
+        return {"stages": (2, 1, 4)}
+    counts = (two, four, one, eight) if program.column_sums else (0, four, two)
+    if program.columns > _FILLS_UNIT:
+        counts = (one, 0, two)
+    # A stage ahead of the one at work stands in shared memory; with more than half of it, compilers take minutes.
+    row = sum(program.columns * ITEM_SIZES[program.inputs[load.value].dtype] for load in column_loads(program)
+              if slope(load.args[0], COLUMNS) == 1 and program.is_row_dependent(load))  # fmt: skip
+    fitting = tuple(stages for stages in (2, 1, 3) if (stages - 1) * row <= target.shared_bytes // 2)
+    return {"programs": counts, "stages": fitting}
 
 
 def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice, ...]]:
@@ -151,14 +176,17 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
     vector = vector_of(program)
     kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
     algorithms = _algorithms(program, whole)
-    if algorithms[0] == "tile":
+    if program.column_sums:
+        lanes = _lanes_for(whole, vector, 8)
+    elif algorithms[0] == "tile":
         # A whole sort exchanges every value with every other lane: fewer in a thread, and more threads at work, hide that.
         lanes = _lanes_for(whole, vector, 16 if any(is_sort(program, s) for s in program.selects) else 32)
         if "loop" in algorithms:
             lanes = tuple(dict.fromkeys((*lanes, 128, 256)))
     else:
         lanes = (256, 128, 64, 512, 32)
-    depths = [max(1, max(per, kept) // vector) for per in (8, 16, 4, 32)]
+    # Selections keep few columns in registers; plain reductions read many at once.
+    depths = [max(1, max(per, kept) // vector) for per in ((8, 16, 4, 32) if program.selects else (32, 16, 64, 8))]
     return {
         "algorithm": algorithms,
         "lanes": lanes,
@@ -185,21 +213,26 @@ def _far_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
 def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:
     sorts = [s for s in program.selects if s.axis == COLUMNS and (is_sort(program, s) or s.count > MOST_KEPT)]
     wide = any(is_wide(s) and s.count > 1 for s in program.selects)
+    if program.column_sums:
+        return ("tile",)
     tile = whole <= (MOST_SORTED if sorts else MOST_HELD if program.selects else MOST_REDUCED)
     loop = not sorts and not wide and whole > 64
     if tile and loop:
         # Selections in long rows take few registers block by block; reductions read their rows once if they hold them.
-        return ("tile", "loop") if whole <= 2048 or not program.selects else ("loop", "tile")
+        if program.selects:
+            return ("tile", "loop") if whole <= 2048 else ("loop", "tile")
+        held = whole * sum(map(program.is_row_dependent, column_loads(program)))
+        return ("tile", "loop") if held <= MOST_REDUCED else ("loop", "tile")
     return ("tile",) if tile else ("loop",)
 
 
 def _lanes_for(whole: int, vector: int, per_thread: int) -> tuple[int, ...]:
     """Threads per row, nearest to ``per_thread`` columns each first."""
-    counts = [1 << k for k in range(10)]
+    counts = [1 << k for k in range(11)]
     able = [n for n in counts if max(4, vector) <= whole // n <= 64] or [
         max(1, whole // (64 if whole > 64 else vector))
     ]
-    wanted = max(1, whole // per_thread)
+    wanted = max(1, min(whole // per_thread, _WIDEST))
     return tuple(sorted(able, key=lambda n: (abs(n.bit_length() - wanted.bit_length()), n)))
 
 
@@ -218,7 +251,11 @@ def vector_of(program: RowProgram) -> int:
 
 
 def column_loads(program: RowProgram) -> list[Expr]:
-    values: Iterable[Expr] = (s.value for s in program.statements if not isinstance(s, Element) and s.axis == COLUMNS)
+    """Reads that sweeps over the columns make."""
+    values: list[Expr] = [s.value for s in program.statements if not isinstance(s, Element) and s.axis == COLUMNS]
+    if not program.selects:
+        values += [one.value for one in program.column_sums]
+        values += [store.value for store in program.stores if store.axis == COLUMNS]
     return list({load: None for value in values for load in ex.loads(value)})
 
 

@@ -12,7 +12,7 @@ from ...expression.triton import TRITON_TYPES
 from .program import COLUMNS, Reduce
 
 if TYPE_CHECKING:
-    from .triton import TritonWriter
+    from .triton_writer import TritonWriter
 
 
 class Fold(ABC):
@@ -48,35 +48,38 @@ class ReduceFold(Fold):
 
 
 class OnlineFold(Fold):
-    """Running maximum and sum of exponentials below it, per element of the tile; brought together at the end."""
+    """Running maximum and sum of exponentials below it, per thread of a row; brought together at the end.
+
+    So a block costs one exponential for each element and one for each thread.
+    """
 
     def __init__(self, writer: TritonWriter, top: Reduce, total: Reduce) -> None:
         self.writer, self.top, self.total = writer, top, total
         self.m, self.s = writer.fresh("m"), writer.fresh("s")
         kind = TRITON_TYPES[top.value.dtype]
-        shape = writer.tile.shape
+        shape = f"[{writer.tile.rows}, {writer.tile.lanes}]"
         super().__init__(
             [f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"]
         )
 
     def inside(self) -> None:
         w, m, s = self.writer, self.m, self.s
-        new, base = w.fresh("m"), w.fresh("m")
-        x = w.masked(COLUMNS, self.top.value, "float('-inf')")
-        w.add(f"{new} = kv_max({m}, {x})")
+        new, base, x = w.fresh("m"), w.fresh("m"), w.fresh("x")
+        values = w.masked(COLUMNS, self.top.value, "float('-inf')")
+        w.add(f"{x} = {w.per_lane(values)}")
+        w.add(f"{new} = kv_max({m}, tl.reduce({x}, 2, kv_max))")
         # Nothing but -inf so far: exponentials are taken below zero instead, where they vanish.
         w.add(f"{base} = tl.where({new} == float('-inf'), 0.0, {new})")
-        w.add(f"{s} = {s} * tl.exp({m} - {base}) + tl.exp({x} - {base})")
+        w.add(f"{s} = {s} * tl.exp({m} - {base}) + tl.sum(tl.exp({x} - {base}[:, :, None]), 2)")
         w.add(f"{m} = {new}")
 
     def after(self) -> None:
         w, m, s = self.writer, self.m, self.s
-        w.define_scalar(self.top.result, f"tl.reduce({w.flat(COLUMNS, m)}, 1, kv_max)")
+        w.define_scalar(self.top.result, f"tl.reduce({m}, 1, kv_max)")
         top = str(self.top.result.value[0])
         base = w.fresh("m")
-        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None, None, None]")
-        w.add(f"{s} = {s} * tl.exp({m} - {base})")
-        total = f"tl.sum({w.flat(COLUMNS, s)}, 1)"
+        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None]")
+        total = f"tl.sum({s} * tl.exp({m} - {base}), 1)"
         w.define_scalar(self.total.result, f"tl.where({top} == float('-inf'), float('nan'), {total})")
 
 

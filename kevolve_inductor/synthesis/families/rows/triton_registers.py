@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .networks import merging, sorting
 
 if TYPE_CHECKING:
-    from .triton import TritonWriter
+    from .triton_writer import TritonWriter
 
 
 class Registers:

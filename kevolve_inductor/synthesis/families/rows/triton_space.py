@@ -9,7 +9,7 @@ from ...expression import TritonPrinter
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
-from .program import RowProgram
+from .program import COLUMNS, RowProgram
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Tile:
         return self.lanes * self.depth * self.vector
 
     @property
+    def run(self) -> int:
+        """Columns at one depth."""
+        return self.lanes * self.vector
+
+    @property
     def per_thread(self) -> int:
         return self.depth * self.vector
 
@@ -38,12 +43,34 @@ class Tile:
         return f"[{self.rows}, {self.lanes}, {self.depth}, {self.vector}]"
 
 
+@dataclass(frozen=True)
+class Run:
+    """The ``length`` neighbouring columns that threads hold at one depth; ``number`` is the text of which run it is."""
+
+    number: str
+    length: int
+
+    def quotient(self, expr: Expr) -> str | None:
+        """``column // n`` where whole runs share it: a tensor along the depth alone, and so are reads by it."""
+        column, by = expr.args
+        if column.op != "var" or column.value[0] != COLUMNS or by.op != "const" or by.value % self.length:
+            return None
+        return f"({self.number} // {by.value // self.length})"
+
+    def is_shared(self, expr: Expr) -> bool:
+        """Whether ``expr`` depends on columns by such quotients only."""
+        if expr.op == "idiv" and self.quotient(expr) is not None:
+            return True
+        return expr.op != "var" or expr.value[0] != COLUMNS if not expr.args else all(map(self.is_shared, expr.args))
+
+
 @dataclass
 class Space:
     """Values at positions of one axis (``None``: one per row), as tensors of ``shape``.
 
     ``row_suffix`` makes a per-row tensor broadcast here; ``position`` is the axis variable's text; ``row_mask`` and
-    ``axis_mask`` are texts, empty where everything is inside.
+    ``axis_mask`` are texts, empty where everything is inside. ``held`` are loads that stand in variables, ``run`` the
+    columns that threads hold at one depth, where all of them are inside.
     """
 
     program: RowProgram
@@ -54,6 +81,8 @@ class Space:
     row_mask: str
     axis_mask: str
     names: dict[str, str] = field(default_factory=dict)
+    held: dict[Expr, str] = field(default_factory=dict)
+    run: Run | None = None
 
     def printer(self, prefix: str) -> SpacePrinter:
         return SpacePrinter(self, prefix)
@@ -79,6 +108,7 @@ class Space:
         along = self.axis is None or self.program.axis_of(expr) is not None
         if expr.op == "const":
             return f"tl.full({self.shape}, {text}, {TRITON_TYPES[expr.dtype]})"
+        along &= self.run is None or not self.run.is_shared(expr)
         whole = along and (not self.program.rows or self.program.is_row_dependent(expr))
         return text if whole else f"tl.broadcast_to({text}, {self.shape})"
 
@@ -97,17 +127,26 @@ class SpacePrinter(TritonPrinter):
         return super().value(expr)
 
     def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "load": self._masked_load, "check_index": self._masked_check}
+        own = {"load": self._masked_load, "check_index": self._masked_check, "idiv": self._quotient}
+        return {**super().specials(), **own}
+
+    def _quotient(self, expr: Expr, arguments: list[str]) -> str:
+        shared = self.space.run.quotient(expr) if self.space.run is not None else None
+        return shared or f"({arguments[0]} // {arguments[1]})"
 
     def _masked_load(self, expr: Expr, _: list[str]) -> str:
-        mask = self.space.mask(expr.args[0])
-        guard = f", mask={mask}, other=0" if mask else ""
-        text = f"tl.load(in{expr.value} + ({self.linear(expr)}){guard})"
+        text = self.space.held.get(expr) or self.raw(expr)
         stored = self.inputs[expr.value].dtype
         if stored == "bool":
             return f"({text} != 0)"
         return f"{text}.to({TRITON_TYPES[expr.dtype]})" if stored != expr.dtype else text
 
+    def raw(self, load: Expr) -> str:
+        """A load as it stands in memory."""
+        mask = self.space.mask(load.args[0])
+        guard = f", mask={mask}, other=0" if mask else ""
+        return f"tl.load(in{load.value} + ({self.linear(load)}){guard})"
+
     def _masked_check(self, expr: Expr, arguments: list[str]) -> str:
-        self.mask = self.space.mask(expr) or "True"
+        self.mask = self.space.mask(expr) or "tl.full([1], 1, tl.int1)"
         return self._check_index(expr, arguments)

@@ -14,7 +14,7 @@ from .triton_registers import Registers
 from .triton_types import Packing, key_of, packing_of
 
 if TYPE_CHECKING:
-    from .triton import TritonWriter
+    from .triton_writer import TritonWriter
 
 _MOST_EXTRACTED = 16
 

@@ -1,0 +1,91 @@
+"""A model of what a schedule costs: registers and shared memory of a program, traffic and arithmetic of the whole kernel.
+
+Its numbers are those of current data-centre GPUs. It orders schedules and leaves out those that cannot fit; the search
+measures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ....platforms.platform import Ceilings
+from ...family import Schedule
+
+# Products of float32 take several passes of the matrix units.
+CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1.3e14}, 4e-6)
+_CACHE_BYTES_PER_S = 5.5e12
+# A thread has 255 registers; the model is not exact to the last of them.
+_PROCESSORS, _REGISTERS, _MOST_PER_THREAD, _SHARED_BYTES, _MOST_WARPS = 132, 65536, 240, 227 * 1024, 64
+# Registers for addresses and loop variables, from compiled chains of several kinds.
+_FIXED_REGISTERS, _LOOP_REGISTERS = 40, 16
+# The part of the peak rate that small products reach; bytes under way in a processor that saturate memory; what passes
+# between the first load of a block and the last use of it, and how often that before a program's first result.
+_PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6, 2
+
+
+@dataclass
+class Tally:
+    """What a program does for one unit of work, counted while its kernel is written.
+
+    ``own_bytes`` are loaded for every unit, ``fixed_bytes`` once for all of a program; ``peak`` is the most 32-bit values
+    at a time; ``operand_bytes`` those of a unit's own operands in straight code, ``looped_bytes`` the most in one turn of
+    a loop; ``turns`` of blocks follow one another; ``flight_bytes`` are loaded at once for other things than products.
+    """
+
+    flops: int = 0
+    own_bytes: int = 0
+    fixed_bytes: int = 0
+    held: float = 0
+    peak: float = 0
+    operand_bytes: int = 0
+    looped_bytes: int = 0
+    turns: int = 1
+    flight_bytes: int = 0
+
+    def computes(self, results: list[int]) -> None:
+        """``results`` are the elements of values that exist together, beside those that are held."""
+        if results:
+            self.peak = max(self.peak, self.held + sum(results) + max(results) / 2)
+
+    def holds(self, elements: int, item_bytes: int) -> None:
+        """A value is kept as an operand of later products."""
+        self.held += elements * item_bytes / 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``seconds`` by the model (infinite where no program fits), ``registers`` of a thread, ``shared_bytes`` of a program."""
+
+    seconds: float
+    registers: int
+    shared_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        return self.registers <= _MOST_PER_THREAD and math.isfinite(self.seconds)
+
+
+def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_bytes: int) -> Cost:
+    """Of a kernel for ``units`` units that has to move ``least_bytes`` to and from memory."""
+    loop, stages, warps = int(schedule["loop"]), int(schedule["stages"]), int(schedule["warps"])
+    registers = _FIXED_REGISTERS + int(tally.peak) // (32 * warps) + (_LOOP_REGISTERS if loop > 1 else 0)
+    straight = tally.operand_bytes * (stages if loop > 1 else 1)
+    shared = max(straight, tally.looped_bytes * stages) + tally.fixed_bytes
+    resident = min(_REGISTERS // (32 * warps * registers), _SHARED_BYTES // max(shared, 1024), _MOST_WARPS // warps)
+    if not resident:
+        return Cost(math.inf, registers, shared)
+    programs = -(-units // loop)
+    cached = tally.own_bytes * units + tally.fixed_bytes * programs
+    memory_s = (
+        least_bytes / CEILINGS.bytes_per_s / min(1.0, resident * max(shared, tally.flight_bytes, 1) / _IN_FLIGHT_BYTES)
+    )
+    rate = CEILINGS.flops_per_s[dtype] * _PRODUCT_SHARE * min(1.0, resident * warps / 8)
+    waves = programs / (resident * _PROCESSORS)
+    # The last wave is full only by chance; what loads ahead hides latency.
+    ragged = math.ceil(waves) / waves if waves > 1 else 1 / min(1.0, programs / _PROCESSORS)
+    overlap = max(resident, stages if loop > 1 or tally.turns > 1 else 1)
+    # A program begins by waiting for its first block, unless another one is there to compute.
+    latency_s = math.ceil(waves) * (loop * tally.turns / overlap + _STARTING / resident) * _LATENCY_S
+    work_s = max(memory_s, cached / _CACHE_BYTES_PER_S, tally.flops * units / rate)
+    return Cost(work_s * math.sqrt(ragged) + latency_s, registers, shared)

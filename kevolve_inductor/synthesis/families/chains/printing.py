@@ -1,0 +1,109 @@
+"""Scopes of a Triton kernel: statements, the coordinates of tiles in them, and what was computed already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...expression.triton import TRITON_TYPES
+from ..triton_tiles import TilePrinter
+
+
+class ChainPrinter(TilePrinter):
+    """Keeps what 16-bit loads give before it is widened, for products that take it as it is."""
+
+    def __init__(self, masks: Mapping[str, str], prefix: str) -> None:
+        super().__init__(masks, {}, prefix)
+        self.raw: dict[Expr, str] = {}
+
+    def inside(self, prefix: str) -> ChainPrinter:
+        inner = ChainPrinter(self.masks, prefix)
+        inner._names, inner.raw = dict(self._names), dict(self.raw)
+        return inner
+
+    def operand(self, expr: Expr, dtype: str) -> str:
+        """``expr`` as ``dtype``, without a way through float32 where it is loaded as that."""
+        name = self.value(expr)
+        if expr in self.raw and expr.value[1] == dtype:
+            return self.raw[expr]
+        return name if dtype == expr.dtype else f"{name}.to({TRITON_TYPES[dtype]})"
+
+    def adopt(self, expr: Expr, other: ChainPrinter) -> None:
+        """Takes over what an enclosing scope has computed since this one was opened."""
+        for part in ex.walk(expr):
+            if part in other._names:
+                self.name(part, other._names[part])
+            if part in other.raw:
+                self.raw[part] = other.raw[part]
+
+    def _read(self, expr: Expr, arguments: list[str]) -> str:
+        stored = expr.value[1]
+        if stored not in ex.LOW_PRECISION:
+            return super()._read(expr, arguments)
+        plain = super()._read(ex.make("read", stored, expr.args, expr.value), arguments)
+        name = f"{self._prefix}r{self._count}"
+        self._count += 1
+        self.lines.append(f"{name} = {plain}")
+        self.raw[expr] = name
+        return f"{name}.to(tl.float32)"
+
+
+@dataclass
+class Scope:
+    """Statements of one block of a kernel. ``sweep`` is the loop variable, extent and block of the sweep that it is.
+
+    ``as_written``: regrouped products are computed in the order of the graph. ``done`` names what was computed here.
+    It runs ``times`` times for each unit of work; ``results`` are elements of what it holds in registers and ``operands``
+    bytes of what it loads for products, of which nothing is counted where ``times`` is 0.
+    """
+
+    printer: ChainPrinter
+    parent: Scope | None = None
+    sweep: tuple[str, int, int] | None = None
+    is_unit: bool = False
+    as_written: bool = False
+    done: set[str] = field(default_factory=set)
+    declared: set[str] = field(default_factory=set)
+    times: int = 1
+    results: list[int] = field(default_factory=list)
+    operands: dict[Expr, int] = field(default_factory=dict)
+    loaded: set[Expr] = field(default_factory=set)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.printer.lines
+
+    @property
+    def unit(self) -> Scope:
+        """The scope of all that is done for one unit of work."""
+        return self if self.is_unit or self.parent is None else self.parent.unit
+
+    @property
+    def top(self) -> Scope:
+        return self if self.parent is None else self.parent.top
+
+    def declares(self, name: str) -> bool:
+        return name in self.declared or (self.parent is not None and self.parent.declares(name))
+
+    def has_loaded(self, read: Expr) -> bool:
+        return read in self.loaded or (self.parent is not None and self.parent.has_loaded(read))
+
+    def nested(self, prefix: str) -> Scope:
+        return replace(
+            self, printer=self.printer.inside(prefix), parent=self, is_unit=False, done=set(self.done), declared=set(),
+            results=[], operands={}, loaded=set(),
+        )  # fmt: skip
+
+    def looped(self, prefix: str, start: str, extent: int, block: int) -> Scope:
+        """The body of a loop over blocks of an axis."""
+        inner = self.nested(prefix)
+        inner.sweep, inner.times = (start, extent, block), self.times * -(-extent // block)
+        return inner
+
+    def close(self, head: str) -> None:
+        """Appends this scope, as a block under ``head``, to the enclosing one."""
+        assert self.parent is not None
+        self.parent.lines.append(head)
+        self.parent.lines.extend(f"  {line}" for line in self.lines)

@@ -1,0 +1,61 @@
+"""Which row reductions are worth a search: those that Inductor reads, or adds up, more than once."""
+
+from __future__ import annotations
+
+import torch.fx
+
+from ....exc import UnsupportedError
+from ....graph.meta import tensor_of
+from ..common import elements
+from .assemble import Assembled
+from .component import Component
+from .operators import reduction_of
+from .program import RowProgram, passes
+from .spaces import MOST_REDUCED
+
+LEAST_ELEMENTS = 1 << 20
+# Rows of up to this many elements Inductor keeps in a GPU's registers while it needs them (its persistent reductions).
+_LONGEST_HELD = 1024
+# Long rows go through one program each: there have to be several for every unit.
+_LEAST_LONG_ROWS = 512
+# Partial sums of all columns stand in a program's registers.
+_MOST_SUMMED = 16384
+
+
+def is_large(node: torch.fx.Node) -> bool:
+    """Whether what a reduction reads is of a size that counts."""
+    return elements(node.all_input_nodes[0]) >= LEAST_ELEMENTS
+
+
+def is_along_memory(node: torch.fx.Node) -> bool:
+    """Whether a reduction runs along the axis on which neighbours are neighbours in memory."""
+    try:
+        asked = reduction_of(node)
+    except UnsupportedError:
+        return False
+    value = tensor_of(asked.source)
+    return any(value.stride(dim) == 1 and value.shape[dim] != 1 for dim in asked.dims)
+
+
+def check_worth(found: Assembled, component: Component, device: str) -> None:
+    """Raises ``UnsupportedError`` where no kernel could be faster than Inductor's, or none of ours is."""
+    program = found.program
+    if not component.stands_alone(found):
+        raise UnsupportedError("slower", "Inductor computes this together with what comes before or after it")
+    if not program.column_sums and sum(bool(one.sweep) for one in passes(program)) < 2:
+        raise UnsupportedError("slower", "rows are read once by Inductor as well")
+    if device != "cpu":
+        _check_gpu(program, found)
+
+
+def _check_gpu(program: RowProgram, found: Assembled) -> None:
+    columns = program.columns
+    if program.column_sums:
+        if columns > _MOST_SUMMED:
+            raise UnsupportedError("size", f"sums of {columns} columns do not fit in a program's registers")
+        return
+    if columns <= _LONGEST_HELD:
+        raise UnsupportedError("slower", f"rows of {columns} elements are held in registers by Inductor as well")
+    rows = max(elements(node) for node in (*found.inputs, *found.outputs)) / columns
+    if columns > MOST_REDUCED and rows < _LEAST_LONG_ROWS:
+        raise UnsupportedError("size", f"{int(rows)} rows of {columns} elements are too few for a program each")

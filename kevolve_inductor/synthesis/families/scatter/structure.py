@@ -1,0 +1,175 @@
+"""Reading an operator that scatters as events with rows; each spelling has its own rules for indices out of range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+
+from ....exc import UnsupportedError
+from ....graph.dims import Dim, product
+from ....graph.meta import dtype_name, shape_of, spec_of, target_name, tensor_of
+from ...expression import ExpressionBuilder
+from ...expression import expression as ex
+from ...expression.expression import Expr
+from ...expression.rules import checked
+from ...expression.views import broadcast
+from .plan import EVENT, ROW, Axis, Combine, Scatter
+
+_REDUCTIONS: dict[str, Combine] = {"sum": "add", "amax": "maximum", "amin": "minimum"}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A scatter by its arguments: index tensors for the first axes of ``base``, broadcast to ``shape``, and values."""
+
+    base: torch.fx.Node
+    indices: tuple[torch.fx.Node, ...]
+    shape: tuple[Dim, ...]
+    values: torch.fx.Node
+    combine: Combine = "add"
+    alpha: float | int = 1
+    mask: torch.fx.Node | None = None
+    wraps: bool = False
+    clamps: bool = False
+
+
+def is_scatter(node: torch.fx.Node) -> bool:
+    """Does this combine rows? Writing without combining leaves open which of several events counts."""
+    name = target_name(node)
+    if name == "aten.index_put.default":
+        return len(node.args) > 3 and bool(node.args[3])
+    return name in _CALLS
+
+
+def read(node: torch.fx.Node, builder: ExpressionBuilder) -> Scatter:
+    """Raises ``UnsupportedError`` where rows are not named by whole rows of indices, or memory is in another order."""
+    call = _CALLS[target_name(node)](node)
+    shape, spec = shape_of(node), spec_of(tensor_of(node))
+    count = len(call.indices)
+    if any(tensor_of(index).dtype in (torch.bool, torch.uint8) for index in call.indices):
+        raise UnsupportedError("dynamic", f"{node}: boolean mask")
+    for d in range(count - 1):
+        if spec.stride[d] != product((spec.stride[d + 1], shape[d + 1])):
+            raise UnsupportedError("layout", f"the rows of {node} are not evenly spaced in memory")
+    at = _coordinates(call.shape)
+    inner = tuple(ex.index(0) if size == 1 else ex.var(f"x{d}", size) for d, size in enumerate(shape[count:]))
+    axes: tuple[Axis, ...] = tuple((f"x{d}", size) for d, size in enumerate(shape[count:]) if size != 1)
+    if any(not isinstance(size, int) for _, size in axes):
+        raise UnsupportedError("dynamic", f"{node} has rows of dynamic size")
+    onto = (*call.shape, *shape[count:])
+    name = dtype_name(tensor_of(node).dtype)
+    held = "float32" if name in ex.LOW_PRECISION else name
+
+    def element(source: torch.fx.Node) -> Expr:
+        return builder.build(source, broadcast((*at, *inner), shape_of(source), onto))
+
+    value = ex.cast(element(call.values), held)
+    if call.alpha != 1:
+        value = ex.make("mul", held, (value, ex.const(call.alpha, held)))
+    rows = shape[:count]
+    start = _coordinates(rows, ROW)
+    return Scatter(
+        events=product(call.shape),
+        rows=rows,
+        inner=axes,
+        places=tuple(
+            _place(builder.build(index, _index_place(at, shape_of(index), call.shape)), size, call)
+            for index, size in zip(call.indices, rows, strict=True)
+        ),
+        condition=None if call.mask is None else ex.cast(element(call.mask), "bool"),
+        value=value,
+        base=ex.cast(builder.build(call.base, (*start, *inner)), held),
+        combine=call.combine,
+        held=held,
+        step=spec.stride[count - 1],
+        offset=ex.isum([ex.imul(x, ex.size(step)) for x, step in zip(inner, spec.stride[count:], strict=True)]),
+    )
+
+
+def _coordinates(shape: Sequence[Dim], name: str = EVENT) -> tuple[Expr, ...]:
+    """The coordinates of a flat place in ``shape``."""
+    rest = ex.var(name, product(tuple(shape)))
+    found: list[Expr] = []
+    for size in reversed(shape[1:]):
+        rest, at = ex.idivmod(rest, size)
+        found.append(at)
+    return (rest, *reversed(found)) if shape else ()
+
+
+def _index_place(at: tuple[Expr, ...], shape: tuple[Dim, ...], events: tuple[Dim, ...]) -> tuple[Expr, ...]:
+    """Where an index tensor holds an event's row: it may have been expanded along rows, or be broadcast to the events."""
+    if len(shape) > len(events):
+        return (*at, *(ex.index(0) for _ in shape[len(events) :]))
+    return broadcast(at, shape, events)
+
+
+def _place(at: Expr, size: Dim, call: _Call) -> Expr:
+    at = ex.cast(at, "int64")
+    if call.clamps:
+        low = ex.make("maximum", "int64", (at, ex.imul(ex.size(size), ex.index(-1))))
+        at = ex.make("minimum", "int64", (low, ex.iadd(ex.size(size), ex.index(-1))))
+    return checked(at, size, wrap=call.wraps)
+
+
+# --- one function per operator ---
+
+
+def _argument(node: torch.fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _index_put(node: torch.fx.Node) -> _Call:
+    """``index_put(base, indices, values, True)``."""
+    base, indices, values = node.args[:3]
+    return _put(node, base, indices, values)
+
+
+def _masked_index_put(node: torch.fx.Node) -> _Call:
+    """``_unsafe_masked_index_put_accumulate(base, mask, indices, values)``: indices are clamped, not checked."""
+    base, mask, indices, values = node.args[:4]
+    return _put(node, base, indices, values, mask=mask, clamps=True)
+
+
+def _put(node: torch.fx.Node, base: Any, indices: Any, values: Any, **options: Any) -> _Call:
+    used = tuple(index for index in indices if index is not None)
+    if not used or list(indices[: len(used)]) != list(used):
+        raise UnsupportedError("structure", f"{node} does not index the first axes")
+    shape = torch.broadcast_shapes(*(tensor_of(index).shape for index in used))
+    dims = shape_of(max(used, key=lambda index: len(shape_of(index))))
+    if any(not isinstance(size, int) for size in dims) and len(used) > 1:
+        raise UnsupportedError("dynamic", f"{node} has several indices of dynamic size")
+    return _Call(base, used, dims if len(used) == 1 else tuple(map(int, shape)), values, wraps=True, **options)
+
+
+def _index_add(node: torch.fx.Node) -> _Call:
+    """``index_add(base, dim, index, values, alpha)``."""
+    base, dim, index, values = node.args[:4]
+    if dim != 0 or len(shape_of(index)) != 1:  # type: ignore[arg-type]
+        raise UnsupportedError("structure", f"{node} does not add along the first axis")
+    alpha = node.kwargs.get("alpha", 1)
+    return _Call(base, (index,), shape_of(index), values, alpha=alpha)  # type: ignore[arg-type]
+
+
+def _scatter(node: torch.fx.Node) -> _Call:
+    """``scatter_add`` and ``scatter_reduce`` along the first axis by an index that is the same for whole rows."""
+    base, dim, index, values = node.args[:4]
+    reduce = "sum" if "scatter_add" in target_name(node) else _argument(node, 4, "reduce", "")
+    if dim != 0 or reduce not in _REDUCTIONS or not _argument(node, 5, "include_self", True):
+        raise UnsupportedError("structure", f"{node} does not combine rows along the first axis with what is there")
+    spec = spec_of(tensor_of(index))  # type: ignore[arg-type]
+    if any(step != 0 and size != 1 for size, step in zip(spec.shape[1:], spec.stride[1:], strict=True)):
+        raise UnsupportedError("structure", f"{node} names a row for every element")
+    if spec.shape[1:] != shape_of(node)[1:] or spec.shape != shape_of(values):  # type: ignore[arg-type]
+        raise UnsupportedError("structure", f"{node} leaves out parts of rows")
+    return _Call(base, (index,), spec.shape[:1], values, combine=_REDUCTIONS[reduce])  # type: ignore[arg-type]
+
+
+_CALLS: dict[str, Callable[[torch.fx.Node], _Call]] = {
+    "aten.index_put.default": _index_put, "aten.index_add.default": _index_add,
+    "aten._unsafe_masked_index_put_accumulate.default": _masked_index_put,
+    "aten.scatter_add.default": _scatter, "aten.scatter_reduce.two": _scatter,
+}  # fmt: skip

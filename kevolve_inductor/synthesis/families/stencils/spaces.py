@@ -1,0 +1,88 @@
+"""Schedules of stencils: how results are shared out among threads, and what one thread takes at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ....graph.region import ITEM_SIZES
+from ...expression.access import accesses
+from ...family import Schedule, ScheduleSpace
+from .. import common
+from .cpp import is_gathered, phases
+from .lanes import VECTOR_BYTES
+from .plan import StencilPlan
+from .triton import row_axis
+from .weights import BackwardPlan, WeightPlan
+
+_LANES = (256, 128, 64)
+# The most taps that a thread of a GPU has written out one by one, over all of its results.
+_MOST_TEXT = 320
+# Running products of all taps that a program of four warps keeps in registers.
+_SUM_ELEMENTS = 6144
+
+
+def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], threads: int) -> ScheduleSpace:
+    """``sizes`` are those of the first output, by axis."""
+    choices: dict[str, tuple[int | str | bool, ...]] = {}
+    if isinstance(plan, BackwardPlan):
+        if plan.stencil is None:
+            return common.seeded({"order": ("static", "dynamic")})
+        plan = plan.stencil
+    task = plan.task
+    reads = accesses([store.value for lane in phases(plan) for store in lane])
+    if task.window_of(task.inner[0]) is None and any(is_gathered(read, task.inner[0]) for read in reads):
+        choices["lanes"] = _LANES
+    total = math.prod(sizes.values())
+    extent = task.inner[1] if isinstance(task.inner[1], int) else sizes.get(task.inner[0], 1)
+    axes = task.axes[:-1]
+    rows = axes[-1][1] if axes and isinstance(axes[-1][1], int) else 1
+    others = max(total // (rows * max(extent, 1)), 1)
+    # The longest blocks of rows of which there are enough for all threads.
+    blocks = [size for size in (rows, 64, 16, 4, 1) if size <= rows]
+    blocks.sort(key=lambda size: (others * -(-rows // size) < 4 * threads, -size))
+    choices["rows"] = tuple(dict.fromkeys(blocks))[:3]
+    choices["order"] = ("static", "dynamic")
+    return common.seeded(choices, {"order": "dynamic"}, {"lanes": 64})
+
+
+def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
+    choices: dict[str, tuple[int | str | bool, ...]] = {}
+    changes: list[Schedule] = []
+    if isinstance(plan, BackwardPlan):
+        choices, changes = _sums_space(plan.weights)
+        if plan.stencil is None:
+            return common.seeded(choices, *changes)
+        plan = plan.stencil
+    task = plan.task
+    extent = task.inner[1]
+    widest = VECTOR_BYTES // min(ITEM_SIZES.get(spec.dtype, 4) for spec in (*plan.inputs, *plan.outputs))
+    lanes = [size for size in (8, 4, 2, 1) if isinstance(extent, int) and extent % size == 0] or [1]
+    lanes = [size for size in lanes if plan.taps * size <= 2 * _MOST_TEXT] or [1]
+    # Vectors of 16 bytes first, then wider units, then narrower ones.
+    preferred = min(widest, lanes[0])
+    lanes.sort(key=lambda size: (size != preferred, -size))
+    row = row_axis(task)
+    rows = [size for size in (1, 2, 4, 7, 8) if row is not None and int(row[1]) % size == 0] or [1]
+    most = max(1, _MOST_TEXT // (plan.taps * lanes[0]))
+    # Along rows that overlap, several at once read less; results of windows far apart share nothing.
+    shares = row is not None and _overlap(plan, row[0])
+    rows = [size for size in rows if size <= most] or [1]
+    rows.sort(key=lambda size: (abs(size - (2 if shares else 1)), size))
+    choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": (128, 256, 512), "num_warps": (4, 2, 8)}
+    changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[-1]}, *changes]
+    return common.seeded(choices, *changes)
+
+
+def _sums_space(plan: WeightPlan) -> tuple[dict[str, tuple[int | str | bool, ...]], list[Schedule]]:
+    """Tiles whose running products stay in registers, and a few programs for each multiprocessor."""
+    tile = next((size for size in (1024, 512) if size * (plan.taps + 1) <= _SUM_ELEMENTS), 256)
+    choices: dict[str, tuple[int | str | bool, ...]] = {
+        "tile": (tile, tile // 2, 2 * tile), "programs": (1056, 528, 2112), "sum_warps": (4, 8),
+    }  # fmt: skip
+    return choices, [{"programs": 2112}, {"tile": tile // 2}]
+
+
+def _overlap(plan: StencilPlan, axis: str) -> bool:
+    number = plan.task.window_of(axis)
+    return number is not None and plan.windows[number].taps > plan.windows[number].stride

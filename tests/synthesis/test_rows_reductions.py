@@ -1,0 +1,382 @@
+"""Row reductions: softmax, normalisations and cross-entropy, forward and backward, with the gradients of weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.fx
+from family_checks import (
+    CPU,
+    CUDA,
+    Found,
+    assert_matches_eager,
+    assert_same,
+    assert_triton_agrees,
+    build,
+    find,
+    interpreted,
+    kernel_of,
+    region_of,
+    run_cpp,
+    schedules_of,
+    values_of,
+)
+from torch import Tensor
+from torch._inductor.compile_fx import _recursive_post_grad_passes, compile_fx
+from torch.nn import functional
+
+from kevolve_inductor.exc import EmissionError
+from kevolve_inductor.graph.reference import to_graph_module
+from kevolve_inductor.kernel import Kernel, Language
+from kevolve_inductor.synthesis.families.rows import ReductionFamily, worth
+from kevolve_inductor.synthesis.families.rows.program import RowProgram, online_pairs, passes
+from kevolve_inductor.synthesis.families.rows.simplify import simplified
+from kevolve_inductor.synthesis.family import Match, Schedule
+
+FAMILY = ReductionFamily()
+
+
+def graphs_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Found]:
+    """The forward and, if an input asks for it, the backward graph, as Inductor has them before it lowers them."""
+    seen: list[Found] = []
+
+    def keep(gm: torch.fx.GraphModule, _: Sequence[Any], **__: Any) -> Callable[[list[Any]], Any]:
+        _recursive_post_grad_passes(gm, is_inference=False)
+        graph = copy.deepcopy(gm.graph)
+
+        def run(arguments: list[Any]) -> Any:
+            values = list(arguments)
+            names = [node.name for node in graph.find_nodes(op="placeholder")]
+            seen.append(Found(graph, [], dict(zip(names, values, strict=True))))
+            return gm(*values)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    torch._dynamo.reset()
+    backend = lambda gm, examples: compile_fx(gm, examples, inner_compile=keep)  # noqa: E731
+    result = torch.compile(function, backend=backend, dynamic=False)(*inputs)
+    results = [one for one in (result if isinstance(result, tuple) else (result,)) if one.requires_grad]
+    if results:
+        torch.manual_seed(1)
+        torch.autograd.grad(
+            results, [one for one in inputs if one.requires_grad], [torch.randn_like(r) for r in results]
+        )
+    return seen
+
+
+def on_gpu(found: Found) -> Found:
+    """What is found where there is a GPU. The device is ``meta``: all that the rules ask is whether it is the CPU."""
+    graph = copy.deepcopy(found.graph)
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        elif isinstance(value, tuple):
+            node.meta["val"] = tuple(torch.empty_like(part, device="meta") for part in value)
+    return Found(graph, list(FAMILY.find(graph, "meta")), found.examples)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, dtype=dtype).requires_grad_()
+
+
+def classes(count: int, of: int) -> Tensor:
+    chosen = torch.randint(0, of, (count,))
+    chosen[1] = -100
+    return chosen
+
+
+# --- spellings -------------------------------------------------------------------------------------------------------
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.layer_norm(x, x.shape[-1:], weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return functional.rms_norm(x, x.shape[-1:], weight)
+
+
+def residual_norm(x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = x + more
+    return total, functional.silu(functional.rms_norm(total.float(), x.shape[-1:], weight).to(x.dtype))
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.silu(functional.group_norm(x, 2, weight, bias))
+
+
+def smoothed(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, target, weight, label_smoothing=0.1)
+
+
+def with_z_loss(logits: Tensor, target: Tensor) -> Tensor:
+    z = torch.logsumexp(logits.float(), -1)
+    return functional.cross_entropy(logits.float(), target) + 1e-3 * z.square().mean()
+
+
+def scaled_softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x * 0.125, -1)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``found`` are the regions of the forward and of the backward graph, ``sums`` the sums over all rows in them."""
+
+    function: Callable[..., Any]
+    inputs: Callable[[], tuple[Tensor, ...]]
+    found: tuple[int, ...] = (1, 1)
+    sums: int = 0
+
+
+HALF = torch.bfloat16
+CASES = {
+    "softmax": Case(lambda x: torch.softmax(x, -1), lambda: (normal(5, 1300),)),
+    "scaled softmax": Case(scaled_softmax, lambda: (normal(4, 1100, dtype=HALF),)),
+    "log-softmax": Case(lambda x: functional.log_softmax(x.float(), -1), lambda: (normal(4, 1032, dtype=HALF),)),
+    "softmax in the middle": Case(lambda x: torch.softmax(x, 1), lambda: (normal(2, 1100, 9),)),
+    "log of a sum of exponentials": Case(lambda x: torch.logsumexp(x, -1), lambda: (normal(4, 1100),), (1, 0)),
+    "layer norm": Case(layer_norm, lambda: (normal(67, 1100), normal(1100), normal(1100)), sums=2),
+    "layer norm of sequences": Case(
+        layer_norm, lambda: (normal(3, 5, 1088, dtype=HALF), normal(1088), normal(1088)), sums=2
+    ),
+    "root mean square": Case(rms_norm, lambda: (normal(9, 1200), normal(1200)), sums=1),
+    "of halves": Case(rms_norm, lambda: (normal(9, 1280, dtype=HALF), normal(1280, dtype=HALF)), sums=1),
+    "residual": Case(residual_norm, lambda: (normal(5, 1100), normal(5, 1100), normal(1100)), sums=1),
+    "group norm": Case(group_norm, lambda: (normal(3, 8, 16, 32), normal(8), normal(8)), (1, 0)),
+    "unit length": Case(unit_length, lambda: (normal(4, 1100),)),
+    "cross-entropy": Case(functional.cross_entropy, lambda: (normal(6, 1500), classes(6, 1500))),
+    "of half logits": Case(functional.cross_entropy, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
+    "smoothed": Case(smoothed, lambda: (normal(6, 1500), classes(6, 1500), torch.rand(1500))),
+    "z-loss": Case(with_z_loss, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
+}
+
+
+@cache
+def graphs_for(name: str) -> list[Found]:
+    torch.manual_seed(0)
+    return graphs_of(CASES[name].function, CASES[name].inputs())
+
+
+def found_on(name: str, device: str) -> list[Found]:
+    """The graphs of a case in which something is found, with it, however small it is."""
+    whole, worth.LEAST_ELEMENTS = worth.LEAST_ELEMENTS, 1
+    try:
+        graphs = graphs_for(name)
+        if device != "cpu":
+            return [on_gpu(found) for found in graphs]
+        return [replace(found, results=list(FAMILY.find(found.graph, "cpu"))) for found in graphs]
+    finally:
+        worth.LEAST_ELEMENTS = whole
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_graphs_become_one_region_each(name: str) -> None:
+    case = CASES[name]
+    graphs = found_on(name, "cuda")
+    assert tuple(len(found.matches) for found in graphs) == case.found, [found.results for found in graphs]
+    programs: list[RowProgram] = [match.plan for found in graphs for match in found.matches]
+    assert sum(len(program.column_sums) for program in programs) == case.sums
+    for found in graphs:
+        for match in found.matches:
+            assert all(node.op == "placeholder" for node in match.inputs) and match.region_class == "hot"
+
+
+def sweeps(program: RowProgram) -> int:
+    short = simplified(program, online=True)
+    return sum(bool(step.sweep) for step in passes(short, online_pairs(short)))
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "of half logits", "z-loss"])
+def test_cross_entropy_reads_its_logits_once_in_each_direction(name: str) -> None:
+    for found in found_on(name, "cuda"):
+        assert sweeps(found.match.plan) == 1
+
+
+def test_sums_of_one_hot_rows_know_targets_that_are_no_column(tmp_path: Path) -> None:
+    def weights(x: Tensor, target: Tensor) -> Tensor:
+        hot = torch.where(target[:, None] == torch.arange(x.shape[1]), 2.5, -0.5)
+        return x.exp() * hot.sum(-1, keepdim=True) + hot
+
+    inputs = [torch.randn(1100, 1000), torch.randint(-300, 1300, (1100,))]
+    found = find(FAMILY, weights, inputs)
+    match = found.match
+    assert sweeps(match.plan) == 1
+    expected = values_of(found, match.outputs)
+    call = build(FAMILY, match, FAMILY.space(match, CPU).default, tmp_path)
+    assert_same(run_cpp(call, values_of(found, match.inputs), expected), expected)
+
+
+def test_neighbours_that_inductor_fuses_are_part_of_the_region() -> None:
+    def block(x: Tensor, weight: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + 1
+        normed = functional.rms_norm(total, x.shape[-1:], weight)
+        return total + normed @ matrix, functional.gelu(normed)
+
+    found = find(FAMILY, block, [torch.randn(1100, 1000), torch.randn(1000), torch.randn(1000, 1000)])
+    match = found.match
+    assert [node.op for node in match.inputs] == ["placeholder"] * 2
+    # The sum with the product has to wait for it: what it adds is written.
+    assert len(match.outputs) == 3 and not any("mm" in str(node.target) for node in match.nodes)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "code"),
+    [
+        (lambda x: x.sum(-1), (600, 2000), "slower"),
+        (lambda x: torch.softmax(x, -1), (4096, 1024), "slower"),
+        (lambda x: torch.softmax(x, -1), (16, 1 << 17), "size"),
+        (lambda x: torch.cat([torch.softmax(x, -1), x]), (600, 2000), "slower"),
+    ],
+    ids=["read once", "short enough for registers", "few long rows", "fused with what follows"],
+)
+def test_what_cannot_win_on_a_gpu_says_why(function: Callable[..., Any], shape: tuple[int, ...], code: str) -> None:
+    assert {result.code for result in on_gpu(find(FAMILY, function, [torch.empty(shape)])).rejections} == {code}
+
+
+def test_small_reductions_are_not_looked_at() -> None:
+    assert not find(FAMILY, lambda x: torch.softmax(x, -1), [torch.randn(100, 2000)]).results
+
+
+def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
+    for name in ("layer norm", "of half logits", "group norm"):
+        for device, target, language in (("cpu", CPU, "cpp"), ("cuda", CUDA, "triton")):
+            for match in (match for found in found_on(name, device) for match in found.matches):
+                digests = set()
+                for schedule in schedules_of(FAMILY, match, target):
+                    try:
+                        kernel = kernel_of(FAMILY, match, schedule, language)
+                    except EmissionError:
+                        continue
+                    assert kernel == kernel_of(FAMILY, match, schedule, language)
+                    digests.add(kernel.digest)
+                assert len(digests) > 2
+
+
+# --- C++ -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cpp_agrees_with_eager(name: str, tmp_path: Path) -> None:
+    for found in found_on(name, "cpu"):
+        for match in found.matches:
+            call = build(FAMILY, match, FAMILY.space(match, CPU).default, tmp_path)
+            expected = values_of(found, match.outputs)
+            outputs = run_cpp(call, values_of(found, match.inputs), expected)
+            assert_same(outputs, expected)
+            again = run_cpp(call, values_of(found, match.inputs), expected)
+            assert all(torch.equal(one, two) for one, two in zip(outputs, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log of a sum of exponentials", "layer norm"])
+def test_numbers_that_are_not_finite_go_where_eager_has_them(name: str, tmp_path: Path) -> None:
+    found = found_on(name, "cpu")[0]
+    match = found.match
+    inputs = [value.detach().clone() for value in values_of(found, match.inputs)]
+    (rows,) = (value for value in inputs if value.dim() == 2)
+    rows[0, 3], rows[1, 5], rows[2], rows[3, 7] = math.nan, math.inf, -math.inf, -math.inf
+    assert_matches_eager(FAMILY, match, inputs, (), tmp_path, FAMILY.space(match, CPU).default)
+
+
+def gradients_by_hand(x: Tensor, gradient: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    normal, scaled = x * scale, gradient * weight
+    of_input = (scaled - normal * (scaled * normal).mean(-1, keepdim=True)) * scale
+    return of_input, (gradient * normal).sum(0)
+
+
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> Found:
+    """A number of rows that is known at run time only."""
+    monkeypatch.setattr(worth, "LEAST_ELEMENTS", 1)
+    inputs = [torch.randn(7, 1100), torch.randn(7, 1100), torch.randn(1100), torch.rand(7, 1)]
+    for which in (0, 1, 3):
+        torch._dynamo.mark_dynamic(inputs[which], 0)
+    return find(FAMILY, gradients_by_hand, inputs)
+
+
+def test_any_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = by_hand(monkeypatch)
+    match = found.match
+    assert region_of(match).symbol_names == ("s0",) and len(match.plan.column_sums) == 1
+    call = build(FAMILY, match, FAMILY.space(match, CPU).default, tmp_path)
+    for rows in (0, 1, 2, 65, 130):
+        shapes = [found.examples[node.name].shape for node in match.inputs]
+        inputs = [torch.randn([rows if size == 7 else size for size in shape]) for shape in shapes]
+        expected = to_graph_module(region_of(match))(*inputs)
+        assert_same(run_cpp(call, inputs, expected, rows), expected)
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+# What else than the default is interpreted, as far as a program's space has it.
+CHOICES: tuple[dict[str, Any], ...] = (
+    {"algorithm": "loop", "lanes": 32, "depth": 8},
+    {"algorithm": "loop", "lanes": 32, "depth": 8, "online": False, "simplify": False},
+    {"programs": 4, "rows": 2, "stages": 1},
+)
+
+
+class InterpretedFamily(ReductionFamily):
+    """The interpreter does not have CUDA's library."""
+
+    def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
+        kernel = super().emit(match, schedule, language)
+        return replace(kernel, source=kernel.source.replace("libdevice.rsqrt", "tl.rsqrt"))
+
+
+def interpret() -> None:
+    few = replace(CUDA, units=2)
+    for name in CASES:
+        for found in found_on(name, "cuda"):
+            for match in found.matches:
+                space = FAMILY.space(match, few)
+                fitting = [
+                    choice for choice in CHOICES if all(v in space.choices.get(k, ()) for k, v in choice.items())
+                ]
+                schedules = [space.default, *({**space.default, **choice} for choice in fitting)]
+                assert_triton_agrees(InterpretedFamily(), found, schedules)
+    with pytest.MonkeyPatch.context() as patch:
+        dynamic = by_hand(patch)
+    assert_triton_agrees(FAMILY, dynamic, [FAMILY.space(dynamic.match, few).default])
+
+
+def test_triton_agrees_with_eager_under_the_interpreter() -> None:
+    interpreted("test_rows_reductions", "interpret")
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "registers"),
+    [
+        (layer_norm, lambda: (normal(300, 4096, dtype=HALF), normal(4096, dtype=HALF), normal(4096, dtype=HALF)), 128),
+        (functional.cross_entropy, lambda: (normal(520, 40000, dtype=HALF), classes(520, 40000)), 100),
+        (lambda x: torch.softmax(x, -1), lambda: (normal(40, 32768, dtype=HALF),), 128),
+    ],
+    ids=["layer norm", "cross-entropy", "softmax"],
+)
+def test_defaults_compile_for_hopper(
+    function: Callable[..., Any], inputs: Callable[[], tuple[Tensor, ...]], registers: int, tmp_path: Path
+) -> None:
+    """No spills, and few enough registers for what is to run at once."""
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    for found in map(on_gpu, graphs_of(function, inputs())):
+        match = found.match
+        kernel = kernel_of(FAMILY, match, FAMILY.space(match, CUDA).default, "triton")
+        resources = compile_for(kernel, region_of(match), "sm_90", tmp_path)
+        assert resources.spills in (0, None) and (resources.registers or 0) <= registers

@@ -1,0 +1,406 @@
+"""Stencils: which graphs are taken, and whether their kernels compute what eager computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_checks import (
+    CPU,
+    CUDA,
+    Found,
+    assert_matches_eager,
+    assert_same,
+    assert_triton_agrees,
+    build,
+    empty_like,
+    find,
+    interpreted,
+    kernel_of,
+    region_of,
+    run_cpp,
+    schedules_of,
+    values_of,
+)
+from torch import Tensor
+from torch.nn.functional import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    conv1d,
+    conv2d,
+    conv3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    pad,
+    relu,
+    silu,
+)
+
+from kevolve_inductor.evaluate.correctness import Agreed, Judge
+from kevolve_inductor.evaluate.inputs import distributions_for, generate
+from kevolve_inductor.graph.region import Workload
+from kevolve_inductor.synthesis.families.stencils import StencilsFamily
+from kevolve_inductor.synthesis.family import Rejection
+
+FAMILY = StencilsFamily()
+ATEN: Any = torch.ops.aten
+
+
+def finite(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def tied(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Few distinct numbers, NaNs and infinities among them: whole windows are equal, or not numbers."""
+    values = finite(*shape).round()
+    flat = values.view(-1)
+    flat[3::53] = math.nan
+    flat[5::31] = -math.inf
+    flat[6::31] = -math.inf
+    flat[7::47] = math.inf
+    return values.to(dtype)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+# --- spellings -------------------------------------------------------------------------------------------------------
+
+
+def causal(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return silu(conv1d(pad(x, (weight.shape[-1] - 1, 0)), weight, bias, groups=x.shape[1]))
+
+
+def causal_by_slicing(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return silu(conv1d(x, weight, bias, padding=weight.shape[-1] - 1, groups=x.shape[1])[..., : x.shape[-1]])
+
+
+def causal_of_sequences(x: Tensor, weight: Tensor) -> Tensor:
+    """Channels come last, as in a sequence model."""
+    mixed = conv1d(x.transpose(1, 2), weight, padding=3, groups=x.shape[2])[..., : x.shape[1]]
+    return silu(mixed).transpose(1, 2) * x
+
+
+def with_residual(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    y = conv2d(x * 2, weight, bias, padding=1, groups=x.shape[1])
+    return y, relu(y) + x
+
+
+def depthwise(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    return conv2d(x, weight, groups=x.shape[1], **options) * 0.5
+
+
+def padded_average(x: Tensor) -> Tensor:
+    return avg_pool2d(pad(x, (1, 2, 0, 1)), 3, 2)
+
+
+def padded_maximum(x: Tensor) -> Tensor:
+    return max_pool2d(pad(x, (0, 1, 0, 1), value=-math.inf), 3, 2)
+
+
+def average_gradient(rank: int, *arguments: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    operator = getattr(ATEN, f"avg_pool{rank}d_backward")
+    return lambda gradient, x: operator(gradient * 2, x, *arguments)
+
+
+def convolution_gradient(
+    stride: int, padding: int, dilation: int = 1, mask: tuple[bool, bool, bool] = (True, True, True)
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    def gradients(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        each = [[number] * (weight.dim() - 2) for number in (stride, padding, dilation, 0)]
+        groups = weight.shape[0]
+        results = ATEN.convolution_backward(gradient * 2, x, weight, [groups], *each[:3], False, each[3], groups, mask)
+        return tuple(result for result in results if result is not None)
+
+    return gradients
+
+
+def causal_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """Of the convolution of a padded line; the padding's part is cut off."""
+    whole, *rest = convolution_gradient(1, 0, mask=(True, True, False))(gradient, pad(x, (3, 0)), weight)
+    return pad(whole, (-3, 0)), *rest
+
+
+@dataclass(frozen=True)
+class Case:
+    function: Callable[..., Any]
+    inputs: Callable[[], Sequence[Tensor]]
+
+
+def depthwise_case(channels: int, size: int, taps: int = 3, multiplier: int = 1, **options: Any) -> Case:
+    weights = (channels * multiplier, 1, taps, taps)
+    return Case(
+        lambda x, w: depthwise(x, w, **options), lambda: [finite(2, channels, size, size + 2), finite(*weights)]
+    )
+
+
+CASES: dict[str, Case] = {
+    "causal": Case(causal, lambda: [finite(2, 6, 131), finite(6, 1, 4), finite(6)]),
+    "causal bfloat16": Case(causal, lambda: [finite(2, 6, 131, dtype=torch.bfloat16),
+                                             finite(6, 1, 4, dtype=torch.bfloat16),
+                                             finite(6, dtype=torch.bfloat16)]),
+    "causal by slicing": Case(causal_by_slicing, lambda: [finite(2, 6, 131), finite(6, 1, 4), finite(6)]),
+    "causal of sequences": Case(causal_of_sequences, lambda: [finite(2, 131, 6), finite(6, 1, 4)]),
+    "plane with residual": Case(with_residual, lambda: [finite(2, 5, 17, 19), finite(5, 1, 3, 3), finite(5)]),
+    "plane float16": Case(lambda x, w: depthwise(x, w, padding=1),
+                          lambda: [finite(2, 5, 17, 19, dtype=torch.float16), finite(5, 1, 3, 3, dtype=torch.float16)]),
+    "plane float64": Case(lambda x, w: depthwise(x, w, padding=1),
+                          lambda: [finite(2, 5, 17, 19, dtype=torch.float64), finite(5, 1, 3, 3, dtype=torch.float64)]),
+    "channels last": Case(lambda x, w: depthwise(x, w, padding=1, stride=2),
+                          lambda: [channels_last(finite(2, 72, 11, 13)), finite(72, 1, 3, 3)]),
+    "strided": depthwise_case(5, 20, padding=1, stride=2),
+    "dilated": depthwise_case(5, 20, padding=2, dilation=2),
+    "uneven": depthwise_case(5, 20, padding=(2, 0), stride=(1, 3), dilation=(3, 1)),
+    "wide": depthwise_case(4, 24, taps=7, padding=3),
+    "narrower than its window": Case(lambda x, w: depthwise(x, w, padding=3),
+                                     lambda: [finite(20, 5, 6, 3), finite(5, 1, 7, 7)]),
+    "several results of a channel": depthwise_case(5, 20, multiplier=3, padding=1),
+    "volume": Case(lambda x, w: relu(conv3d(x, w, padding=1, groups=3)),
+                   lambda: [finite(2, 3, 7, 8, 9), finite(3, 1, 3, 3, 3)]),
+    "without a batch": Case(lambda x: avg_pool2d(x, 3, 1, 1), lambda: [finite(5, 20, 31)]),
+    "average of a line": Case(lambda x: avg_pool1d(x, 4, 2, 1) - 1, lambda: [finite(3, 5, 200)]),
+    "average of a plane": Case(lambda x: avg_pool2d(x, 3, 2, 1), lambda: [finite(2, 5, 33, 31)]),
+    "average of what is there": Case(lambda x: avg_pool2d(x, 3, 2, 1, True, False), lambda: [finite(2, 5, 33, 32)]),
+    "average beyond the end": Case(lambda x: avg_pool2d(x, 3, 2, 1, True), lambda: [finite(2, 5, 34, 32)]),
+    "average by another divisor": Case(lambda x: avg_pool2d(x, 2, divisor_override=3), lambda: [finite(2, 5, 34, 32)]),
+    "average of a volume": Case(lambda x: avg_pool3d(x, (2, 3, 3), (2, 1, 2), (0, 1, 1)), lambda: [finite(2, 3, 8, 9, 11)]),
+    "average, channels last": Case(lambda x: avg_pool2d(x, 3, 1, 1, False, False),
+                                   lambda: [channels_last(finite(2, 40, 9, 7))]),
+    "average, padded": Case(padded_average, lambda: [finite(2, 5, 30, 32)]),
+    "large averages": Case(lambda x: avg_pool2d(x, 11), lambda: [finite(20, 5, 44, 48, dtype=torch.bfloat16)]),
+    "every other line": Case(lambda x: avg_pool2d(x[:, ::2, :, 1::2], 3, 1, 1), lambda: [finite(2, 6, 20, 40)]),
+    "maximum of a line": Case(lambda x: max_pool1d(x, 3, 2, 1, return_indices=True), lambda: [tied(3, 5, 200)]),
+    "maximum of a plane": Case(lambda x: max_pool2d(x, 3, 2, 1, ceil_mode=True), lambda: [tied(2, 5, 34, 32)]),
+    "maximum and where": Case(lambda x: max_pool2d(x, 3, 2, 1, return_indices=True), lambda: [tied(2, 5, 33, 31)]),
+    "maximum, dilated": Case(lambda x: max_pool2d(x, 3, 1, 1, 2, return_indices=True), lambda: [tied(2, 5, 20, 31)]),
+    "maximum, channels last": Case(lambda x: max_pool2d(x, 2, 2, return_indices=True),
+                                   lambda: [channels_last(tied(2, 40, 18, 14))]),
+    "maximum of a volume": Case(lambda x: max_pool3d(x, 3, 2, 1, return_indices=True), lambda: [tied(2, 6, 13, 9, 11)]),
+    "maximum, padded": Case(padded_maximum, lambda: [tied(2, 5, 32, 30, dtype=torch.bfloat16)]),
+    "gradient of averages": Case(average_gradient(2, [3, 3], [2, 2], [1, 1], False, True, None),
+                                 lambda: [finite(2, 5, 16, 15), finite(2, 5, 32, 30)]),
+    "gradient of averages of what is there": Case(average_gradient(2, [3, 3], [2, 2], [1, 1], True, False, None),
+                                                  lambda: [finite(2, 5, 15, 15), finite(2, 5, 29, 29)]),
+    "gradient of halves": Case(average_gradient(2, [2, 2], [], [0, 0], False, True, None),
+                               lambda: [finite(2, 5, 16, 15), finite(2, 5, 32, 31)]),
+    "gradient of averages of a volume": Case(average_gradient(3, [3, 2, 1], [2, 1, 1], [1, 0, 0], False, True, 5),
+                                             lambda: [finite(2, 3, 6, 7, 8), finite(2, 3, 12, 8, 8)]),
+    "gradients of a causal line": Case(causal_gradient, lambda: [finite(2, 6, 130), finite(2, 6, 130), finite(6, 1, 4)]),
+    "gradients of a plane": Case(convolution_gradient(1, 1),
+                                 lambda: [finite(2, 5, 18, 19), finite(2, 5, 18, 19), finite(5, 1, 3, 3)]),
+    "gradients of a strided plane bfloat16": Case(convolution_gradient(2, 1), lambda: [
+        finite(2, 5, 9, 10, dtype=torch.bfloat16), finite(2, 5, 18, 20, dtype=torch.bfloat16),
+        finite(5, 1, 3, 3, dtype=torch.bfloat16)]),
+    "gradients, channels last": Case(convolution_gradient(1, 2, 2, (True, True, False)), lambda: [
+        channels_last(finite(2, 72, 9, 10)), channels_last(finite(2, 72, 9, 10)), finite(72, 1, 3, 3)]),
+    "gradients of a volume's weight": Case(convolution_gradient(2, 1, 1, (False, True, True)), lambda: [
+        finite(4, 3, 4, 4, 6), finite(4, 3, 8, 8, 11), finite(3, 1, 3, 3, 3)]),
+}  # fmt: skip
+_FOUND: dict[str, Found] = {}
+
+
+def found_of(name: str) -> Found:
+    if name not in _FOUND:
+        _FOUND[name] = find(FAMILY, CASES[name].function, CASES[name].inputs())
+    return _FOUND[name]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("build")
+
+
+# --- structure -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_spelling_is_found_whole(name: str) -> None:
+    found = found_of(name)
+    views = ("squeeze", "permute")
+    left = [n.name for n in found.graph.nodes if n.op == "call_function" and n not in found.match.nodes]
+    # A second result's last view costs nothing where it is.
+    assert all(name.startswith(views) for name in left) and len(left) <= 2
+    assert len(region_of(found.match).nodes) == len(found.match.nodes)
+
+
+def test_padding_is_read_as_a_border_even_if_it_is_needed_elsewhere() -> None:
+    def saved(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        wide = pad(x, (3, 0))
+        return conv1d(wide, weight, groups=x.shape[1]), wide
+
+    match = find(FAMILY, saved, [finite(2, 6, 130), finite(6, 1, 4)]).match
+    assert all(node.op == "placeholder" for node in match.inputs) and len(match.outputs) == 1
+
+
+def test_costly_sources_are_left_to_their_producer() -> None:
+    cheap = find(FAMILY, lambda x: avg_pool2d(x * 2, 3, 1, 1), [finite(2, 5, 20, 20)]).match
+    costly = find(FAMILY, lambda x: avg_pool2d(silu(x), 3, 1, 1), [finite(2, 5, 20, 20)]).match
+    once = find(FAMILY, lambda x: avg_pool2d(silu(x), 2), [finite(2, 5, 40, 40)]).match
+    assert [node.op for match in (cheap, once) for node in match.inputs] == ["placeholder"] * 2
+    assert [node.op for node in costly.inputs] == ["call_function"]
+
+
+def test_what_is_read_in_another_order_stays_outside() -> None:
+    afters: list[Callable[[Tensor], Tensor]] = [
+        lambda y: y.sum(1),
+        lambda y: torch.roll(y, 1, 2) + 1,
+        lambda y: y + y.transpose(2, 3),
+        lambda y: y[None] * y[:, None],
+    ]
+    for after in afters:
+        found = find(FAMILY, lambda x: after(avg_pool2d(x, 2)), [finite(4, 4, 40, 40)])  # noqa: B023 - called at once
+        assert [node.name for node in found.match.outputs] == ["avg_pool2d"]
+
+
+def test_two_stencils_in_a_row_are_two_regions() -> None:
+    def twice(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return relu(depthwise(relu(depthwise(x, first, padding=1)), second, padding=1))
+
+    found = find(FAMILY, twice, [finite(2, 5, 20, 20), finite(5, 1, 3, 3), finite(5, 1, 3, 3)])
+    assert len(found.matches) == len(found.results) == 2
+    assert found.matches[1].inputs[0] in found.matches[0].outputs
+
+
+@pytest.mark.parametrize(
+    "function, inputs, code",
+    [
+        (lambda x, w: conv2d(x, w, groups=2), [finite(2, 4, 20, 20), finite(4, 2, 3, 3)], "structure"),
+        (lambda x: avg_pool2d(x, 20), [finite(9, 200, 20, 20)], "size"),
+        (lambda x: avg_pool2d(x, 2), [finite(1, 2, 20, 20)], "size"),
+        (average_gradient(2, [2, 2], [2, 2], [0, 0], False, True, None),
+         [finite(1, 2, 2, 2).long(), finite(1, 2, 4, 4).long()], "dtype"),
+    ],
+)  # fmt: skip
+def test_rejections_say_why(function: Callable[..., Any], inputs: list[Tensor], code: str) -> None:
+    (rejection,) = find(FAMILY, function, inputs).results
+    assert isinstance(rejection, Rejection) and rejection.code == code and rejection.message
+
+
+def test_convolutions_that_mix_channels_are_not_looked_at() -> None:
+    assert not find(FAMILY, lambda x, w: conv2d(x, w), [finite(2, 4, 20, 20), finite(4, 4, 3, 3)]).results
+
+
+# --- C++ -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cpp_agrees_with_eager(name: str, folder: Path) -> None:
+    found, turn = found_of(name), list(CASES).index(name)
+    schedules = schedules_of(FAMILY, found.match, CPU)
+    call = build(FAMILY, found.match, schedules[turn % len(schedules)], folder)
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    assert_same(run_cpp(call, inputs, expected), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["causal", "causal by slicing", "plane float16", "channels last", "maximum and where", "gradient of averages",
+             "gradients of a plane", "gradients, channels last"],
+)  # fmt: skip
+def test_the_judge_agrees_on_every_distribution(name: str, folder: Path) -> None:
+    match = found_of(name).match
+    region, workload = region_of(match), Workload((), (None,) * len(match.inputs))
+    call = build(FAMILY, match, FAMILY.space(match, CPU).default, folder)
+    judge = Judge(region, workload, 0, torch.device("cpu"))
+    for distribution in distributions_for(region, workload):
+        inputs = generate(region, workload, distribution, 0, torch.device("cpu"))
+        specs = [torch.empty_strided(s.shape, s.stride, dtype=getattr(torch, s.dtype)) for s in region.output_specs]
+        outputs = [empty_like(value) for value in specs]
+        call(*inputs, *outputs)
+        assert isinstance(judge.judge(distribution, outputs), Agreed), distribution
+
+
+@pytest.mark.parametrize("name", ["plane with residual", "channels last"])
+def test_every_schedule_agrees(name: str, folder: Path) -> None:
+    found = found_of(name)
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    for schedule in schedules_of(FAMILY, found.match, CPU):
+        if schedule["order"] == "static":
+            assert_same(run_cpp(build(FAMILY, found.match, schedule, folder), inputs, expected), expected)
+
+
+def test_a_dynamic_batch_takes_any_size(folder: Path) -> None:
+    match = find(FAMILY, lambda x: avg_pool2d(x, 3, 2, 1) * 2, [finite(9, 6, 20, 24)], dynamic=True).match
+    assert region_of(match).symbol_names == ("s0",)
+    for size in (1, 2, 13):
+        schedule = FAMILY.space(match, CPU).default
+        assert_matches_eager(FAMILY, match, [finite(size, 6, 20, 24)], [size], folder, schedule)
+
+
+def test_a_dynamic_length_takes_any_size(folder: Path) -> None:
+    match = find(FAMILY, lambda x: avg_pool1d(x.t(), 3, 1, 1), [finite(300, 6)], dynamic=True).match
+    for size in (2, 5, 131):
+        schedule = FAMILY.space(match, CPU).default
+        assert_matches_eager(FAMILY, match, [finite(size, 6)], [size], folder, schedule)
+
+
+def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
+    for name in ("causal", "channels last", "maximum and where", "gradient of averages"):
+        match = found_of(name).match
+        for target, language in ((CPU, "cpp"), (CUDA, "triton")):
+            schedules = schedules_of(FAMILY, match, target)
+            kernels = [kernel_of(FAMILY, match, schedule, language) for schedule in schedules]
+            assert kernels[0] == kernel_of(FAMILY, match, schedules[0], language)
+            assert len({kernel.digest for kernel in kernels}) == len(schedules), (name, language)
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+# Small, since the interpreter takes its time; several programs, vectors where sizes allow them and where they do not.
+TRITON_CASES: dict[str, tuple[Case, dict[str, int]]] = {
+    "causal": (Case(causal, lambda: [finite(9, 4, 40, dtype=torch.bfloat16), finite(4, 1, 4, dtype=torch.bfloat16),
+                                     finite(4, dtype=torch.bfloat16)]), {"lanes": 8}),
+    "causal by slicing": (Case(causal_by_slicing, lambda: [finite(9, 4, 36), finite(4, 1, 4), finite(4)]), {"lanes": 4}),
+    "causal of sequences": (Case(causal_of_sequences, lambda: [finite(3, 44, 8), finite(8, 1, 4)]), {}),
+    "across sequences": (Case(lambda x, w: relu(conv1d(x.transpose(1, 2), w, padding=1, groups=x.shape[2])),
+                              lambda: [finite(5, 40, 6), finite(6, 1, 3)]), {"lanes": 4}),
+    "plane with residual": (Case(with_residual, lambda: [finite(2, 3, 16, 16), finite(3, 1, 3, 3), finite(3)]),
+                            {"lanes": 4, "rows": 4}),
+    "plane as wide as a vector": (Case(with_residual, lambda: [finite(3, 3, 16, 8), finite(3, 1, 3, 3), finite(3)]),
+                                  {"lanes": 8, "rows": 2}),
+    "odd plane": (depthwise_case(3, 19, padding=1), {}),
+    "channels last": (Case(lambda x, w: depthwise(x, w, padding=1, stride=2),
+                           lambda: [channels_last(finite(2, 16, 12, 16)), finite(16, 1, 3, 3)]), {"rows": 2}),
+    "average of what is there": (Case(lambda x: avg_pool2d(x, 3, 2, 1, True, False), lambda: [finite(2, 3, 32, 32)]), {}),
+    "a dynamic batch": (Case(lambda x: avg_pool2d(x, 3, 2, 1) * 2, lambda: [finite(9, 3, 12, 16)]), {}),
+    "maximum of a volume": (Case(lambda x: max_pool3d(x, 2), lambda: [tied(2, 3, 12, 12, 12)]), {}),
+    "maximum and where": (Case(lambda x: max_pool2d(x, 3, 2, 1, return_indices=True), lambda: [tied(2, 3, 32, 32)]),
+                          {"lanes": 4, "rows": 2}),
+    "gradient of averages": (Case(average_gradient(2, [3, 3], [2, 2], [1, 1], False, True, None),
+                                  lambda: [finite(2, 3, 8, 12), finite(2, 3, 16, 24)]), {"lanes": 8}),
+    "gradients of a strided plane": (Case(convolution_gradient(2, 1), lambda: [
+        finite(2, 3, 10, 12), finite(2, 3, 20, 24), finite(3, 1, 3, 3)]), {"tile": 64, "programs": 8}),
+    "gradients, channels last": (Case(convolution_gradient(1, 1), lambda: [
+        channels_last(finite(2, 24, 6, 6)), channels_last(finite(2, 24, 6, 6)), finite(24, 1, 3, 3)]), {"tile": 256}),
+}  # fmt: skip
+
+
+def interpret() -> None:
+    for name, (case, changes) in TRITON_CASES.items():
+        found = find(FAMILY, case.function, case.inputs(), dynamic="dynamic" in name)
+        schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32}
+        assert_triton_agrees(FAMILY, found, [schedule])
+
+
+def test_triton_agrees_with_eager_under_the_interpreter() -> None:
+    interpreted("test_stencils", "interpret")
+
+
+@pytest.mark.parametrize("name", ["causal", "plane with residual", "maximum and where"])
+def test_triton_shifts_windows_in_registers(name: str, folder: Path) -> None:
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    case, changes = TRITON_CASES[name]
+    match = find(FAMILY, case.function, case.inputs()).match
+    kernel = kernel_of(FAMILY, match, {**FAMILY.space(match, CUDA).default, **changes}, "triton")
+    resources = compile_for(kernel, region_of(match), "sm_90", folder)
+    assert resources.spills in (0, None) and (resources.registers or 0) <= 128
+    assert resources.shared_bytes == 0
