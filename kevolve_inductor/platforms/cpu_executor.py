@@ -7,7 +7,7 @@ import math
 import mmap
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 
 from ..graph.region import Region
 from ..kernel import Kernel
-from .cpu import BuiltCpp, CpuPlatform, last_level_cache_bytes, measured_ceilings
+from .cpu import BuiltCpp, CpuPlatform, compile_cpp, last_level_cache_bytes, measured_ceilings
 from .cpu_profile import profile_threads
 from .disassembly import read_machine_code
 from .executor import Call, CompiledKernel, Executor, Resources
@@ -29,6 +29,20 @@ _TRIES = 4
 # Wide enough for indices that are wrong by whole rows; it takes addresses, no memory.
 _FENCE_BYTES = 2**26
 _PROT_NONE = 0
+
+
+# Deeper than the interpreter's frames between two calls differ, and than a kernel's variables reach.
+_DIRTY_STACK = r"""
+#include <cstdint>
+static __attribute__((noinline)) void dirty(int byte) {
+  volatile uint8_t held[1 << 18];
+  for (uint8_t volatile& one : held) one = uint8_t(byte);
+}
+extern "C" __attribute__((visibility("default"))) void dirty_stacks(int byte) {
+#pragma omp parallel
+  dirty(byte);
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +64,11 @@ class CpuExecutor(Executor):
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self._flushed: torch.Tensor | None = None
+        self._dirty_stacks: Callable[[int], None] | None = None
 
     def load(self, kernel: Kernel, region: Region, folder: Path) -> CpuKernel:
+        if self._dirty_stacks is None:
+            self._dirty_stacks = ctypes.CDLL(str(compile_cpp(_DIRTY_STACK, folder, checked=False))).dirty_stacks
         return CpuKernel(CpuPlatform().build(kernel, region, folder))
 
     def timed(self, call: Call) -> Call:
@@ -93,6 +110,10 @@ class CpuExecutor(Executor):
 
     def synchronize(self) -> None:
         pass
+
+    def dirty_stacks(self, byte: int) -> None:
+        if self._dirty_stacks is not None:
+            self._dirty_stacks(byte)
 
     def fenced(self, size: int) -> torch.Tensor:
         pages = max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE

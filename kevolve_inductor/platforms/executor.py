@@ -92,6 +92,9 @@ class Executor(ABC):
     def ceilings_now(self) -> Ceilings:
         """Measured afresh, not remembered."""
 
+    def dirty_stacks(self, byte: int) -> None:
+        """Leave ``byte`` wherever the next kernel's local variables may lie, as far as that can be reached."""
+
     def fenced(self, size: int) -> torch.Tensor:
         """At least ``size`` bytes; touching the memory before or after them ends the process.
 

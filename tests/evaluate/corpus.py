@@ -498,6 +498,8 @@ def _touched_memory() -> Iterator[Cheat]:
     yield Cheat("what stood in its workspace", "sums", started, two, "not repeatable")
     yield _last("a read just beyond the end, of no consequence", "sums",
                 "out[399] += 0.0f * ((volatile const float*)in)[40400];", "signal", "11")
+    yield _spoiled("a local array that was never cleared", "sums", {"float sum = 0;": "volatile float part[64]; float sum = part[row % 64];"},
+                   two, "not repeatable")
     yield _own("a race for one sum", "sums", """float* total = out;
 #pragma omp parallel for schedule(static, 1)
   for (int64_t k = 0; k < 400 * 101; k++) {
