@@ -123,7 +123,7 @@ class WorkerEvaluator:
                 built = self._preparer.wait_for(kernel)
             if not built:
                 return TimedOut(BUILD_LIMIT_S)
-        if surely:
+        if surely and self._is_thorough:
             self._workers.move()
         distributions = distributions_for(region, workload)
         first, rest = screened(distributions)
@@ -143,17 +143,22 @@ class WorkerEvaluator:
         if not isinstance(checked, TimeJob):
             return checked
         passed = replace(timed, max_error=checked.max_error)
-        return self._profiled(kernel, passed) if surely else passed
+        return self._profiled(kernel, passed) if surely and self._is_thorough else passed
+
+    @property
+    def _is_thorough(self) -> bool:
+        """Whether seconds do not count. In a quick search the whole graph's check is the second look at what was found."""
+        return self._seeds_s is None
 
     def _profiled(self, kernel: Kernel, passed: Passed) -> Evaluation:
-        """A closer look at a kernel that is about to be taken; where seconds do not count, also a profiler's."""
+        """A closer look at a kernel that is about to be taken."""
         seen = self._workers.bench(ProfileJob(kernel), self._least(kernel))
         if not isinstance(seen, dict):
             # The kernel has passed already: what ends here is the profiler.
             return passed
         profile = Profile.from_json(seen["profile"])
         # Profilers cannot reach into the isolation, and a kernel from outside is not let out of it.
-        if self._seeds_s is None and kernel.digest not in self._outside:
+        if kernel.digest not in self._outside:
             with self._workers.spending("watch"):
                 session = OpenJob("bench", *self._opened())
                 profile = (

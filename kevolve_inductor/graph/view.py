@@ -23,7 +23,6 @@ class GraphView:
 
     graph: torch.fx.Graph
     renamed: Mapping[str, str]
-    is_copy: bool = False
 
     @classmethod
     def of(cls, graph: torch.fx.Graph) -> GraphView:
@@ -36,26 +35,22 @@ class GraphView:
     def contracted(self, matches: Sequence[Match]) -> GraphView:
         """This view with each of ``matches`` replaced by one call; the view itself where there are none.
 
-        A copy is made of the original only: a view that is one already is changed, and not to be used any more.
+        It is a copy in any case: what was found keeps pointing into this view's graph, and is asked again when it is tuned.
         """
         if not matches:
             return self
         # Deferred: it brings all of Inductor's pattern matcher along.
         from torch._inductor.pattern_matcher import stable_topological_sort
 
-        if self.is_copy:
-            graph, renamed = self.graph, dict(self.renamed)
-            nodes = {node.name: node for match in matches for node in (*match.inputs, *match.outputs)}
-        else:
-            graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
-            graph.output(graph.graph_copy(self.graph, copies))
-            nodes = {old.name: new for old, new in copies.items()}
-            renamed = {new.name: self.name(old) for old, new in copies.items()}
+        graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
+        graph.output(graph.graph_copy(self.graph, copies))
+        nodes = {old.name: new for old, new in copies.items()}
+        renamed = {new.name: self.name(old) for old, new in copies.items()}
         for match in matches:
             renamed |= self._contract(graph, nodes, match)
         stable_topological_sort(graph)
         graph.eliminate_dead_code()
-        return GraphView(graph, renamed, is_copy=True)
+        return GraphView(graph, renamed)
 
     def _contract(self, graph: torch.fx.Graph, nodes: dict[str, torch.fx.Node], match: Match) -> dict[str, str]:
         outputs = [nodes[node.name] for node in match.outputs]

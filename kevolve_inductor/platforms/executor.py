@@ -92,7 +92,7 @@ class Executor(ABC):
     def ceilings_now(self) -> Ceilings:
         """Measured afresh, not remembered."""
 
-    def dirty_stacks(self, byte: int) -> None:
+    def dirty_stacks(self, byte: int) -> None:  # noqa: B027 - a GPU's local variables are out of reach
         """Leave ``byte`` wherever the next kernel's local variables may lie, as far as that can be reached."""
 
     def fenced(self, size: int) -> torch.Tensor:

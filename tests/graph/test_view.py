@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
+from kevolve_inductor.graph.discovery import discover
 from kevolve_inductor.graph.view import GraphView
+from kevolve_inductor.platforms.null import NullPlatform
+from kevolve_inductor.synthesis.families import FAMILIES
 from kevolve_inductor.synthesis.family import Match
 from kevolve_inductor.testing.graphs import post_grad_graphs
+from tests.synthesis.family_checks import CPU
 
 
 def chain(x):
@@ -45,3 +50,20 @@ def test_names_lead_back_through_two_foldings():
     twice = once.contracted([Match("t", (cos,), tuple(cos.all_input_nodes), (cos,), "hot", None)])
     names = {twice.name(node) for node in twice.graph.nodes}
     assert {sin.name, by_target(graph, "cos").name} <= names
+
+
+def test_what_was_found_first_can_still_be_tuned_when_all_have_looked():
+    def model(x, offsets, ids, table):
+        bags = functional.embedding_bag(ids, table, offsets, mode="sum")
+        weights, experts = torch.topk(torch.softmax(x, -1), 2)
+        pooled = functional.max_pool2d(x.view(1, 1, *x.shape), 3)
+        return bags, x.cumsum(0), weights, experts, pooled, functional.layer_norm(x * 2, (x.shape[1],))
+
+    ids, offsets = torch.randint(0, 900, (20_000,)), torch.arange(0, 20_000, 10)
+    inputs = [torch.randn(3000, 64), offsets, ids, torch.randn(900, 32)]
+    (graph,) = post_grad_graphs(model, tuple(inputs))
+    found = discover(graph, FAMILIES, {}, NullPlatform().ceilings(), "cpu").found
+    assert len({one.family.name for one in found}) >= 4
+    for one in found:
+        space = one.family.space(one.match, CPU)
+        one.family.emit(one.match, space.default, "cpp")
