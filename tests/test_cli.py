@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from kevolve_inductor import report
 from kevolve_inductor.cache.entry import TrialRow
 from kevolve_inductor.cache.store import Store
 from kevolve_inductor.cli import main
@@ -101,11 +102,10 @@ def test_warm_searches_once_and_resumes(tmp_path, store, capsys):
     path = tmp_path / "model_to_warm.py"
     path.write_text(textwrap.dedent(FACTORY))
     command = ["warm", f"{path}:make", "--search", "quick", "--budget-s", "15", "--json"]
+    report.reset()
     assert main(command) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["searched"] == len(first["regions"]) == 1
-    from kevolve_inductor import report
-
     report.reset()
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["searched"] == 0

@@ -69,15 +69,16 @@ def intrude(level, folder, *user):
 
 
 @pytest.fixture(scope="module", params=["this user", "ordinary user"])
-def intrusions(request, tmp_path_factory):
+def intrusions(request):
     """By level. A superuser's attempts are made as an ordinary user as well."""
     user = [NOBODY] if request.param == "ordinary user" else []
     if user and os.geteuid() != 0:
         pytest.skip("this user is an ordinary one")
-    folder = tmp_path_factory.mktemp("intrusions")
-    for above in (folder, *folder.parents[:2]):
-        above.chmod(0o755)
-    return {level: intrude(level, folder / level.name, *user) for level in Level}
+    # Pytest's own temporary folders lie in one that nobody else may enter.
+    with tempfile.TemporaryDirectory(prefix="kevolve-intrusions-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield {level: intrude(level, folder / level.name, *user) for level in Level}
 
 
 @pytest.mark.parametrize("level", [Level.LIMITS, Level.OFFLINE, Level.CONFINED])
