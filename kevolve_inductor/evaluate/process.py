@@ -7,7 +7,6 @@ import json
 import os
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import kevolve_inductor
 from .. import settings
 from ..exc import WorkerError
 from ..platforms.free_memory import free_memory_bytes
+from ..platforms.processes import end_group
 from .evaluation import Crashed, ResourceFailed
 from .isolation import Isolation
 from .job import BaselinesJob, Job, OpenJob, WorkerSetup, job_to_json
@@ -157,10 +157,7 @@ class WorkerProcess:
 def _shut(process: subprocess.Popen[bytes], requests: int, replies: int) -> None:
     os.close(requests)
     os.close(replies)
-    # The group outlives its leader, so it is killed even where the leader has exited.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    end_group(process)
 
 
 def _environment(setup: WorkerSetup) -> dict[str, str]:

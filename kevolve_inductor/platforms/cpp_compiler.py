@@ -6,11 +6,9 @@ import hashlib
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sysconfig
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from .. import settings
 from ..exc import BuildError, CompilerMissingError
 from .cpp_imports import check_imports, check_memory
 from .messages import cpp_error
+from .processes import end_group
 
 # What objects are checked for when they are built; those of an older build folder were checked for less.
 _CHECKS = "imports, memory"
@@ -163,17 +162,10 @@ def _run(command: tuple[str, ...], text: str, stage: str) -> None:
             raise BuildError(stage, f"took longer than {_BUILD_TIMEOUT_S:g} s") from None
         finally:
             if process.returncode is None:
-                _end(process)
+                # With what the compiler's driver started, which would go on without it.
+                end_group(process)
     if process.returncode != 0:
         raise cpp_error(stage, report)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """With what the compiler's driver started, which would go on without it."""
-    # A worker has one group for all that it starts, and ends with it.
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .processes import end_group
 from .profile import Profile
 
 SOURCE = "ncu"
@@ -66,9 +65,7 @@ def profile_command(command: Sequence[str], environment: Mapping[str, str]) -> P
         return Profile.without(SOURCE, f"ncu took longer than {_TIMEOUT_S:g} s")
     finally:
         # With ncu goes what it watches, which would otherwise stay behind and keep the device busy.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process)
 
 
 def profile_of_csv(text: str) -> Profile:

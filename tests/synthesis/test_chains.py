@@ -254,11 +254,6 @@ def on_cpu(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Found:
     return find(FAMILY, function, inputs)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
-
-
 # --- structure -------------------------------------------------------------------------------------------------------
 
 

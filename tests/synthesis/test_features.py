@@ -183,11 +183,6 @@ def found_of(name: str) -> Found:
     return _FOUND[name]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
-
-
 # --- structure -------------------------------------------------------------------------------------------------------
 
 

@@ -244,11 +244,6 @@ def tensor_of(spec: TensorSpec, ids: int, batch: int) -> Tensor:
     return value.copy_(torch.randint(0, ids, shape))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
-
-
 def build(match: Match, schedule: Mapping[str, Any], folder: Path) -> Callable[..., None]:
     try:
         return CpuPlatform().build(kernel_of(match, schedule), region_of(match), folder).call

@@ -226,11 +226,6 @@ def found_of(name: str) -> Found:
     return _FOUND[name]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
-
-
 def runs_as_eager(match: Match, inputs: Sequence[Tensor], folder: Path, **choices: Any) -> None:
     """The kernel against the region itself."""
     expected = to_graph_module(region_of(match))(*inputs)

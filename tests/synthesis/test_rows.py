@@ -180,11 +180,6 @@ def found_of(name: str) -> Found:
     return find(FAMILY, CASES[name].function, CASES[name].inputs())
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 def assert_chosen_well(case: Case, found: Found, match: Match, outputs: Sequence[Tensor]) -> None:
     """As eager's, up to the order of equal scores where eager promises none; what is only moved keeps its bits."""
     expected = values_of(found, match.outputs)

@@ -115,11 +115,6 @@ def found_of(name: str) -> Found:
     return _FOUND[name]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("build")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_cpp_agrees_with_eager(name: str, folder: Path) -> None:
     found, turn = found_of(name), list(CASES).index(name)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ import torch
 
 from ...graph.region import Region, Workload
 from ...kernel import Kernel
+from ...platforms.processes import end_group
 from ..evaluation import Crashed, Refused
 from ..job import WorkerSetup
 
@@ -115,8 +113,5 @@ def run_bounded(command: Sequence[str], folder: Path, environment: Mapping[str, 
         except subprocess.TimeoutExpired:
             return None
         finally:
-            # The group may outlive its leader.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
     return Ended(code, log.read_bytes()[-_OUTPUT_BYTES:].decode(errors="replace"))

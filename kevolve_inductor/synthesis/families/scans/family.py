@@ -15,6 +15,7 @@ from ....platforms.platform import Target
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
+from ..cores import cores_of, regions_around
 from .cpp import source_of
 from .plan import ScanPlan
 from .structure import Surroundings, is_scan, read
@@ -35,25 +36,11 @@ class ScansFamily(Family):
     name: ClassVar[str] = "scans"
 
     def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
-        cores = [node for node in graph.nodes if is_scan(node) and _device_of(node) == device]
-        if not cores:
-            return
-        around = Surroundings(graph)
-        for core in cores:
-            found = self._found(around, core, device)
-            if isinstance(found, Match):
-                around.take(found.nodes, found.outputs)
-            yield found
-
-    def _found(self, around: Surroundings, core: torch.fx.Node, device: str) -> Match | Rejection:
-        try:
-            match = _match(around, core, device, alone=False)
-        except UnsupportedError:
-            try:
-                match = _match(around, core, device, alone=True)
-            except UnsupportedError as error:
-                return Rejection(error.code, error.message, self.name, (core,))  # type: ignore[arg-type]
-        return _unfit(match, device) or match
+        cores = cores_of(graph, is_scan, device)
+        if cores:
+            yield from regions_around(
+                cores, Surroundings(graph), device, self.name, _match, lambda match: _unfit(match, device)
+            )
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         plan: ScanPlan = match.plan
@@ -111,12 +98,6 @@ def _gpu_space(plan: ScanPlan, length: int) -> ScheduleSpace:
 
 def _next_power(value: int) -> int:
     return 1 << max(value - 1, 0).bit_length()
-
-
-def _device_of(core: torch.fx.Node) -> str:
-    value = core.meta.get("val")
-    first = value[0] if isinstance(value, tuple | list) else value
-    return first.device.type if isinstance(first, torch.Tensor) else ""
 
 
 def _match(around: Surroundings, core: torch.fx.Node, device: str, alone: bool) -> Match:

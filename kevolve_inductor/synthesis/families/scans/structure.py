@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...expression import ExpressionBuilder, is_constant, is_pointwise, is_view
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.loops import Axis, Store
-from .. import common
+from .. import common, cores
 from .plan import BEFORE, PLACE, PLACE_BEFORE, RUNNING, Kind, ScanPlan
 
 _SCANS: dict[str, Kind] = {"aten.cumsum.default": "sum", "aten.cumprod.default": "product",
@@ -44,22 +44,11 @@ def _is_reversal(node: torch.fx.Node) -> bool:
 # --- which nodes ---
 
 
-class Surroundings:
+class Surroundings(cores.Surroundings):
     """What of a graph may join a scan's region, and is not part of a region found before."""
 
     def __init__(self, graph: torch.fx.Graph) -> None:
-        self.graph = graph
-        self._taken: set[torch.fx.Node] = set()
-        self._order = {node: position for position, node in enumerate(graph.nodes)}
-        self._scanned: set[torch.fx.Node] = set()
-        for node in graph.nodes:
-            if is_scan(node) or any(source in self._scanned for source in node.all_input_nodes):
-                self._scanned.add(node)
-
-    def take(self, nodes: Iterable[torch.fx.Node], outputs: Iterable[torch.fx.Node]) -> None:
-        """From now on ``nodes`` are a region; what others need as well (views, constants) they may compute again."""
-        inside, written = set(nodes), set(outputs)
-        self._taken.update(node for node in inside if node in written or inside.issuperset(node.users))
+        super().__init__(graph, is_scan)
 
     def followers(self, core: torch.fx.Node) -> Iterator[torch.fx.Node]:
         """Values computed element by element from the scan's results, in graph order, the results themselves first.
@@ -77,9 +66,6 @@ class Surroundings:
             if fits and all(self._is_ready(source, core) for source in others):
                 inside.add(node)
                 yield node
-
-    def _is_ready(self, node: torch.fx.Node, core: torch.fx.Node) -> bool:
-        return node not in self._scanned or self._order[node] < self._order[core]
 
     def results(self, core: torch.fx.Node) -> list[torch.fx.Node]:
         """The tensors that ``core`` itself gives."""

@@ -16,6 +16,7 @@ from ....platforms.platform import Target
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
+from ..cores import cores_of, regions_around
 from . import cpp, triton, weights_cpp, weights_triton
 from .operators import BACKWARD, is_stencil
 from .plan import StencilPlan
@@ -33,25 +34,9 @@ class StencilsFamily(Family):
     name: ClassVar[str] = "stencils"
 
     def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
-        cores = [node for node in graph.nodes if is_stencil(node) and _device_of(node) == device]
-        if not cores:
-            return
-        around = Surroundings(graph)
-        for core in cores:
-            found = self._found(around, core, device)
-            if isinstance(found, Match):
-                around.take(found.nodes, found.outputs)
-            yield found
-
-    def _found(self, around: Surroundings, core: torch.fx.Node, device: str) -> Match | Rejection:
-        try:
-            match = _match(around, core, device, alone=False)
-        except UnsupportedError:
-            try:
-                match = _match(around, core, device, alone=True)
-            except UnsupportedError as error:
-                return Rejection(error.code, error.message, self.name, (core,))  # type: ignore[arg-type]
-        return _unfit(match) or match
+        cores = cores_of(graph, is_stencil, device)
+        if cores:
+            yield from regions_around(cores, Surroundings(graph), device, self.name, _match, _unfit)
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         plan: StencilPlan | BackwardPlan = match.plan
@@ -75,12 +60,6 @@ class StencilsFamily(Family):
             parts += [weights_triton.weights_text(weights, arguments, schedule)] if weights is not None else []
             return triton.assembled(parts)
         raise EmissionError(f"no {language} kernels of stencils")
-
-
-def _device_of(core: torch.fx.Node) -> str:
-    value = core.meta.get("val")
-    values = value if isinstance(value, tuple | list) else [value]
-    return next((one.device.type for one in values if isinstance(one, torch.Tensor)), "")
 
 
 def _match(around: Surroundings, core: torch.fx.Node, device: str, alone: bool) -> Match:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ...expression.expression import Expr
 from ...expression.loops import Axis, Store
 from ...expression.printer import operator_flops
 from ...expression.views import splits
-from .. import common
+from .. import common, cores
 from .operators import BACKWARD, MOST_TAPS, STENCILS, is_stencil
 from .plan import FOLDED, PLACE, REACH, StencilPlan, affine, tap_name
 from .pooling import Maximum
@@ -44,22 +44,11 @@ def _moves(node: torch.fx.Node) -> bool:
     return is_view(node) and (target_name(node) != "getitem" or splits(node))
 
 
-class Surroundings:
+class Surroundings(cores.Surroundings):
     """What of a graph may join a stencil's region, and is not part of a region found before."""
 
     def __init__(self, graph: torch.fx.Graph) -> None:
-        self.graph = graph
-        self._taken: set[torch.fx.Node] = set()
-        self._order = {node: position for position, node in enumerate(graph.nodes)}
-        self._after: set[torch.fx.Node] = set()
-        for node in graph.nodes:
-            if is_stencil(node) or any(source in self._after for source in node.all_input_nodes):
-                self._after.add(node)
-
-    def take(self, nodes: Iterable[torch.fx.Node], outputs: Iterable[torch.fx.Node]) -> None:
-        """From now on ``nodes`` are a region; what others need as well (views, constants) they may compute again."""
-        inside, written = set(nodes), set(outputs)
-        self._taken.update(node for node in inside if node in written or inside.issuperset(node.users))
+        super().__init__(graph, is_stencil)
 
     def results(self, core: torch.fx.Node) -> list[torch.fx.Node]:
         """The tensors that ``core`` itself gives."""
@@ -88,9 +77,6 @@ class Surroundings:
             if all(self._is_ready(source, core) for source in sources if source not in inside):
                 inside.add(node)
                 yield node
-
-    def _is_ready(self, node: torch.fx.Node, core: torch.fx.Node) -> bool:
-        return node not in self._after or self._order[node] < self._order[core]
 
     def producers(self, inside: set[torch.fx.Node], lean: bool) -> set[torch.fx.Node]:
         """As :func:`common.absorbable`, without reads by index; padding is always computed again, rather than read.
