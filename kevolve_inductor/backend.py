@@ -56,7 +56,7 @@ def kevolve(
     return compile_fx(
         gm,
         example_inputs,
-        inner_compile=_guarded(settings, patches.get(_HOOK), swap_pass.store),
+        inner_compile=_guarded(settings, patches.get(_HOOK), swap_pass),
         config_patches={**patches, _HOOK: swap_pass},
     )
 
@@ -91,7 +91,7 @@ def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEv
     )
 
 
-def _guarded(settings: Settings, previous: Any, store: Store) -> Callable[..., Any]:
+def _guarded(settings: Settings, previous: Any, swap_pass: SwapPass) -> Callable[..., Any]:
     """Inductor's inner compiler for one graph, tried with our pass and, if that fails in any way, without it.
 
     It is here and not around the whole compile because the backward graph is compiled long after this call returned.
@@ -100,11 +100,12 @@ def _guarded(settings: Settings, previous: Any, store: Store) -> Callable[..., A
     def compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
         untouched = copy.deepcopy(gm.graph)
         try:
-            return compile_fx_inner(gm, example_inputs, **kwargs)
+            with swap_pass.settings_restored():
+                return compile_fx_inner(gm, example_inputs, **kwargs)
         except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
             _fall_back(error, settings)
             # The result is cached further out, under the key of a graph with our pass: another compile must try again.
-            store.renew_generation()
+            swap_pass.store.renew_generation()
             with inductor_config.patch({_HOOK: previous}):
                 return compile_fx_inner(torch.fx.GraphModule(gm, untouched), example_inputs, **kwargs)
 

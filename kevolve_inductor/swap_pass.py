@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 import torch.fx
+from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from . import __version__
 from .cache.entry import Entry
 from .cache.store import Store
 from .evaluate.build import gate
-from .evaluate.evaluation import GraphVerdict, Passed, from_json
+from .evaluate.evaluation import GraphVerdict, ModeTimes, Passed, from_json
 from .evaluate.evaluator import Evaluator
 from .evaluate.explain import explain
 from .exc import PlatformError, ResourceError, UndecidedError, UnsupportedError, WorkerError
 from .graph.capture import capture_graph, graph_inputs
+from .graph.cost import estimate_s
 from .graph.discovery import Discovery, Found, discover
 from .graph.meta import hint_of
 from .graph.ranges import Ranges, propagate
@@ -48,6 +50,12 @@ EvaluatorFactory = Callable[[Platform, Store, Settings], AbstractContextManager[
 _GRAPH_NOISE = 1.02
 # Whole graphs beyond this many nodes are not compiled twice more; their regions' own evidence has to do.
 _GRAPH_NODE_LIMIT = 1500
+# Another of Inductor's modes takes long to compile here and, in every process that does not find it cached, again: it must
+# be worth that, and in a quick search the graph be small.
+_MODE_GAIN = 1.03
+_MODE_NODE_LIMIT = 200
+_LEAST_MODE_GRAPH_S = 20e-6
+_LEAST_MODE_S, _MOST_MODE_S = 20.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -99,13 +107,24 @@ class SwapPass(CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         for one in self._before:
             one(graph)
-        swaps = GraphPlan(self, graph).swaps()
+        plan = GraphPlan(self, graph)
+        swaps = plan.swaps()
         if swaps:
             apply_swaps(graph, swaps)
+        if plan.mode is not None:
+            # For the rest of this graph's compilation; ``settings_restored`` ends it.
+            for name, value in self.platform.modes()[plan.mode].items():
+                setattr(inductor_config, name, value)
+
+    def settings_restored(self) -> AbstractContextManager[None]:
+        """Around one graph's compilation: whatever mode is chosen for it is for it alone."""
+        names = {name for settings in self.platform.modes().values() for name in settings}
+        restored: AbstractContextManager[None] = inductor_config.patch({n: getattr(inductor_config, n) for n in names})
+        return restored
 
 
 class GraphPlan:
-    """Decides what to swap in one graph."""
+    """Decides what to swap in one graph, and in which of Inductor's modes (``None``: its default) it is compiled."""
 
     def __init__(self, owner: SwapPass, graph: torch.fx.Graph) -> None:
         self.settings, self.platform, self.store = owner.settings, owner.platform, owner.store
@@ -113,13 +132,17 @@ class GraphPlan:
         self.graph = graph
         self.ranges: Ranges = propagate(graph, owner._seen)
         self.report = last_run()
+        self.mode: str | None = None
         self._look_up_s = 0.0
+        self._deadline = time.monotonic() + self.settings.effective_budget_s
 
     def swaps(self) -> tuple[Swap, ...]:
         """The swaps that hold, after everything that may be measured has been. Fills the report."""
-        discovery = discover(self.graph, FAMILIES, self.ranges, self._ceilings(), self.platform.name)
+        ceilings = self._ceilings()
+        discovery = discover(self.graph, FAMILIES, self.ranges, ceilings, self.platform.name)
         self._report_rejections(discovery)
-        kept = self._kept(discovery) if discovery.found else ()
+        modes = self._modes(ceilings)
+        kept = self._kept(discovery, modes) if discovery.found or modes else ()
         if self.settings.report is not None:
             try:
                 self.report.write(self.settings.report)
@@ -127,16 +150,21 @@ class GraphPlan:
                 logger.warning("the report cannot be written to %s: %s", self.settings.report, error)
         return kept
 
-    def _kept(self, discovery: Discovery) -> tuple[Swap, ...]:
+    def _kept(self, discovery: Discovery, modes: Sequence[str]) -> tuple[Swap, ...]:
         with self._factory(self.platform, self.store, self.settings) as evaluator:
             tuner = Tuner(self.settings, self.platform, self.store, evaluator)
             decisions = self._decide(discovery, tuner)
             wanted = self._wanted(decisions)
             verdict = self._check(evaluator, wanted) if wanted else None
+            kept = wanted if verdict is None or _holds(verdict) else ()
+            for mode in modes:
+                verdict = self._in_mode(evaluator, kept, mode) or verdict
         if self.settings.searching and any(decision.entry is None for decision in decisions):
             # Inductor will cache this graph under a key made before; the next compile must come here again and go on.
             self.store.renew_generation()
-        kept = wanted if verdict is None or _holds(verdict) else ()
+        if verdict is not None:
+            self.mode = verdict.mode
+            kept = kept if verdict.swapped else ()
         self._report(decisions, {swap.outputs for swap in kept}, verdict)
         return kept
 
@@ -151,11 +179,10 @@ class GraphPlan:
 
     def _decide(self, discovery: Discovery, tuner: Tuner) -> list[Decision]:
         decisions: list[Decision] = []
-        deadline = time.monotonic() + self.settings.effective_budget_s
         total = len(discovery.found)
         for position, found in enumerate(discovery.found):
             announce(Progress(position, total, found.title))
-            seconds = (deadline - time.monotonic()) * _part(discovery.found[position:])
+            seconds = (self._deadline - time.monotonic()) * _part(discovery.found[position:])
             decisions.append(self._decide_one(found, tuner, seconds, position, total))
         self.report.look_ups_us.append(self._look_up_s * 1e6)
         announce(Progress(total, total, "whole graph"))
@@ -211,10 +238,7 @@ class GraphPlan:
             captured = capture_graph(self.graph)
         except UnsupportedError as error:
             return GraphVerdict(None, None, True, f"not measured: {error.message}")
-        kernels = sorted(swap.kernel.digest for swap in wanted)
-        key = digest_of(
-            {"graph": captured.region.digest, "kernels": kernels, "target": self.platform.target().to_json()}
-        )
+        key = self._graph_key(captured.region, wanted)
         known = self.store.recall("graph", key)
         if known is not None:
             return GraphVerdict(**known)
@@ -226,6 +250,43 @@ class GraphPlan:
         verdict = evaluator.check_graph(captured.region, self._workload(captured.region), swaps)
         self.store.remember("graph", key, vars(verdict))
         return verdict
+
+    def _modes(self, ceilings: Ceilings) -> tuple[str, ...]:
+        """Inductor's modes worth a look for this graph: none where the user chose one."""
+        modes = self.platform.modes()
+        untouched = (
+            mode for mode, values in modes.items() if not any(getattr(inductor_config, name) for name in values)
+        )
+        nodes = [node for node in self.graph.nodes if node.op == "call_function"]
+        if len(nodes) > (_GRAPH_NODE_LIMIT if self.settings.search == "full" else _MODE_NODE_LIMIT):
+            return ()
+        if not modes or sum(estimate_s(node, ceilings) for node in nodes) < _LEAST_MODE_GRAPH_S:
+            return ()
+        return tuple(untouched)
+
+    def _in_mode(self, evaluator: Evaluator, swaps: tuple[Swap, ...], mode: str) -> GraphVerdict | None:
+        """The verdict if the graph is faster in that mode of Inductor's, with or without the swaps, else ``None``."""
+        try:
+            captured = capture_graph(self.graph)
+        except UnsupportedError:
+            return None
+        key = self._graph_key(captured.region, swaps, mode)
+        known = self.store.recall("mode", key)
+        if known is None and not self.settings.searching:
+            return None
+        if known is None:
+            left_s = max(self._deadline - time.monotonic(), _LEAST_MODE_S)
+            limit_s = _MOST_MODE_S if self.settings.search == "full" else min(left_s, _MOST_MODE_S)
+            renamed = _renamed(swaps, captured.node_names)
+            workload = self._workload(captured.region)
+            known = asdict(evaluator.time_mode(captured.region, workload, renamed, mode, limit_s))
+            self.store.remember("mode", key, known)
+        return _verdict_in_mode(ModeTimes(**known), mode)
+
+    def _graph_key(self, graph: Region, swaps: Sequence[Swap], mode: str | None = None) -> str:
+        kernels = sorted(swap.kernel.digest for swap in swaps)
+        key = {"graph": graph.digest, "kernels": kernels, "target": self.platform.target().to_json()}
+        return digest_of(key if mode is None else key | {"mode": mode})
 
     def _workload(self, region: Region) -> Workload:
         inputs = graph_inputs(self.graph)
@@ -243,6 +304,8 @@ class GraphPlan:
             self.report.regions.append(_row(decision, swapped, whole_us))
         if verdict is not None:
             words = verdict.reason or ("confirmed" if _holds(verdict) else "slower or different: swaps undone")
+            if verdict.mode is not None:
+                words = f"Inductor {verdict.mode}, {'with' if kept else 'without'} kernels"
             self.report.graph_verdicts.append(GraphRow(verdict.inductor_us, verdict.kevolve_us, words))
 
 
@@ -269,6 +332,19 @@ def _holds(verdict: GraphVerdict) -> bool:
     if verdict.inductor_us is None or verdict.kevolve_us is None:
         return verdict.correct
     return verdict.correct and verdict.kevolve_us <= verdict.inductor_us * _GRAPH_NOISE
+
+
+def _verdict_in_mode(times: ModeTimes, mode: str) -> GraphVerdict | None:
+    default = [time_us for time_us in (times.inductor_us, times.kevolve_us) if time_us is not None]
+    in_mode = [
+        (us, swapped) for us, swapped in ((times.kevolve_mode_us, True), (times.mode_us, False)) if us is not None
+    ]
+    if not default or not in_mode:
+        return None
+    best_us, swapped = min(in_mode)
+    if best_us * _MODE_GAIN > min(default):
+        return None
+    return GraphVerdict(times.inductor_us, best_us, True, mode=mode, swapped=swapped)
 
 
 def _row(decision: Decision, swapped: bool, whole_us: float | None) -> RegionRow:

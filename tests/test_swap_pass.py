@@ -6,16 +6,26 @@ import logging
 import re
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.graph import GraphLowering
 
-from kevolve_inductor import report
+from kevolve_inductor import report, swap_pass
 from kevolve_inductor.cache.store import Store
-from kevolve_inductor.evaluate.evaluation import Baselines, BuildFailed, Diagnosis, GraphVerdict, Passed, Refused
+from kevolve_inductor.evaluate.evaluation import (
+    Baselines,
+    BuildFailed,
+    Diagnosis,
+    GraphVerdict,
+    ModeTimes,
+    Passed,
+    Refused,
+)
 from kevolve_inductor.exc import ResourceError, WorkerError
 from kevolve_inductor.graph.ranges import seen_ranges
 from kevolve_inductor.kernel import Kernel
@@ -29,8 +39,9 @@ DIAGNOSIS = Diagnosis("memory", "a test", 1e9, 1e9, 0.5)
 class Judge:
     """Accepts every kernel, the later ones as the slower ones."""
 
-    def __init__(self, graph_us=(100.0, 50.0), correct=True, evaluation=None):
-        self.opened, self.evaluated, self.checked = [], 0, 0
+    def __init__(self, graph_us=(100.0, 50.0), correct=True, evaluation=None, mode_times=None):
+        self.opened, self.evaluated, self.checked, self.modes = [], 0, 0, []
+        self.mode_times = mode_times or ModeTimes()
         self.graph_us, self.correct, self.evaluation = graph_us, correct, evaluation
 
     def open(self, region, workload):
@@ -50,6 +61,10 @@ class Judge:
     def check_graph(self, graph, workload, swaps):
         self.checked += 1
         return GraphVerdict(*self.graph_us, self.correct)
+
+    def time_mode(self, graph, workload, swaps, mode, limit_s):
+        self.modes.append((mode, len(swaps)))
+        return self.mode_times
 
     def close(self):
         pass
@@ -78,7 +93,8 @@ def compiled(function, settings, judge, inputs, *, dynamic=False, before=()):
         swap = SwapPass(
             settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before
         )
-        return compile_fx(gm, example_inputs, config_patches={"post_grad_custom_post_pass": swap})
+        with swap.settings_restored():
+            return compile_fx(gm, example_inputs, config_patches={"post_grad_custom_post_pass": swap})
 
     result = torch.compile(function, backend=backend, dynamic=dynamic)
     return result, result(*inputs)
@@ -369,3 +385,64 @@ def test_switched_off_the_generated_code_is_inductors_byte_for_byte(tmp_path, of
     mine, plain = code_of(backend="kevolve", options=options), code_of()
     assert mine == plain and len(plain) == (2 if training else 1)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def with_a_mode(monkeypatch):
+    """A CPU on which Inductor has a mode of its own, and every graph is worth it."""
+    monkeypatch.setattr(CpuPlatform, "modes", lambda self: {"tuned": {"coordinate_descent_tuning": True}})
+    monkeypatch.setattr(swap_pass, "_LEAST_MODE_GRAPH_S", 0.0)
+
+
+def seen_settings(function, settings, judge, inputs):
+    """What the graph was lowered under."""
+    seen = []
+    with inductor_config.patch(force_disable_caches=True):
+        lowered = GraphLowering.run
+
+        def run(self, *args):
+            seen.append(inductor_config.coordinate_descent_tuning)
+            return lowered(self, *args)
+
+        with patch.object(GraphLowering, "run", run):
+            compiled(function, settings, judge, inputs)
+    assert inductor_config.coordinate_descent_tuning is False
+    return seen[-1], report.last_run()
+
+
+def test_a_faster_mode_of_inductors_is_taken_with_the_kernels_and_remembered(settings, with_a_mode):
+    x = torch.randn(100, 64)
+    judge = Judge(mode_times=ModeTimes(100.0, 50.0, 60.0, 40.0))
+    tuned, run = seen_settings(gate, settings, judge, (x,))
+    assert tuned and judge.modes == [("tuned", 1)]
+    assert run.regions[0].verdict == "swapped"
+    assert run.graph_verdicts[0].verdict == "Inductor tuned, with kernels"
+    judge = Judge()
+    tuned, run = seen_settings(gate, replace(settings, search="lookup"), judge, (x,))
+    assert tuned and judge.modes == [] and run.regions[0].verdict == "swapped (from store)"
+
+
+def test_a_mode_that_beats_the_kernels_is_taken_without_them(settings, with_a_mode):
+    judge = Judge(mode_times=ModeTimes(100.0, 50.0, 20.0, 45.0))
+    tuned, run = seen_settings(gate, settings, judge, (torch.randn(100, 64),))
+    assert tuned and run.regions[0].verdict.startswith("left: whole graph")
+    assert run.graph_verdicts[0].kevolve_us == 20.0
+
+
+@pytest.mark.parametrize(
+    "times", [ModeTimes(), ModeTimes(100.0, 50.0), ModeTimes(100.0, 50.0, 49.5, 49.0), ModeTimes(mode_us=1.0)]
+)
+def test_a_mode_that_is_no_faster_or_was_not_measured_is_left(settings, with_a_mode, times):
+    tuned, run = seen_settings(gate, settings, Judge(mode_times=times), (torch.randn(100, 64),))
+    assert not tuned and run.regions[0].verdict == "swapped" and run.graph_verdicts[0].verdict == "confirmed"
+
+
+def test_a_mode_is_looked_at_where_no_region_is_found_but_not_where_the_user_chose(settings, with_a_mode):
+    judge = Judge(mode_times=ModeTimes(inductor_us=100.0, mode_us=50.0))
+    tuned, _ = seen_settings(lambda x: (x @ x.t()).relu(), settings, judge, (torch.randn(65, 64),))
+    assert tuned and judge.modes == [("tuned", 0)]
+    judge = Judge(mode_times=ModeTimes(inductor_us=100.0, mode_us=50.0))
+    torch._dynamo.reset()
+    with inductor_config.patch(coordinate_descent_tuning=True):
+        compiled(lambda x: (x @ x.t()).relu(), settings, judge, (torch.randn(66, 64),))
+    assert judge.modes == []

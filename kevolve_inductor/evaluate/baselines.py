@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,16 +33,19 @@ def decomposed(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> torc
         return make_fx(gm, select_decomp_table(), tracing_mode="fake")(*inputs)
 
 
-def compile_inductor(gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Compiled:
+def compile_inductor(
+    gm: torch.fx.GraphModule, inputs: Sequence[torch.Tensor], settings: Mapping[str, Any] | None = None
+) -> Compiled:
     """Inductor's code for an ATen-level graph that AOTAutograd has already been through; inference only.
 
-    Compiled below ``torch.compile``'s guards and AOTAutograd's wrapper, as the part of a larger graph would be.
+    Compiled below ``torch.compile``'s guards and AOTAutograd's wrapper, as the part of a larger graph would be, and under
+    Inductor's own ``settings`` where there are any.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 
     fakes = with_fake_values(gm, inputs)
-    ours = config.patch({"post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None})
+    ours = config.patch({**(settings or {}), "post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None})
     with torch.no_grad(), ours:
         compiled: Any = compile_fx_inner(gm, fakes, is_inference=True)
 

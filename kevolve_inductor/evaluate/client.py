@@ -20,6 +20,7 @@ from .evaluation import (
     Crashed,
     Evaluation,
     GraphVerdict,
+    ModeTimes,
     Passed,
     Refused,
     ResourceFailed,
@@ -91,6 +92,7 @@ class WorkerEvaluator:
         reason = self._platform.available()
         if reason is not None:
             return Baselines({}, {"eager": reason, "inductor": reason})
+        self._platform.release_unused()
         return self._workers.open(region, workload)
 
     def prepare(self, kernels: tuple[Kernel, ...], outside: bool = False) -> None:
@@ -236,6 +238,12 @@ class WorkerEvaluator:
         # Both graphs hold more memory than one: that says nothing against the swaps.
         too_large = isinstance(answer, Died) and isinstance(answer.evaluation(), ResourceFailed)
         return GraphVerdict(None, None, too_large, f"not measured: {answer}"[:500])
+
+    def time_mode(
+        self, graph: Region, workload: Workload, swaps: tuple[Swap, ...], mode: str, limit_s: float
+    ) -> ModeTimes:
+        answer = self._workers.outside_session(GraphJob(graph, workload, swaps, mode), limit_s)
+        return ModeTimes(**answer) if isinstance(answer, dict) and "error" not in answer else ModeTimes()
 
     def close(self) -> None:
         """End the workers. May be called twice; ``open`` starts new ones."""

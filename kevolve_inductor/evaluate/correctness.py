@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
 
+from ..graph.dims import evaluate
 from ..graph.reference import Reference, evaluate_fp64
 from ..graph.region import Region, Workload
+from ..graph.rounding import RoundingSpread
 from ..graph.selection import TOLERANCES, outputs_of_selections, typical_magnitude
 from .causes import cause_of, cause_of_values
 from .evaluation import Mismatch, Pattern
@@ -24,6 +26,15 @@ _EAGER_ERRORS = 2.0
 # times the median of normal draws, twice that is beyond 5 standard deviations.
 _TYPICAL_ERRORS = 4.0
 _ENOUGH_ROWS = 16
+# What random rounding makes of an element is a draw as well; twice four standard deviations are allowed.
+_SPREADS = 8.0
+# All elements together are no draw: their errors' norm stays near what rounding gives.
+_SPREADS_IN_NORM = 3.0
+_FIRST_DRAWS, _MOST_DRAWS = 4, 32
+# What is this many times off what a few draws allow is no matter of rounding.
+_FAR_OFF = 30.0
+# Elements evaluated for one distribution's draws: seconds on either kind of device.
+_MOST_WORK = {"cpu": 2**30, "cuda": 2**35}
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Judge:
     def __init__(self, region: Region, workload: Workload, seed: int, device: torch.device) -> None:
         self.region, self.workload, self.seed, self.device = region, workload, seed, device
         self._references: OrderedDict[str, Reference | None] = OrderedDict()
+        self._spread: tuple[str, RoundingSpread] | None = None
         self._selected = tuple(outputs_of_selections(region).values())
 
     def judge(self, distribution: str, outputs: Sequence[torch.Tensor] | None) -> Agreed | Mismatch | NoReference:
@@ -113,6 +125,8 @@ class Judge:
         for number, output in enumerate(outputs):
             exact, eager = reference.exact[number], reference.eager[number]
             verdict = _compare_one(output, exact, eager, reference.bitwise[number])
+            if verdict.by_rounding:
+                verdict = self._with_other_orders(distribution, number, verdict)
             if verdict.wrong.any():
                 inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
                 cause = cause_of_values(output, exact, verdict.wrong, inputs)
@@ -121,18 +135,58 @@ class Judge:
                 max_error = max(max_error, float(verdict.error.max()))
         return Agreed(max_error)
 
+    def _with_other_orders(self, distribution: str, number: int, verdict: _Verdict) -> _Verdict:
+        """The verdict where eager's error may have been any that rounding gives, not only the one that it has."""
+        assert verdict.error is not None
+        spread = self._spread_of(distribution)
+        wrong = verdict.wrong
+        while spread is not None:
+            deviation = spread.deviation(number)
+            allowed = _SPREADS * deviation
+            wrong = verdict.wrong & (verdict.error > allowed)
+            if verdict.error.norm() > max(verdict.allowed_norm, _SPREADS_IN_NORM * float(deviation.norm())):
+                wrong = verdict.wrong
+            if not wrong.any() or spread.draws >= self._most_draws():
+                break
+            if bool((verdict.error > _FAR_OFF * _of_row(allowed))[wrong].any()):
+                break
+            spread.draw(spread.draws)
+        return replace(verdict, wrong=wrong)
+
+    def _spread_of(self, distribution: str) -> RoundingSpread | None:
+        if self._spread is None or self._spread[0] != distribution:
+            inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
+            try:
+                spread = RoundingSpread(self.region, inputs, self.seed)
+            except ValueError:
+                return None
+            spread.draw(_FIRST_DRAWS)
+            self._spread = (distribution, spread)
+        return self._spread[1]
+
+    def _most_draws(self) -> int:
+        symbols = self.workload.symbols
+        elements = sum(evaluate(spec.numel, symbols) for node in self.region.nodes for spec in node.specs)
+        return max(_FIRST_DRAWS, min(_MOST_DRAWS, _MOST_WORK.get(self.device.type, 2**30) // max(elements, 1)))
+
+
+def _of_row(values: torch.Tensor) -> torch.Tensor:
+    return values.amax(-1, keepdim=True) if values.dim() and values.numel() else values
+
 
 @dataclass(frozen=True)
 class _Verdict:
     """``wrong`` and ``error`` have the output's shape; ``error`` is 0 where no difference is defined.
 
-    ``pattern`` where what is wrong, not where, makes it.
+    ``pattern`` where what is wrong, not where, makes it. ``by_rounding``: finite values, each near the right one or not.
     """
 
     check: str
     wrong: torch.Tensor
     error: torch.Tensor | None
     pattern: Pattern | None = None
+    by_rounding: bool = False
+    allowed_norm: float = 0.0
 
 
 def _compare_one(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitwise: bool) -> _Verdict:
@@ -150,10 +204,23 @@ def _compare_one(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor,
         wrong = (output != eager) & ~(output.isnan() & eager.isnan())
         return _Verdict("equal bits", wrong, _distance(output, exact), _nan_placement(nan_differs))
     error = _distance(output, exact)
-    wrong = nan_differs | (error > allowed_error(exact, eager))
-    same_infinity = (output == eager) | (output.double() == exact)
-    wrong |= ~same_infinity & (output.isinf() | (eager.isinf() & exact.isinf())) & ~output.isnan()
-    return _Verdict("fp64 reference", wrong, error, _nan_placement(nan_differs))
+    allowed = allowed_error(exact, eager)
+    same_infinity = (output == eager) | (output.double() == exact) | _rounds_to_infinity(output, exact, allowed)
+    not_finite = ~same_infinity & (output.isinf() | (eager.isinf() & exact.isinf())) & ~output.isnan()
+    not_finite |= nan_differs
+    wrong = not_finite | (error > allowed)
+    each = torch.maximum(_tolerance(exact, eager.dtype), _EAGER_ERRORS * _distance(eager, exact))
+    allowed_norm = float(each.norm())
+    if float(error.norm()) > allowed_norm:
+        wrong |= error > each
+    by_rounding = bool(wrong.any()) and not bool(not_finite.any())
+    return _Verdict("fp64 reference", wrong, error, _nan_placement(nan_differs), by_rounding, allowed_norm)
+
+
+def _rounds_to_infinity(output: torch.Tensor, exact: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Where a value within the allowed error of the exact one is beyond the dtype's largest."""
+    beyond = exact.abs() + allowed >= torch.finfo(output.dtype).max
+    return output.isinf() & beyond & ((output > 0) == (exact > 0))
 
 
 def _nan_placement(differs: torch.Tensor) -> Pattern | None:
@@ -173,12 +240,15 @@ def allowed_error(exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:
     are small) and twice eager's own error: at the element, the worst of its row, or what is typical of all rows relative
     to their magnitudes, since which element of which row eager happens to round badly is not a property of the region.
     """
-    relative, absolute = TOLERANCES[eager.dtype]
-    tolerance = relative * exact.abs() + absolute * typical_magnitude(exact)
     error = _distance(eager, exact)
     if error.dim() and error.numel():
         error = torch.maximum(error, _error_of_rows(error, exact))
-    return torch.maximum(tolerance.nan_to_num(0.0, 0.0, 0.0), _EAGER_ERRORS * error)
+    return torch.maximum(_tolerance(exact, eager.dtype), _EAGER_ERRORS * error)
+
+
+def _tolerance(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    relative, absolute = TOLERANCES[dtype]
+    return (relative * exact.abs() + absolute * typical_magnitude(exact)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _error_of_rows(error: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:

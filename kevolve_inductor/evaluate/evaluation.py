@@ -177,9 +177,27 @@ class Baselines:
 
 @dataclass(frozen=True)
 class GraphVerdict:
-    """Whole graph with and without the swaps, interleaved. ``reason`` says why it could not be measured."""
+    """Whole graph with and without the swaps, interleaved. ``reason`` says why it could not be measured.
+
+    ``mode`` names the settings of Inductor's (``Platform.modes``) under which ``kevolve_us`` was measured, ``None`` its
+    defaults; ``swapped`` is false where that is the graph without the swaps.
+    """
 
     inductor_us: float | None
     kevolve_us: float | None
     correct: bool
     reason: str | None = None
+    mode: str | None = None
+    swapped: bool = True
+
+
+@dataclass(frozen=True)
+class ModeTimes:
+    """Microseconds of a whole graph in one of Inductor's modes beside its default, interleaved, each with the swaps
+    (``kevolve``) and without (``inductor``). What is ``None`` was not there to be measured, was wrong, or took too long.
+    """
+
+    inductor_us: float | None = None
+    kevolve_us: float | None = None
+    mode_us: float | None = None
+    kevolve_mode_us: float | None = None

@@ -7,7 +7,7 @@ from typing import Protocol
 from ..graph.region import Region, Workload
 from ..graph.swap import Swap
 from ..kernel import Kernel
-from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, Refused
+from .evaluation import Baselines, Crashed, Evaluation, GraphVerdict, ModeTimes, Refused
 from .sanitizers.sanitizers import Sanitized
 
 
@@ -48,6 +48,12 @@ class Evaluator(Protocol):
 
     def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:
         """Time the whole graph with ``swaps`` applied against the same graph under plain Inductor."""
+        ...
+
+    def time_mode(
+        self, graph: Region, workload: Workload, swaps: tuple[Swap, ...], mode: str, limit_s: float
+    ) -> ModeTimes:
+        """Time the whole graph in one of Inductor's modes (``Platform.modes``), for at most about ``limit_s`` seconds."""
         ...
 
     def close(self) -> None: ...

@@ -173,16 +173,18 @@ class ProfileJob:
 
 @dataclass(frozen=True)
 class GraphJob:
-    """Compile a whole graph with and without ``swaps``, compare and time."""
+    """Compile a whole graph with and without ``swaps``, compare and time; with ``mode``, in that mode of Inductor's too."""
 
     name: ClassVar[str] = "graph"
     graph: Region
     workload: Workload
     swaps: tuple[Swap, ...]
+    mode: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         swaps = [swap.to_json() for swap in self.swaps]
-        return {"graph": self.graph.to_json(), "workload": self.workload.to_json(), "swaps": swaps}
+        graph, workload = self.graph.to_json(), self.workload.to_json()
+        return {"graph": graph, "workload": workload, "swaps": swaps, "mode": self.mode}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphJob:
@@ -190,7 +192,7 @@ class GraphJob:
         from ..graph.swap import Swap
 
         swaps = tuple(Swap.from_json(swap) for swap in data["swaps"])
-        return cls(Region.from_json(data["graph"]), Workload.from_json(data["workload"]), swaps)
+        return cls(Region.from_json(data["graph"]), Workload.from_json(data["workload"]), swaps, data["mode"])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..exc import WorkerError
 from ..graph.region import Region, Workload
 from ..kernel import Kernel, digest_of
 from .build import gate
-from .evaluation import Baselines, Diagnosis, Evaluation, GraphVerdict, Passed
+from .evaluation import Baselines, Diagnosis, Evaluation, GraphVerdict, ModeTimes, Passed
 from .sanitizers.sanitizers import Sanitized
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ class NullEvaluator:
         saved_us = sum(_INDUCTOR_US - self._latency_us(swap.kernel) for swap in swaps)
         whole_us = 10.0 * _INDUCTOR_US * max(len(swaps), 1)
         return GraphVerdict(whole_us, whole_us - saved_us, True)
+
+    def time_mode(
+        self, graph: Region, workload: Workload, swaps: tuple[Swap, ...], mode: str, limit_s: float
+    ) -> ModeTimes:
+        return ModeTimes()
 
     def close(self) -> None:
         self._region = None

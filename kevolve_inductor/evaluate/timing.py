@@ -18,10 +18,10 @@ _MORE_ROUNDS = 6
 _MOST_ROUNDS = 42
 _MOST_SURE_ROUNDS = 400
 _BUDGET_S = 2.0
-_DUEL_BUDGET_S = 4.0
-_DUEL_STEP = 4
-_DUEL_LEAST_ROUNDS = 8
-_DUEL_MOST_ROUNDS = 200
+_RACE_BUDGET_S = 4.0
+_RACE_STEP = 4
+_RACE_LEAST_ROUNDS = 8
+_RACE_MOST_ROUNDS = 200
 # The one-sided risk of a 95 % interval's lower end.
 _RISK = 0.025
 # A candidate whose speedup seems to be below this is not worth another round, unless it is to be decided.
@@ -152,20 +152,19 @@ def _decided(timing: Timing, decide_at: float | None) -> bool:
     return timing.speedup < _HOPELESS or timing.speedup_low >= (1.0 - _PRECISE) * timing.speedup
 
 
-def duel(
-    executor: Executor, one: Call, other: Call, clock: Callable[[], float] = time.monotonic
-) -> tuple[float, float]:
-    """Microseconds of two versions of the same thing, in turn, with warm caches as in use.
+def race(
+    executor: Executor, calls: Mapping[str, Call], clock: Callable[[], float] = time.monotonic
+) -> dict[str, float]:
+    """Microseconds of several versions of the same thing, in turn, with warm caches as in use.
 
     The lower quartile, since whatever else the machine does only ever adds.
     """
-    rows: list[list[float]] = [[], []]
-    deadline = clock() + _DUEL_BUDGET_S
-    while len(rows[0]) < _DUEL_LEAST_ROUNDS or (clock() < deadline and len(rows[0]) < _DUEL_MOST_ROUNDS):
-        for row, more in zip(rows, executor.measure([one, other], _DUEL_STEP, cold=False), strict=True):
+    rows: list[list[float]] = [[] for _ in calls]
+    deadline = clock() + _RACE_BUDGET_S
+    while len(rows[0]) < _RACE_LEAST_ROUNDS or (clock() < deadline and len(rows[0]) < _RACE_MOST_ROUNDS):
+        for row, more in zip(rows, executor.measure(list(calls.values()), _RACE_STEP, cold=False), strict=True):
             row.extend(more)
-    first, second = (sorted(row)[len(row) // 4] for row in rows)
-    return first, second
+    return {name: sorted(row)[len(row) // 4] for name, row in zip(calls, rows, strict=True)}
 
 
 def medians_us(executor: Executor, calls: Mapping[str, Call], rounds: int, cold: bool) -> dict[str, float]:

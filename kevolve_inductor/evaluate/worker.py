@@ -76,9 +76,12 @@ class Worker:
             case JudgeJob() if self._referee is not None:
                 return self._referee.judge(job)
             case GraphJob():
-                from .graph_check import check
+                from .graph_check import check, time_mode
 
-                return check(job, self._executor, self.setup.seed, self.folder)
+                if job.mode is None:
+                    return check(job, self._executor, self.setup.seed, self.folder)
+                settings = platform_for(self.setup.platform).modes()[job.mode]
+                return time_mode(job, settings, self._executor, self.setup.seed, self.folder)
             case CrossJob():
                 from .cross import cross_compile
                 from .evaluation import to_json

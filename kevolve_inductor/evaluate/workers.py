@@ -126,9 +126,10 @@ class Workers:
             self._slot("referee").replace()
         return isinstance(answer, dict) and bool(answer.get("applies"))
 
-    def outside_session(self, job: Job) -> Answer:
+    def outside_session(self, job: Job, limit_s: float | None = None) -> Answer:
         """The answer to a job that needs no region; a process that was lost over it is replaced."""
-        limit_s = _GRAPH_LIMIT_S if isinstance(job, GraphJob) else self._limit_s
+        if limit_s is None:
+            limit_s = _GRAPH_LIMIT_S if isinstance(job, GraphJob) else self._limit_s
         answer = self._slot("bench").ask(job, limit_s, in_session=False)
         if not isinstance(answer, dict):
             self._slot("bench").replace()

@@ -25,7 +25,7 @@ _MEMORY_FORMATS = {
 }
 _LAYOUTS = {"strided": torch.strided}
 # Values that are only moved, compared or counted: what eager gives is exact, so a kernel must give the same bits.
-_EXACT_TARGETS = frozenset(
+EXACT_TARGETS = frozenset(
     "view reshape _unsafe_view permute transpose t slice select expand unsqueeze squeeze clone alias cat stack gather index "
     "_unsafe_index index_select embedding where masked_fill constant_pad_nd full full_like zeros_like ones_like arange "
     "scalar_tensor sort topk max min amax amin argmax argmin maximum minimum clamp clamp_min clamp_max relu neg abs eq ne "
@@ -33,7 +33,7 @@ _EXACT_TARGETS = frozenset(
     "split_with_sizes unbind repeat flip roll copy lift_fresh_copy bucketize searchsorted sign floor ceil trunc "
     "as_strided diagonal triu tril detach unfold zeros ones any all squeeze_copy".split()
 )
-_BITCASTS = frozenset({"aten.view.dtype"})
+BITCASTS = frozenset({"aten.view.dtype"})
 
 Leaf = Callable[[str, Any], Any]
 
@@ -207,7 +207,7 @@ class _Interpreter:
         self.region = region
         self.symbols = {name: int(inputs[index].shape[dim]) for name, index, dim in region.symbols}
         self.eager: dict[str, Any] = {f"i{k}": tensor for k, tensor in enumerate(inputs)}
-        self.exact: dict[str, Any] = {f"i{k}": _widened(tensor) for k, tensor in enumerate(inputs)}
+        self.exact: dict[str, Any] = {f"i{k}": widened(tensor) for k, tensor in enumerate(inputs)}
         self.bitwise: dict[str, bool] = dict.fromkeys(self.eager, True)
         self.device = inputs[0].device if inputs else None
         self.chosen = {
@@ -219,7 +219,7 @@ class _Interpreter:
 
     @torch.no_grad()
     def run(self) -> Reference:
-        last_use = _last_uses(self.region)
+        last_use = last_uses(self.region)
         for position, node in enumerate(self.region.nodes):
             self._step(f"n{position}", node)
             for name in last_use.get(position, ()):
@@ -238,26 +238,14 @@ class _Interpreter:
         self.eager[name] = self._call(node, self.eager, widen=False)
         if is_selection(node.target):
             self._select(name, node, exact_operand=self.bitwise[operands[0]])
-        elif node.target in _BITCASTS:
-            self.exact[name] = _widened(self.eager[name])
+        elif node.target in BITCASTS:
+            self.exact[name] = widened(self.eager[name])
         else:
-            with _default_dtype(torch.float64):
-                self.exact[name] = _widened(self._call(node, self.exact, widen=True))
+            with default_dtype(torch.float64):
+                self.exact[name] = widened(self._call(node, self.exact, widen=True))
 
     def _call(self, node: RegionNode, values: Mapping[str, Any], widen: bool) -> Any:
-        def leaf(kind: str, content: Any) -> Any:
-            if kind == "node":
-                return values[content]
-            if kind == "dim":
-                return evaluate(content, self.symbols)
-            if kind == "dtype":
-                dtype = dtype_of(content)
-                return torch.float64 if widen and dtype.is_floating_point else dtype
-            return device_of(content, self.device)
-
-        args = decode(list(node.args), leaf)
-        kwargs = {key: decode(value, leaf) for key, value in node.kwargs.items()}
-        return resolve_target(node.target)(*args, **kwargs)
+        return call_node(node, values, self.symbols, self.device, widen)
 
     def _select(self, name: str, node: RegionNode, exact_operand: bool) -> None:
         source = next(references(node))
@@ -270,9 +258,29 @@ class _Interpreter:
     def _is_bitwise(self, node: RegionNode, operands: Sequence[str]) -> bool:
         if not all(self.bitwise[operand] for operand in operands):
             return False
-        if node.target == "getitem" or node.target.split(".")[1] in _EXACT_TARGETS:
+        if node.target == "getitem" or node.target.split(".")[1] in EXACT_TARGETS:
             return True
         return not any(dtype_of(spec.dtype).is_floating_point for spec in node.specs)
+
+
+def call_node(
+    node: RegionNode, values: Mapping[str, Any], symbols: dict[str, int], device: torch.device | None, widen: bool
+) -> Any:
+    """The operator's result for ``values`` by name; with ``widen``, floating dtypes that the node names become float64."""
+
+    def leaf(kind: str, content: Any) -> Any:
+        if kind == "node":
+            return values[content]
+        if kind == "dim":
+            return evaluate(content, symbols)
+        if kind == "dtype":
+            dtype = dtype_of(content)
+            return torch.float64 if widen and dtype.is_floating_point else dtype
+        return device_of(content, device)
+
+    args = decode(list(node.args), leaf)
+    kwargs = {key: decode(value, leaf) for key, value in node.kwargs.items()}
+    return resolve_target(node.target)(*args, **kwargs)
 
 
 def references(node: RegionNode) -> Iterator[str]:
@@ -286,7 +294,7 @@ def references(node: RegionNode) -> Iterator[str]:
             yield value["node"]
 
 
-def _last_uses(region: Region) -> dict[int, list[str]]:
+def last_uses(region: Region) -> dict[int, list[str]]:
     last: dict[str, int] = {}
     for position, node in enumerate(region.nodes):
         last |= dict.fromkeys(references(node), position)
@@ -298,16 +306,16 @@ def _last_uses(region: Region) -> dict[int, list[str]]:
     return uses
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, list | tuple):
-        return tuple(_widened(entry) for entry in value)
+        return tuple(widened(entry) for entry in value)
     return value
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     # Operators that turn integers into floats (a quotient, a mean) take the default dtype.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -67,6 +67,12 @@ class CudaPlatform(Platform):
             return "no CUDA device is visible"
         return triton_missing()
 
+    def modes(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"autotuned": {"max_autotune": True, "coordinate_descent_tuning": True}}
+
+    def release_unused(self) -> None:
+        torch.cuda.empty_cache()
+
     def watch(self, command: Sequence[str], environment: Mapping[str, str]) -> Profile:
         return profile_command(command, environment)
 

@@ -68,6 +68,13 @@ class Platform(ABC):
     def available(self) -> str | None:
         """``None`` where kernels can be built and run here, else the reason in one sentence."""
 
+    def modes(self) -> Mapping[str, Mapping[str, Any]]:
+        """By name, the settings of Inductor's own that may make a whole graph faster here, and take long to compile."""
+        return {}
+
+    def release_unused(self) -> None:  # noqa: B027 - most allocators keep nothing
+        """Give memory that this process's allocator keeps for later back to the device."""
+
     def watch(self, command: Sequence[str], environment: Mapping[str, str]) -> Profile:
         """What a tool sees that watches ``command`` while it shows a kernel (``Executor.show``). May take seconds."""
         return Profile()

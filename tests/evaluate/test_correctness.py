@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference, allowed_error
+from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference, _compare_one, allowed_error
 from kevolve_inductor.evaluate.evaluation import Mismatch
 from kevolve_inductor.evaluate.inputs import generate
 from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
@@ -147,3 +147,64 @@ def test_where_eager_raises_for_an_index_a_kernel_must():
 def test_without_valid_inputs_there_is_no_verdict():
     judged, _ = judge(gather_region(), None, None)
     assert isinstance(judged.judge("normal", [torch.zeros(20, 4)]), NoReference)
+
+
+def cancelling_region(rows, columns, dtype="float32"):
+    """``(sum x)^2 - sum x^2`` along the middle, as a factorization machine has it."""
+    x = {"node": "i0"}
+    per_row, full = spec(rows, columns, dtype=dtype), spec(rows, 39, columns, dtype=dtype)
+    nodes = (
+        RegionNode("aten.sum.dim_IntList", (x, [1]), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", ({"node": "n0"}, {"node": "n0"}), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", (x, x), {}, (full,)),
+        RegionNode("aten.sum.dim_IntList", ({"node": "n2"}, [1]), {}, (per_row,)),
+        RegionNode("aten.sub.Tensor", ({"node": "n1"}, {"node": "n3"}), {}, (per_row,)),
+    )
+    return Region((full,), nodes, ("n4",))
+
+
+def machine(x, addends=torch.float32):
+    total, squares = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0])
+    for position in range(x.shape[1]):
+        term = x[:, position].to(addends).float()
+        total, squares = total + term, squares + term * term
+    return total * total - squares
+
+
+@pytest.mark.parametrize("distribution", ["normal", "large", "uniform", "sorted"])
+def test_cancellation_forgives_another_order_and_nothing_else(distribution):
+    """Where eager was lucky in a small difference of large values, a sum one after another is further off."""
+    judged, inputs = judge(cancelling_region(20000, 16))
+    x = inputs(distribution)[0]
+    assert isinstance(judged.judge(distribution, [machine(x)]), Agreed)
+    assert isinstance(judged.judge(distribution, [machine(x, torch.bfloat16)]), Mismatch)
+    assert isinstance(judged.judge(distribution, [machine(x, torch.float16)]), Mismatch)
+    spoilt = machine(x)
+    spoilt[7, 3] -= x[7, 0, 3] ** 2
+    assert isinstance(judged.judge(distribution, [spoilt]), Mismatch)
+
+
+def test_products_in_lower_precision_are_no_matter_of_rounding():
+    node = RegionNode("aten.mm.default", ({"node": "i0"}, {"node": "i1"}), {}, (spec(96, 64),))
+    judged, inputs = judge(Region((spec(96, 200), spec(200, 64)), (node,), ("n0",)))
+    left, right = inputs("normal")
+    assert isinstance(judged.judge("normal", [left @ right]), Agreed)
+    # As tf32 has it: ten bits of the operands.
+    short = [(t.view(torch.int32) & ~0x1FFF).view(torch.float32) for t in (left, right)]
+    assert isinstance(judged.judge("normal", [short[0] @ short[1]]), Mismatch)
+
+
+def test_overflow_beside_the_largest_value_is_rounding():
+    """The exact product is finite in half precision; rounded once more on the way it is not."""
+    node = RegionNode("aten.mul.Tensor", ({"node": "i0"}, 1000.0), {}, (spec(4, dtype="float16"),))
+    judged, _ = judge(Region((spec(4, dtype="float16"),), (node,), ("n0",)))
+    largest = torch.tensor(65504.0, dtype=torch.float64)
+    exact = torch.stack([largest, largest, -largest, largest / 2])
+    eager = exact.to(torch.float16)
+    inf = float("inf")
+
+    def wrong(*values):
+        return _compare_one(torch.tensor(values, dtype=torch.float16), exact, eager, False).wrong.tolist()
+
+    assert wrong(inf, 65504.0, -inf, 32752.0) == [False] * 4
+    assert wrong(-inf, 65504.0, inf, inf) == [True, False, True, True]

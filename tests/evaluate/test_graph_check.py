@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from kevolve_inductor.evaluate.evaluation import GraphVerdict
-from kevolve_inductor.evaluate.graph_check import check, first_difference
+from kevolve_inductor.evaluate.graph_check import check, first_difference, time_mode
 from kevolve_inductor.evaluate.job import GraphJob
 from kevolve_inductor.graph.region import Region, RegionNode, TensorSpec, Workload
 from kevolve_inductor.graph.swap import Swap
@@ -77,6 +79,25 @@ def test_symbolic_sizes_and_updated_buffers(tmp_path):
         assert verdict.kevolve_us > 0
     wrong = GraphVerdict(**check(job(source=DOUBLED.replace("2 *", "3 *")), CpuExecutor(), 0, tmp_path))
     assert not wrong.correct and wrong.kevolve_us is None
+
+
+def test_a_mode_is_timed_with_and_without_the_swaps(tmp_path):
+    settings = {"coordinate_descent_tuning": True}
+    times = time_mode(replace(job(), mode="tuned"), settings, CpuExecutor(), 0, tmp_path)
+    assert all(time_us > 0 for time_us in times.values())
+    wrong = job(source=DOUBLED.replace("2 *", "3 *"))
+    times = time_mode(replace(wrong, mode="tuned"), settings, CpuExecutor(), 0, tmp_path)
+    assert times["kevolve_us"] is None and times["kevolve_mode_us"] is None and times["mode_us"] > 0
+    times = time_mode(replace(job(), swaps=(), mode="tuned"), {"no such setting": 1}, CpuExecutor(), 0, tmp_path)
+    assert times["mode_us"] is None and times["inductor_us"] > 0
+
+
+def test_values_that_cancel_keep_the_errors_of_what_they_were_made_from():
+    exact = torch.randn(4000, 60)
+    noise = 2e-3 * torch.randn(4000, 60)
+    assert first_difference([exact.bfloat16()], [(exact + noise).bfloat16()], False) is None
+    assert first_difference([100 * exact.bfloat16()], [100 * (exact + noise).bfloat16()], False) is None
+    assert first_difference([exact.bfloat16()], [(exact + 100 * noise).bfloat16()], False) is not None
 
 
 def test_a_graph_that_does_not_fit_is_not_measured(tmp_path):

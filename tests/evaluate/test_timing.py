@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kevolve_inductor.evaluate.timing import Contest, Rotation, duel, lower_bound
+from kevolve_inductor.evaluate.timing import Contest, Rotation, lower_bound, race
 from kevolve_inductor.platforms.executor import Executor
 from kevolve_inductor.platforms.platform import Ceilings
 
@@ -145,10 +145,9 @@ def test_a_baseline_that_seemed_slow_is_looked_at_again():
     assert timing.speedup == 0.5
 
 
-def test_a_duel_stops_by_the_clock_and_shrugs_off_disturbances():
+def test_a_race_stops_by_the_clock_and_shrugs_off_disturbances():
     seconds = iter(range(100))
     disturbed = iter([5000.0, 7000.0])
-    first, second = duel(
-        ScriptedExecutor(), lambda: next(disturbed, 10.0), lambda: 11.0, clock=lambda: float(next(seconds))
-    )
-    assert (first, second) == (10.0, 11.0)
+    calls = {"one": lambda: next(disturbed, 10.0), "other": lambda: 11.0, "third": lambda: 9.0}
+    times_us = race(ScriptedExecutor(), calls, clock=lambda: float(next(seconds)))
+    assert times_us == {"one": 10.0, "other": 11.0, "third": 9.0}
