@@ -19,7 +19,7 @@ from .evaluation import Mismatch, Pattern
 from .inputs import OUT_OF_RANGE, generate
 from .patterns import find_pattern
 
-_REMEMBERED_BYTES = 512 * 2**20
+_REMEMBERED_BYTES = 2**29
 # A candidate may be this much worse than eager's own rounding, which is an accident of eager's order of operations.
 _EAGER_ERRORS = 2.0
 # The error of a row's sum is a draw: where eager was lucky, the typical row says what another order may give. With four
@@ -54,7 +54,10 @@ class NoReference:
 class Judge:
     """Compares outputs for one region and workload; remembers references between candidates."""
 
-    def __init__(self, region: Region, workload: Workload, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, region: Region, workload: Workload, seed: int, device: torch.device, remembered_bytes: int = 0
+    ) -> None:
+        self._most_remembered = max(remembered_bytes, _REMEMBERED_BYTES)
         self.region, self.workload, self.seed, self.device = region, workload, seed, device
         self._references: OrderedDict[str, Reference | None] = OrderedDict()
         self._spread: tuple[str, RoundingSpread] | None = None
@@ -82,7 +85,7 @@ class Judge:
             inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
             reference = self._evaluate(distribution, inputs)
             self._references[distribution] = reference
-            while len(self._references) > 1 and self._remembered_bytes() > _REMEMBERED_BYTES:
+            while len(self._references) > 1 and self._remembered_bytes() > self._most_remembered:
                 self._references.popitem(last=False)
         return self._references[distribution]
 

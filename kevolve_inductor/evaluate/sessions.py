@@ -28,6 +28,8 @@ from .job import ApplyJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob
 from .timing import Contest, Rotation, Timing
 
 _CEILING_SLACK = 1.05
+# References that the referee keeps for the next candidate, of the memory that is free.
+_REMEMBERED_SHARE = 0.1
 # Below this multiple of the last-level cache, part of the data may still be in it.
 _BEYOND_CACHES = 4
 # From this speedup on the floor must allow it, wherever the data may be: the caches are emptied before each call.
@@ -88,7 +90,8 @@ class BenchSession:
 
         example = self._inputs[0]
         module = decomposed(to_graph_module(self._region, self._executor.device, self._symbols), example)
-        compiled = compile_inductor(module, example)
+        # One region has few kernels, and Inductor's pool of compilers takes seconds to start.
+        compiled = compile_inductor(module, example, {"compile_threads": 1})
         return [partial(compiled, inputs) for inputs in self._inputs]
 
     def run(self, job: RunJob) -> dict[str, Any]:
@@ -199,7 +202,8 @@ class RefereeSession:
 
     def __init__(self, job: OpenJob, seed: int, executor: Executor) -> None:
         self._region, self._workload, self._device = job.region, job.workload, executor.device
-        self._judge = Judge(job.region, job.workload, seed, executor.device)
+        remembered = int(_REMEMBERED_SHARE * executor.free_bytes())
+        self._judge = Judge(job.region, job.workload, seed, executor.device, remembered)
 
     def applies(self, job: ApplyJob) -> dict[str, Any]:
         return {"applies": self._judge.applies(job.distribution)}

@@ -28,6 +28,9 @@ _CONFIGURATION = tuple(
 # Character devices, and the shared memory of semaphores, thread libraries and GPU drivers.
 _DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "kfd", "dri")
 _DEVICE_PATTERNS = ("nvidia*",)
+# NVIDIA's driver names its threads and asks for its capabilities by opening files for writing, and gives up where it may not.
+_OF_DRIVERS = ("/proc/driver/nvidia",)
+_OF_THE_PROCESS = "/proc/self"
 # Found without being imported; some installations map single packages to folders that are on no path.
 _PACKAGES = ("torch", "triton", "numpy", "sympy", "filelock", "kevolve_inductor")
 
@@ -43,10 +46,15 @@ def readable() -> tuple[Path, ...]:
 
 
 def writable(folder: Path) -> tuple[Path, ...]:
-    """The build folder, the working folder, the workers' temporary folder and compilers' caches, and devices."""
+    """The build folder, the working folder, the workers' temporary folder and compilers' caches, and devices.
+
+    Of the process file system only this process's own part, and only where there is a driver that needs it.
+    """
     devices = [Path("/dev", name) for name in _DEVICES]
     devices += [path for pattern in _DEVICE_PATTERNS for path in Path("/dev").glob(pattern)]
-    return (folder, Path.cwd(), Path(tempfile.gettempdir()), *settings.cache_folders(), *devices)
+    drivers = [Path(name) for name in _OF_DRIVERS if Path(name).exists()]
+    own = [Path(_OF_THE_PROCESS)] if drivers else []
+    return (folder, Path.cwd(), Path(tempfile.gettempdir()), *settings.cache_folders(), *devices, *drivers, *own)
 
 
 def _package_folders() -> Iterable[Path]:

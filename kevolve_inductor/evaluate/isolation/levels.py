@@ -36,7 +36,8 @@ class Level(IntEnum):
     no way out of the process group. Files can be read and written as by the user.
 
     ``CONFINED``: only what is granted can be read (system folders, toolchains, Python and what is on its path) or written
-    (build and temporary folders, device nodes, shared memory). All else in the home folder is out of reach, as are the
+    (build and temporary folders, device nodes, shared memory, and for a GPU's driver what ``/proc`` has of the process
+    itself). All else in the home folder is out of reach, as are the
     memory and the environment of other processes; their command lines in ``/proc`` are not.
     """
 
