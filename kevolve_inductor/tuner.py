@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from .evaluate.evaluator import Evaluator
 from .exc import EmissionError, StoreError, UndecidedError
 from .graph.capture import canonical_kernel
 from .graph.discovery import Found
-from .kernel import Kernel
+from .kernel import Kernel, Language
 from .platforms.platform import Platform, Target
 from .search.budget import Budget, StopReason
 from .search.evolution import EvolutionSearcher
@@ -28,8 +29,10 @@ from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Candidates asked for at once, so that they can be built side by side.
+# Candidates asked for at once, so that they can be built side by side; and as many as are asked for before the first of
+# them is judged. C++ is built on the processors that are timed, so nothing is asked for ahead.
 _BATCH = 8
+_AHEAD: dict[Language, int] = {"triton": 24, "cpp": _BATCH, "aten": _BATCH}
 # A kernel this close to the floor is not searched further (where others of the field stop as well).
 _TARGET_SHARE_OF_FLOOR = 0.95
 # The best of many noisy measurements is an optimistic one, so the finalists are measured again.
@@ -71,6 +74,42 @@ class _Search:
             if trial.score > 0:
                 distinct.setdefault(trial.kernel, trial)
         return list(distinct.values())[:_FINALISTS]
+
+
+class _Queue:
+    """Candidates with their kernels, asked for some time before they are judged, so that they are built by then.
+
+    A kernel that could not be emitted is the reason why, in words.
+    """
+
+    def __init__(self, tuner: Tuner, found: Found) -> None:
+        self._found, self._language, self._evaluator = found, tuner.platform.language, tuner.evaluator
+        space = found.family.space(found.match, tuner.target)
+        self.searcher = EvolutionSearcher(space, tuner.settings.seed, warm=tuner.warm_starts(found))
+        self._asked: deque[tuple[Candidate, Kernel | str]] = deque()
+        self._ask(_BATCH)
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        return tuple(kernel for _, kernel in self._asked if isinstance(kernel, Kernel))
+
+    def next(self) -> tuple[Candidate, Kernel | str] | None:
+        """``None`` where every schedule has been tried."""
+        if len(self._asked) <= _AHEAD[self._language] - _BATCH:
+            self._evaluator.prepare(self._ask(_BATCH))
+        return self._asked.popleft() if self._asked else None
+
+    def _ask(self, count: int) -> tuple[Kernel, ...]:
+        candidates = [candidate for candidate in (self.searcher.ask() for _ in range(count)) if candidate is not None]
+        asked = [(candidate, self._emit(candidate)) for candidate in candidates]
+        self._asked.extend(asked)
+        return tuple(kernel for _, kernel in asked if isinstance(kernel, Kernel))
+
+    def _emit(self, candidate: Candidate) -> Kernel | str:
+        try:
+            kernel = self._found.family.emit(self._found.match, candidate.schedule, self._language)
+        except EmissionError as error:
+            return str(error)
+        return canonical_kernel(kernel, self._found.match.inputs)
 
 
 class Tuner:
@@ -118,9 +157,10 @@ class Tuner:
         start = self.clock()
         search = _Search()
         try:
-            baselines = self.evaluator.open(found.captured.region, found.workload)
+            queue = _Queue(self, found)
+            baselines = self.evaluator.open(found.captured.region, found.workload, queue.kernels())
             search.baselines_us = dict(baselines.times_us)
-            self._explore(found, search, self._budget(found, search, seconds, start), listener)
+            self._explore(queue, search, self._budget(found, search, seconds, start), listener)
             search.confirmed = self._confirm(search)
         except KeyboardInterrupt:
             search.confirmed = next((trial for trial in search.finalists() if self._accepts(trial.evaluation)), None)
@@ -144,33 +184,21 @@ class Tuner:
             target = max(target, _LEAST_TARGET)
         return Budget(self.settings.trials, left, self.clock, target=target)
 
-    def _explore(self, found: Found, search: _Search, budget: Budget, listener: TrialListener | None) -> None:
-        space = found.family.space(found.match, self.target)
-        searcher = EvolutionSearcher(space, self.settings.seed, warm=self._warm_starts(found))
+    def _explore(self, queue: _Queue, search: _Search, budget: Budget, listener: TrialListener | None) -> None:
         least = _LEAST_TRIALS if self.settings.trials is None else min(_LEAST_TRIALS, self.settings.trials)
+        self.evaluator.prepare(queue.kernels())
         while budget.trials_spent < least or budget.stop() is None:
-            batch = [candidate for candidate in (searcher.ask() for _ in range(_BATCH)) if candidate is not None]
-            if not batch:
-                logger.debug("%s: %s", found.title, StopReason.EXHAUSTED)
+            asked = queue.next()
+            if asked is None:
+                logger.debug("%s", StopReason.EXHAUSTED)
                 return
-            kernels = [self._emit(found, candidate) for candidate in batch]
-            self.evaluator.prepare(tuple(kernel for kernel in kernels if isinstance(kernel, Kernel)))
-            for candidate, kernel in zip(batch, kernels, strict=True):
-                if budget.trials_spent >= least and budget.stop() is not None:
-                    return
-                trial = self._try(candidate, kernel, max(self.settings.min_speedup, budget.best))
-                search.trials.append(trial)
-                searcher.tell(candidate, trial.score)
-                budget.tell(trial.score)
-                if listener is not None:
-                    listener(budget.trials_spent, budget.best)
-
-    def _emit(self, found: Found, candidate: Candidate) -> Kernel | str:
-        try:
-            kernel = found.family.emit(found.match, candidate.schedule, self.platform.language)
-        except EmissionError as error:
-            return str(error)
-        return canonical_kernel(kernel, found.match.inputs)
+            candidate, kernel = asked
+            trial = self._try(candidate, kernel, max(self.settings.min_speedup, budget.best))
+            search.trials.append(trial)
+            queue.searcher.tell(candidate, trial.score)
+            budget.tell(trial.score)
+            if listener is not None:
+                listener(budget.trials_spent, budget.best)
 
     def _try(self, candidate: Candidate, kernel: Kernel | str, beat: float) -> Trial:
         if isinstance(kernel, str):
@@ -206,7 +234,7 @@ class Tuner:
             return False
         return evaluation.speedup_low >= self.settings.min_speedup
 
-    def _warm_starts(self, found: Found) -> tuple[dict[str, Any], ...]:
+    def warm_starts(self, found: Found) -> tuple[dict[str, Any], ...]:
         """Schedules that won for regions of the same family, the most similar operators first."""
         operators = [node.target for node in found.captured.region.nodes]
         entries = [e for e in self.store.entries() if e.family == found.family.name and e.schedule and e.kernel]

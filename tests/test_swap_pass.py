@@ -44,7 +44,7 @@ class Judge:
         self.mode_times = mode_times or ModeTimes()
         self.graph_us, self.correct, self.evaluation = graph_us, correct, evaluation
 
-    def open(self, region, workload):
+    def open(self, region, workload, first=()):
         self.opened.append((region, workload))
         return Baselines({"eager": 100.0, "inductor": 80.0}, {})
 
@@ -157,7 +157,7 @@ def test_failing_candidates_leave_inductors_code(settings):
 
 def test_broken_evaluator_loses_only_its_region(settings, caplog):
     class Broken(Judge):
-        def open(self, region, workload):
+        def open(self, region, workload, first=()):
             raise WorkerError("the worker is gone")
 
     x = torch.randn(100, 64)
@@ -168,7 +168,7 @@ def test_broken_evaluator_loses_only_its_region(settings, caplog):
 
 def test_a_region_that_does_not_fit_in_memory_is_left_with_that_reason_even_where_failures_raise(settings):
     class Full(Judge):
-        def open(self, region, workload):
+        def open(self, region, workload, first=()):
             raise ResourceError("bytes of memory", 3000, 2000)
 
     x = torch.randn(100, 64)

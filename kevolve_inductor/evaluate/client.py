@@ -85,7 +85,7 @@ class WorkerEvaluator:
         """Seconds waited for builds, runs, the referee, timing, and new processes."""
         return self._workers.spent_s
 
-    def open(self, region: Region, workload: Workload) -> Baselines:
+    def open(self, region: Region, workload: Workload, first: tuple[Kernel, ...] = ()) -> Baselines:
         """Raises ``WorkerError`` where the workers do not come up, ``ResourceError`` where the region needs more memory
         than they may take."""
         self._session = (region, workload)
@@ -94,6 +94,8 @@ class WorkerEvaluator:
         if reason is not None:
             return Baselines({}, {"eager": reason, "inductor": reason})
         self._platform.release_unused()
+        if self._platform.language == "triton":
+            self.prepare(first)
         return self._workers.open(region, workload)
 
     def prepare(self, kernels: tuple[Kernel, ...], outside: bool = False) -> None:

@@ -18,8 +18,10 @@ class Evaluator(Protocol):
     itself failed, after it was restarted once.
     """
 
-    def open(self, region: Region, workload: Workload) -> Baselines:
+    def open(self, region: Region, workload: Workload, first: tuple[Kernel, ...] = ()) -> Baselines:
         """Prepare reference and baselines for ``region``; later calls of ``evaluate`` are for it.
+
+        ``first`` are kernels that it will be asked for soon, for where they can be built meanwhile.
 
         Raises ``ResourceError`` where the region does not fit in the memory that an evaluation may take.
         """

@@ -42,7 +42,7 @@ class NullEvaluator:
     ) -> None:
         self.close()
 
-    def open(self, region: Region, workload: Workload) -> Baselines:
+    def open(self, region: Region, workload: Workload, first: tuple[Kernel, ...] = ()) -> Baselines:
         self._region = region
         return Baselines({"eager": _EAGER_US, "inductor": _INDUCTOR_US}, {})
 

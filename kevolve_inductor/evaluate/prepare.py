@@ -17,7 +17,9 @@ from ..platforms.platform import Platform
 from .job import CrossJob, WorkerSetup
 from .process import Hung, WorkerSlot
 
-_MOST_PROCESSES = 8
+_MOST_PROCESSES = 16
+# The user's process, the bench and the referee have a core each.
+_OTHERS = 3
 # Triton spends minutes on a kernel whose tile spills badly, and that kernel is never the fast one.
 BUILD_LIMIT_S = 15.0
 
@@ -36,7 +38,7 @@ class Preparer:
         self._slots: list[WorkerSlot] = []
         count = cores
         if platform.language == "triton":
-            count = min(_MOST_PROCESSES, max(1, cores // 2))
+            count = min(_MOST_PROCESSES, max(1, cores - _OTHERS))
             share = setup.memory_share / count
             quiet = replace(setup, threads=1, quiet=True, builder=True, memory_share=share)
             self._slots = [WorkerSlot(quiet, scratch / f"builder-{number}.log") for number in range(count)]
