@@ -1,16 +1,16 @@
 """The post-grad pass: from a graph to the same graph with kernels in it.
 
 This is where the product's path runs: regions found, the store asked, what is missing searched, the winners swapped in,
-the whole graph checked.
+the whole graph checked (``whole_graph.py``).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,16 +22,13 @@ from . import __version__
 from .cache.entry import Entry
 from .cache.store import Store
 from .evaluate.build import gate
-from .evaluate.evaluation import GraphVerdict, ModeTimes, Passed, from_json
+from .evaluate.evaluation import GraphVerdict, Passed, from_json
 from .evaluate.evaluator import Evaluator
 from .evaluate.explain import explain
-from .exc import PlatformError, ResourceError, UndecidedError, UnsupportedError, WorkerError
-from .graph.capture import capture_graph, graph_inputs
-from .graph.cost import estimate_s
+from .exc import PlatformError, ResourceError, UndecidedError, WorkerError
 from .graph.discovery import Discovery, Found, discover
-from .graph.meta import hint_of
 from .graph.ranges import Ranges, propagate
-from .graph.region import InputRange, Region, Workload
+from .graph.region import InputRange
 from .graph.rewrite import apply_swaps
 from .graph.swap import Swap
 from .kernel import Kernel, digest_of
@@ -41,21 +38,11 @@ from .report import GraphRow, Progress, RegionRow, announce, last_run
 from .settings import Settings
 from .synthesis.families import FAMILIES
 from .tuner import Tuner
+from .whole_graph import WholeGraph, in_words
 
 logger = logging.getLogger(__name__)
 
 EvaluatorFactory = Callable[[Platform, Store, Settings], AbstractContextManager[Evaluator]]
-
-# A whole graph may measure this much slower than Inductor's before its swaps are undone: the noise of the comparison.
-_GRAPH_NOISE = 1.02
-# Whole graphs beyond this many nodes are not compiled twice more; their regions' own evidence has to do.
-_GRAPH_NODE_LIMIT = 1500
-# Another of Inductor's modes takes long to compile here and, in every process that does not find it cached, again: it must
-# be worth that, and in a quick search the graph be small.
-_MODE_GAIN = 1.03
-_MODE_NODE_LIMIT = 200
-_LEAST_MODE_GRAPH_S = 20e-6
-_LEAST_MODE_S, _MOST_MODE_S = 20.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -141,8 +128,8 @@ class GraphPlan:
         ceilings = self._ceilings()
         discovery = discover(self.graph, FAMILIES, self.ranges, ceilings, self.platform.name)
         self._report_rejections(discovery)
-        modes = self._modes(ceilings)
-        kept = self._kept(discovery, modes) if discovery.found or modes else ()
+        whole = WholeGraph(self.graph, self.ranges, self.settings, self.platform, self.store, ceilings)
+        kept = self._kept(discovery, whole) if discovery.found or whole.modes else ()
         if self.settings.report is not None:
             try:
                 self.report.write(self.settings.report)
@@ -150,21 +137,15 @@ class GraphPlan:
                 logger.warning("the report cannot be written to %s: %s", self.settings.report, error)
         return kept
 
-    def _kept(self, discovery: Discovery, modes: Sequence[str]) -> tuple[Swap, ...]:
+    def _kept(self, discovery: Discovery, whole: WholeGraph) -> tuple[Swap, ...]:
         with self._factory(self.platform, self.store, self.settings) as evaluator:
             tuner = Tuner(self.settings, self.platform, self.store, evaluator)
             decisions = self._decide(discovery, tuner)
-            wanted = self._wanted(decisions)
-            verdict = self._check(evaluator, wanted) if wanted else None
-            kept = wanted if verdict is None or _holds(verdict) else ()
-            for mode in modes:
-                verdict = self._in_mode(evaluator, kept, mode) or verdict
+            kept, verdict = whole.decide(evaluator, self._wanted(decisions), self._deadline)
         if self.settings.searching and any(decision.entry is None for decision in decisions):
             # Inductor will cache this graph under a key made before; the next compile must come here again and go on.
             self.store.renew_generation()
-        if verdict is not None:
-            self.mode = verdict.mode
-            kept = kept if verdict.swapped else ()
+        self.mode = verdict.mode if verdict is not None else None
         self._report(decisions, {swap.outputs for swap in kept}, verdict)
         return kept
 
@@ -232,67 +213,6 @@ class GraphPlan:
             logger.warning("the stored kernel of %s is refused: %s", entry.title, refusal.message)
         return kernel if refusal is None else None
 
-    def _check(self, evaluator: Evaluator, wanted: tuple[Swap, ...]) -> GraphVerdict | None:
-        """Whole graph with and without the swaps: remembered, else measured if this compile may measure."""
-        try:
-            captured = capture_graph(self.graph)
-        except UnsupportedError as error:
-            return GraphVerdict(None, None, True, f"not measured: {error.message}")
-        key = self._graph_key(captured.region, wanted)
-        known = self.store.recall("graph", key)
-        if known is not None:
-            return GraphVerdict(**known)
-        if not self.settings.searching:
-            return GraphVerdict(None, None, True, "not measured: search is lookup")
-        if len(captured.region.nodes) > _GRAPH_NODE_LIMIT:
-            return GraphVerdict(None, None, True, f"not measured: {len(captured.region.nodes)} nodes")
-        swaps = _renamed(wanted, captured.node_names)
-        verdict = evaluator.check_graph(captured.region, self._workload(captured.region), swaps)
-        self.store.remember("graph", key, vars(verdict))
-        return verdict
-
-    def _modes(self, ceilings: Ceilings) -> tuple[str, ...]:
-        """Inductor's modes worth a look for this graph: none where the user chose one."""
-        modes = self.platform.modes()
-        untouched = (
-            mode for mode, values in modes.items() if not any(getattr(inductor_config, name) for name in values)
-        )
-        nodes = [node for node in self.graph.nodes if node.op == "call_function"]
-        if len(nodes) > (_GRAPH_NODE_LIMIT if self.settings.search == "full" else _MODE_NODE_LIMIT):
-            return ()
-        if not modes or sum(estimate_s(node, ceilings) for node in nodes) < _LEAST_MODE_GRAPH_S:
-            return ()
-        return tuple(untouched)
-
-    def _in_mode(self, evaluator: Evaluator, swaps: tuple[Swap, ...], mode: str) -> GraphVerdict | None:
-        """The verdict if the graph is faster in that mode of Inductor's, with or without the swaps, else ``None``."""
-        try:
-            captured = capture_graph(self.graph)
-        except UnsupportedError:
-            return None
-        key = self._graph_key(captured.region, swaps, mode)
-        known = self.store.recall("mode", key)
-        if known is None and not self.settings.searching:
-            return None
-        if known is None:
-            left_s = max(self._deadline - time.monotonic(), _LEAST_MODE_S)
-            limit_s = _MOST_MODE_S if self.settings.search == "full" else min(left_s, _MOST_MODE_S)
-            renamed = _renamed(swaps, captured.node_names)
-            workload = self._workload(captured.region)
-            known = asdict(evaluator.time_mode(captured.region, workload, renamed, mode, limit_s))
-            self.store.remember("mode", key, known)
-        return _verdict_in_mode(ModeTimes(**known), mode)
-
-    def _graph_key(self, graph: Region, swaps: Sequence[Swap], mode: str | None = None) -> str:
-        kernels = sorted(swap.kernel.digest for swap in swaps)
-        key = {"graph": graph.digest, "kernels": kernels, "target": self.platform.target().to_json()}
-        return digest_of(key if mode is None else key | {"mode": mode})
-
-    def _workload(self, region: Region) -> Workload:
-        inputs = graph_inputs(self.graph)
-        sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
-        return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
-
     def _report_rejections(self, discovery: Discovery) -> None:
         self.report.rejections.extend((r.family, r.code, r.message) for r in discovery.rejections)
 
@@ -303,10 +223,7 @@ class GraphPlan:
             swapped = decision.found.outputs in kept
             self.report.regions.append(_row(decision, swapped, whole_us))
         if verdict is not None:
-            words = verdict.reason or ("confirmed" if _holds(verdict) else "slower or different: swaps undone")
-            if verdict.mode is not None:
-                words = f"Inductor {verdict.mode}, {'with' if kept else 'without'} kernels"
-            self.report.graph_verdicts.append(GraphRow(verdict.inductor_us, verdict.kevolve_us, words))
+            self.report.graph_verdicts.append(GraphRow(verdict.inductor_us, verdict.kevolve_us, in_words(verdict)))
 
 
 def _part(left: Sequence[Found]) -> float:
@@ -319,32 +236,6 @@ def _part(left: Sequence[Found]) -> float:
     total = sum(promises.values())
     mine = promises[left[0].captured.region.digest]
     return 0.5 / len(promises) + 0.5 * (mine / total if total > 0 else 1 / len(promises))
-
-
-def _renamed(swaps: Sequence[Swap], names: Mapping[str, str]) -> tuple[Swap, ...]:
-    return tuple(
-        replace(swap, inputs=tuple(names[n] for n in swap.inputs), outputs=tuple(names[n] for n in swap.outputs))
-        for swap in swaps
-    )
-
-
-def _holds(verdict: GraphVerdict) -> bool:
-    if verdict.inductor_us is None or verdict.kevolve_us is None:
-        return verdict.correct
-    return verdict.correct and verdict.kevolve_us <= verdict.inductor_us * _GRAPH_NOISE
-
-
-def _verdict_in_mode(times: ModeTimes, mode: str) -> GraphVerdict | None:
-    default = [time_us for time_us in (times.inductor_us, times.kevolve_us) if time_us is not None]
-    in_mode = [
-        (us, swapped) for us, swapped in ((times.kevolve_mode_us, True), (times.mode_us, False)) if us is not None
-    ]
-    if not default or not in_mode:
-        return None
-    best_us, swapped = min(in_mode)
-    if best_us * _MODE_GAIN > min(default):
-        return None
-    return GraphVerdict(times.inductor_us, best_us, True, mode=mode, swapped=swapped)
 
 
 def _row(decision: Decision, swapped: bool, whole_us: float | None) -> RegionRow:

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("synthesis",),
     ("graph.discovery", "graph.view"),
     ("search",),
-    ("tuner",),
+    ("tuner", "whole_graph"),
     ("report",),
     ("swap_pass",),
     ("backend", "warm", "cli"),

@@ -15,7 +15,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.graph import GraphLowering
 
-from kevolve_inductor import report, swap_pass
+from kevolve_inductor import report, whole_graph
 from kevolve_inductor.cache.store import Store
 from kevolve_inductor.evaluate.evaluation import (
     Baselines,
@@ -391,7 +391,7 @@ def test_switched_off_the_generated_code_is_inductors_byte_for_byte(tmp_path, of
 def with_a_mode(monkeypatch):
     """A CPU on which Inductor has a mode of its own, and every graph is worth it."""
     monkeypatch.setattr(CpuPlatform, "modes", lambda self: {"tuned": {"coordinate_descent_tuning": True}})
-    monkeypatch.setattr(swap_pass, "_LEAST_MODE_GRAPH_S", 0.0)
+    monkeypatch.setattr(whole_graph, "_LEAST_MODE_GRAPH_S", 0.0)
 
 
 def seen_settings(function, settings, judge, inputs):

@@ -1,0 +1,152 @@
+"""The last word on a graph: with its kernels or without, and in which of Inductor's modes.
+
+Regions are measured one by one; what counts is the graph. Both are remembered by graph, kernels and target.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import torch.fx
+from torch._inductor import config as inductor_config
+
+from .cache.store import Store
+from .evaluate.evaluation import GraphVerdict, ModeTimes
+from .evaluate.evaluator import Evaluator
+from .exc import UnsupportedError
+from .graph.capture import Captured, capture_graph, graph_inputs
+from .graph.cost import estimate_s
+from .graph.meta import hint_of
+from .graph.ranges import Ranges
+from .graph.region import Region, Workload
+from .graph.swap import Swap
+from .kernel import digest_of
+from .platforms.platform import Ceilings, Platform
+from .settings import Settings
+
+# A whole graph may measure this much slower than Inductor's before its swaps are undone: the noise of the comparison.
+_NOISE = 1.02
+# Whole graphs beyond this many nodes are not compiled twice more; their regions' own evidence has to do.
+_NODE_LIMIT = 1500
+# Another of Inductor's modes takes long to compile here and, in every process that does not find it cached, again: it must
+# be worth that, and in a quick search the graph be small.
+_MODE_GAIN = 1.03
+_MODE_NODE_LIMIT = 200
+_LEAST_MODE_GRAPH_S = 20e-6
+_LEAST_MODE_S, _MOST_MODE_S = 20.0, 600.0
+
+
+class WholeGraph:
+    """One graph before its swaps. ``modes`` are Inductor's modes worth a look for it: none where the user chose one."""
+
+    def __init__(
+        self, graph: torch.fx.Graph, ranges: Ranges, settings: Settings, platform: Platform, store: Store,
+        ceilings: Ceilings,
+    ) -> None:  # fmt: skip
+        self.graph, self.ranges = graph, ranges
+        self.settings, self.platform, self.store = settings, platform, store
+        self.modes = self._worthwhile_modes(ceilings)
+
+    def decide(
+        self, evaluator: Evaluator, wanted: tuple[Swap, ...], deadline: float
+    ) -> tuple[tuple[Swap, ...], GraphVerdict | None]:
+        """The swaps that hold, and what was measured: remembered, else now if this compile may measure.
+
+        ``deadline`` (``time.monotonic``) bounds the look at other modes, which gets a little time in any case.
+        """
+        try:
+            captured = capture_graph(self.graph)
+        except UnsupportedError as error:
+            return wanted, GraphVerdict(None, None, True, f"not measured: {error.message}") if wanted else None
+        verdict = self._check(evaluator, captured, wanted) if wanted else None
+        kept = wanted if verdict is None or holds(verdict) else ()
+        for mode in self.modes:
+            in_mode = self._in_mode(evaluator, captured, kept, mode, deadline)
+            if in_mode is not None:
+                verdict, kept = in_mode, kept if in_mode.swapped else ()
+        return kept, verdict
+
+    def _check(self, evaluator: Evaluator, captured: Captured, wanted: tuple[Swap, ...]) -> GraphVerdict:
+        key = self._key(captured.region, wanted)
+        known = self.store.recall("graph", key)
+        if known is not None:
+            return GraphVerdict(**known)
+        if not self.settings.searching:
+            return GraphVerdict(None, None, True, "not measured: search is lookup")
+        if len(captured.region.nodes) > _NODE_LIMIT:
+            return GraphVerdict(None, None, True, f"not measured: {len(captured.region.nodes)} nodes")
+        swaps = _renamed(wanted, captured.node_names)
+        verdict = evaluator.check_graph(captured.region, self._workload(captured.region), swaps)
+        self.store.remember("graph", key, vars(verdict))
+        return verdict
+
+    def _worthwhile_modes(self, ceilings: Ceilings) -> tuple[str, ...]:
+        modes = self.platform.modes()
+        nodes = [node for node in self.graph.nodes if node.op == "call_function"]
+        too_many = len(nodes) > (_NODE_LIMIT if self.settings.search == "full" else _MODE_NODE_LIMIT)
+        if not modes or too_many or sum(estimate_s(node, ceilings) for node in nodes) < _LEAST_MODE_GRAPH_S:
+            return ()
+        return tuple(
+            mode for mode, values in modes.items() if not any(getattr(inductor_config, name) for name in values)
+        )
+
+    def _in_mode(
+        self, evaluator: Evaluator, captured: Captured, swaps: tuple[Swap, ...], mode: str, deadline: float
+    ) -> GraphVerdict | None:
+        """The verdict if the graph is faster in that mode of Inductor's, with or without the swaps, else ``None``."""
+        key = self._key(captured.region, swaps, mode)
+        known = self.store.recall("mode", key)
+        if known is None and not self.settings.searching:
+            return None
+        if known is None:
+            left_s = max(deadline - time.monotonic(), _LEAST_MODE_S)
+            limit_s = _MOST_MODE_S if self.settings.search == "full" else min(left_s, _MOST_MODE_S)
+            workload, renamed = self._workload(captured.region), _renamed(swaps, captured.node_names)
+            known = asdict(evaluator.time_mode(captured.region, workload, renamed, mode, limit_s))
+            self.store.remember("mode", key, known)
+        return _faster_in_mode(ModeTimes(**known), mode)
+
+    def _key(self, graph: Region, swaps: Sequence[Swap], mode: str | None = None) -> str:
+        kernels = sorted(swap.kernel.digest for swap in swaps)
+        key = {"graph": graph.digest, "kernels": kernels, "target": self.platform.target().to_json()}
+        return digest_of(key if mode is None else key | {"mode": mode})
+
+    def _workload(self, region: Region) -> Workload:
+        inputs = graph_inputs(self.graph)
+        sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
+        return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
+
+
+def holds(verdict: GraphVerdict) -> bool:
+    """Whether the swaps may stay."""
+    if verdict.inductor_us is None or verdict.kevolve_us is None:
+        return verdict.correct
+    return verdict.correct and verdict.kevolve_us <= verdict.inductor_us * _NOISE
+
+
+def in_words(verdict: GraphVerdict) -> str:
+    if verdict.mode is not None:
+        return f"Inductor {verdict.mode}, {'with' if verdict.swapped else 'without'} kernels"
+    return verdict.reason or ("confirmed" if holds(verdict) else "slower or different: swaps undone")
+
+
+def _renamed(swaps: Sequence[Swap], names: Mapping[str, str]) -> tuple[Swap, ...]:
+    return tuple(
+        replace(swap, inputs=tuple(names[n] for n in swap.inputs), outputs=tuple(names[n] for n in swap.outputs))
+        for swap in swaps
+    )
+
+
+def _faster_in_mode(times: ModeTimes, mode: str) -> GraphVerdict | None:
+    default = [time_us for time_us in (times.inductor_us, times.kevolve_us) if time_us is not None]
+    in_mode = [
+        (us, swapped) for us, swapped in ((times.kevolve_mode_us, True), (times.mode_us, False)) if us is not None
+    ]
+    if not default or not in_mode:
+        return None
+    best_us, swapped = min(in_mode)
+    if best_us * _MODE_GAIN > min(default):
+        return None
+    return GraphVerdict(times.inductor_us, best_us, True, mode=mode, swapped=swapped)
