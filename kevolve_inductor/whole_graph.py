@@ -18,7 +18,7 @@ from .evaluate.evaluator import Evaluator
 from .exc import UnsupportedError
 from .graph.capture import Captured, capture_graph, graph_inputs
 from .graph.cost import estimate_s
-from .graph.meta import hint_of
+from .graph.meta import hint_of, target_name
 from .graph.ranges import Ranges
 from .graph.region import Region, Workload
 from .graph.swap import Swap
@@ -35,7 +35,9 @@ _NODE_LIMIT = 1500
 _MODE_GAIN = 1.03
 _MODE_NODE_LIMIT = 200
 _LEAST_MODE_GRAPH_S = 20e-6
-_LEAST_MODE_S, _MOST_MODE_S = 20.0, 600.0
+_LEAST_MODES_S, _MOST_MODES_S = 20.0, 1200.0
+# Settings that change nothing but for graphs with one of these operators.
+_ABOUT = {"layout_optimization": frozenset({"aten.convolution.default", "aten.convolution_backward.default"})}
 
 
 class WholeGraph:
@@ -62,10 +64,12 @@ class WholeGraph:
             return wanted, GraphVerdict(None, None, True, f"not measured: {error.message}") if wanted else None
         verdict = self._check(evaluator, captured, wanted) if wanted else None
         kept = wanted if verdict is None or holds(verdict) else ()
-        for mode in self.modes:
-            in_mode = self._in_mode(evaluator, captured, kept, mode, deadline)
-            if in_mode is not None:
-                verdict, kept = in_mode, kept if in_mode.swapped else ()
+        full = self.settings.search == "full"
+        until = max(deadline, time.monotonic() + (_MOST_MODES_S if full else _LEAST_MODES_S))
+        found = [self._in_mode(evaluator, captured, kept, mode, until) for mode in self.modes]
+        best = min((one for one in found if one is not None), key=_share_of_inductors, default=None)
+        if best is not None:
+            verdict, kept = best, kept if best.swapped else ()
         return kept, verdict
 
     def _check(self, evaluator: Evaluator, captured: Captured, wanted: tuple[Swap, ...]) -> GraphVerdict:
@@ -88,21 +92,23 @@ class WholeGraph:
         too_many = len(nodes) > (_NODE_LIMIT if self.settings.search == "full" else _MODE_NODE_LIMIT)
         if not modes or too_many or sum(estimate_s(node, ceilings) for node in nodes) < _LEAST_MODE_GRAPH_S:
             return ()
+        operators = {target_name(node) for node in nodes}
+        chosen = {name for values in modes.values() for name, value in values.items() if _is_set(name, value)}
         return tuple(
-            mode for mode, values in modes.items() if not any(getattr(inductor_config, name) for name in values)
-        )
+            mode for mode, values in modes.items()
+            if not chosen & values.keys() and all(name not in _ABOUT or operators & _ABOUT[name] for name in values)
+        )  # fmt: skip
 
     def _in_mode(
-        self, evaluator: Evaluator, captured: Captured, swaps: tuple[Swap, ...], mode: str, deadline: float
+        self, evaluator: Evaluator, captured: Captured, swaps: tuple[Swap, ...], mode: str, until: float
     ) -> GraphVerdict | None:
         """The verdict if the graph is faster in that mode of Inductor's, with or without the swaps, else ``None``."""
         key = self._key(captured.region, swaps, mode)
         known = self.store.recall("mode", key)
-        if known is None and not self.settings.searching:
-            return None
         if known is None:
-            left_s = max(deadline - time.monotonic(), _LEAST_MODE_S)
-            limit_s = _MOST_MODE_S if self.settings.search == "full" else min(left_s, _MOST_MODE_S)
+            limit_s = until - time.monotonic()
+            if not self.settings.searching or limit_s <= 0:
+                return None
             workload, renamed = self._workload(captured.region), _renamed(swaps, captured.node_names)
             known = asdict(evaluator.time_mode(captured.region, workload, renamed, mode, limit_s))
             self.store.remember("mode", key, known)
@@ -117,6 +123,16 @@ class WholeGraph:
         inputs = graph_inputs(self.graph)
         sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
         return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
+
+
+def _is_set(name: str, value: object) -> bool:
+    """By the user: no mode goes against that, nor repeats it."""
+    return bool(getattr(inductor_config, name) == value)
+
+
+def _share_of_inductors(verdict: GraphVerdict) -> float:
+    assert verdict.kevolve_us is not None and verdict.inductor_us is not None
+    return verdict.kevolve_us / verdict.inductor_us
 
 
 def holds(verdict: GraphVerdict) -> bool:
@@ -144,7 +160,7 @@ def _faster_in_mode(times: ModeTimes, mode: str) -> GraphVerdict | None:
     in_mode = [
         (us, swapped) for us, swapped in ((times.kevolve_mode_us, True), (times.mode_us, False)) if us is not None
     ]
-    if not default or not in_mode:
+    if times.inductor_us is None or not in_mode:
         return None
     best_us, swapped = min(in_mode)
     if best_us * _MODE_GAIN > min(default):

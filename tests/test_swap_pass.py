@@ -446,3 +446,27 @@ def test_a_mode_is_looked_at_where_no_region_is_found_but_not_where_the_user_cho
     with inductor_config.patch(coordinate_descent_tuning=True):
         compiled(lambda x: (x @ x.t()).relu(), settings, judge, (torch.randn(66, 64),))
     assert judge.modes == []
+
+
+def test_of_several_modes_the_fastest_is_taken_and_layouts_only_matter_to_convolutions(settings, monkeypatch):
+    modes = {
+        "kept": {"layout_optimization": False},
+        "tuned": {"coordinate_descent_tuning": True},
+        "both": {"coordinate_descent_tuning": True, "layout_optimization": False},
+    }
+    monkeypatch.setattr(CpuPlatform, "modes", lambda self: modes)
+    monkeypatch.setattr(whole_graph, "_LEAST_MODE_GRAPH_S", 0.0)
+
+    class Several(Judge):
+        def time_mode(self, graph, workload, swaps, mode, limit_s):
+            super().time_mode(graph, workload, swaps, mode, limit_s)
+            return ModeTimes(inductor_us=100.0, mode_us={"kept": 60.0, "tuned": 50.0, "both": 70.0}[mode])
+
+    judge = Several()
+    tuned, run = seen_settings(lambda x: (x @ x.t()).relu(), settings, judge, (torch.randn(67, 64),))
+    assert tuned and judge.modes == [("tuned", 0)]
+    judge = Several()
+    x, weight = torch.randn(2, 3, 20, 20), torch.randn(4, 3, 3, 3)
+    tuned, run = seen_settings(lambda x, w: torch.conv2d(x, w).relu(), settings, judge, (x, weight))
+    assert tuned and [mode for mode, _ in judge.modes] == ["kept", "tuned", "both"]
+    assert run.graph_verdicts[0].kevolve_us == 50.0 and inductor_config.layout_optimization

@@ -68,7 +68,10 @@ class CudaPlatform(Platform):
         return triton_missing()
 
     def modes(self) -> Mapping[str, Mapping[str, Any]]:
-        return {"autotuned": {"max_autotune": True, "coordinate_descent_tuning": True}}
+        tuned = {"max_autotune": True, "coordinate_descent_tuning": True}
+        # Channels last is Inductor's guess for convolutions, and on some graphs a bad one.
+        kept = {"layout_optimization": False}
+        return {"as laid out": kept, "autotuned": tuned, "autotuned, as laid out": tuned | kept}
 
     def release_unused(self) -> None:
         torch.cuda.empty_cache()

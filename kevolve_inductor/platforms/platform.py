@@ -69,7 +69,7 @@ class Platform(ABC):
         """``None`` where kernels can be built and run here, else the reason in one sentence."""
 
     def modes(self) -> Mapping[str, Mapping[str, Any]]:
-        """By name, the settings of Inductor's own that may make a whole graph faster here, and take long to compile."""
+        """By name, settings of Inductor's own, none of them its default, that may make a whole graph faster here."""
         return {}
 
     def release_unused(self) -> None:  # noqa: B027 - most allocators keep nothing
