@@ -32,9 +32,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks import record
 from benchmarks.clock import clock_for
@@ -46,11 +48,15 @@ from kevolve_inductor.graph.ranges import seen_range
 from kevolve_inductor.graph.region import Region, Workload
 from kevolve_inductor.kernel import Kernel
 from kevolve_inductor.platforms.cpu import compile_cpp, generate_cpp
+from kevolve_inductor.synthesis.families.bags import BagsFamily
+from kevolve_inductor.synthesis.families.chains import ChainsFamily
 from kevolve_inductor.synthesis.families.features import FeaturesFamily
 from kevolve_inductor.synthesis.families.interaction import InteractionFamily
 from kevolve_inductor.synthesis.families.jagged import JaggedFamily
-from kevolve_inductor.synthesis.families.rows import RowFamily
+from kevolve_inductor.synthesis.families.rows import ReductionFamily, RowFamily, worth
 from kevolve_inductor.synthesis.families.scans import ScansFamily
+from kevolve_inductor.synthesis.families.scatter import ScatterFamily
+from kevolve_inductor.synthesis.families.stencils import StencilsFamily
 from kevolve_inductor.synthesis.family import Family
 from tests.evaluate.corpus import GROUNDS, UntimedJudge, build_all, honest
 from tests.synthesis.family_checks import CPU, find, kernel_of, region_of, schedules_of, values_of
@@ -152,6 +158,43 @@ def _feature_inputs() -> list[Tensor]:
     return [torch.randn(1300), torch.randn(21).sort().values, ids, torch.randint(-2, 900, (1300,)).float()]
 
 
+def _bagged(ids: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    return functional.embedding_bag(ids, table, offsets, mode="mean")
+
+
+def _bag_inputs() -> list[Tensor]:
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(0, 9, (299,)).cumsum(0)])
+    return [torch.randint(0, 80, (int(offsets[-1]) + 5,)), offsets, torch.randn(80, 24)]
+
+
+def _scattered(values: Tensor, index: Tensor, added: Tensor) -> Tensor:
+    return values.index_add(0, index, added)
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.silu(functional.conv1d(functional.pad(x, (3, 0)), weight, bias, groups=x.shape[1]))
+
+
+def _averaged(x: Tensor) -> Tensor:
+    return functional.avg_pool2d(x, 3, 2, 1)
+
+
+def _greatest(x: Tensor) -> Tensor:
+    return functional.max_pool2d(x, 3, 2, 1)
+
+
+def _machine(x: Tensor) -> Tensor:
+    return x.sum(1).square() - x.square().sum(1)
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.layer_norm(x, (x.shape[-1],), weight, bias)
+
+
+def _entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, target)
+
+
 _PROGRAMS: Mapping[str, tuple[Family, Callable[..., Any], Callable[[], list[Tensor]]]] = {
     "router": (RowFamily(), _router, lambda: [torch.randn(48, 19)]),
     "extremes": (RowFamily(), _extremes, lambda: [torch.randn(40, 37)]),
@@ -161,6 +204,22 @@ _PROGRAMS: Mapping[str, tuple[Family, Callable[..., Any], Callable[[], list[Tens
     "features": (FeaturesFamily(), _features, _feature_inputs),
     "running": (ScansFamily(), _running, lambda: [torch.randn(70, 90)]),
     "interaction": (InteractionFamily(), _interaction, lambda: [torch.randn(33, 7, 20)]),
+    "bagged": (BagsFamily(), _bagged, _bag_inputs),
+    "scattered": (
+        ScatterFamily(),
+        _scattered,
+        lambda: [torch.randn(40, 24), torch.randint(0, 40, (300,)), torch.randn(300, 24)],
+    ),
+    "convolved": (
+        StencilsFamily(),
+        _convolved,
+        lambda: [torch.randn(2, 16, 99), torch.randn(16, 1, 4), torch.randn(16)],
+    ),
+    "averaged": (StencilsFamily(), _averaged, lambda: [torch.randn(2, 8, 33, 35)]),
+    "greatest": (StencilsFamily(), _greatest, lambda: [torch.randn(2, 8, 33, 35)]),
+    "machine": (ChainsFamily(), _machine, lambda: [torch.randn(64, 13, 24)]),
+    "normalised": (ReductionFamily(), _normalised, lambda: [torch.randn(33, 70), torch.randn(70), torch.randn(70)]),
+    "entropy": (ReductionFamily(), _entropy, lambda: [torch.randn(33, 90), torch.randint(0, 90, (33,))]),
 }
 
 
@@ -170,7 +229,9 @@ def family_subjects(schedules: int = 1) -> list[Subject]:
     torch.manual_seed(0)
     found = []
     for name, (family, function, inputs) in _PROGRAMS.items():
-        graph = find(family, function, inputs())
+        # Their size is no matter here, as it is for what is worth a search.
+        with patch.object(worth, "LEAST_ELEMENTS", 1):
+            graph = find(family, function, inputs())
         for match in graph.matches:
             ranges = tuple(seen_range(value) for value in values_of(graph, match.inputs))
             kernels = [kernel_of(family, match, choice) for choice in schedules_of(family, match, CPU)[:schedules]]
