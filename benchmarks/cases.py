@@ -1,7 +1,8 @@
 """What is measured: long-tail pieces of ranking and mixture-of-experts models, in plain PyTorch.
 
 A case marked ``table`` has the shape, dtype and spelling whose times were published with the design; one marked
-``variation`` differs from it in shape, dtype or spelling, so that nothing can be won by recognising a case.
+``variation`` differs from it in shape, dtype or spelling, so that nothing can be won by recognising a case. ``shapes.py``
+draws more at ``random``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Instance:
-    """A case on one device. ``least_bytes`` is given where not all of the inputs must be read."""
+    """A case on one device. ``least_bytes`` is given where not all of the inputs must be read, or some twice.
+
+    ``trained`` names the inputs, by position, whose gradients are part of the case: forward and backward are both timed.
+    """
 
     function: Callable[..., Any]
     inputs: tuple[Tensor, ...]
@@ -38,6 +42,7 @@ class Instance:
     flops: int = 0
     flops_dtype: torch.dtype = torch.float32
     selection: Selection | None = None
+    trained: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Case:
 
     name: str
     family: str
-    origin: Literal["table", "variation"]
+    origin: Literal["table", "variation", "random"]
     devices: tuple[str, ...]
     make: Callable[[str], Instance]
 
@@ -230,6 +235,31 @@ def cross_entropy_gradient(logits: Tensor, target: Tensor, total: Tensor) -> Ten
 def _cross_entropy_gradient(device: str) -> Instance:
     logits, target = _logits(device)
     return Instance(cross_entropy_gradient, (logits, target, torch.logsumexp(logits.float(), dim=-1)))
+
+
+def _layer_norm_training(device: str) -> Instance:
+    rows, columns, dtype = (16384, 1024, torch.float32) if device == "cpu" else (16384, 4096, torch.bfloat16)
+    inputs = (_normal(device, rows, columns, dtype=dtype), *(_normal(device, columns, dtype=dtype) for _ in "wb"))
+    least = 5 * _size_bytes(inputs[0])
+    return Instance(
+        lambda x, weight, bias: functional.layer_norm(x, weight.shape, weight, bias), inputs, least, trained=(0, 1, 2)
+    )
+
+
+def _rms_norm_training(device: str) -> Instance:
+    rows, columns, dtype = (16384, 1024, torch.float32) if device == "cpu" else (16384, 4096, torch.bfloat16)
+    inputs = (_normal(device, rows, columns, dtype=dtype), _normal(device, columns, dtype=dtype))
+    least = 5 * _size_bytes(inputs[0])
+    return Instance(lambda x, weight: functional.rms_norm(x, weight.shape, weight), inputs, least, trained=(0, 1))
+
+
+def _cross_entropy_training(device: str) -> Instance:
+    """The logits are read for the loss and again for their gradient."""
+    logits, target = _logits(device)
+    return Instance(
+        lambda logits, target: functional.cross_entropy(logits.float(), target),
+        (logits, target), 3 * _size_bytes(logits), trained=(0,),
+    )  # fmt: skip
 
 
 def _softmax_gradient(device: str) -> Instance:
@@ -897,6 +927,9 @@ CASES: tuple[Case, ...] = (
     Case("cross-entropy", "reductions", "table", BOTH, _cross_entropy),
     Case("cross-entropy-gradient", "reductions", "table", BOTH, _cross_entropy_gradient),
     Case("smoothed-cross-entropy", "reductions", "variation", BOTH, _smoothed_cross_entropy),
+    Case("layer-norm-training", "reductions", "table", BOTH, _layer_norm_training),
+    Case("rms-norm-training", "reductions", "table", BOTH, _rms_norm_training),
+    Case("cross-entropy-training", "reductions", "table", BOTH, _cross_entropy_training),
     Case("running-sum", "scans", "table", BOTH, _running_sum),
     Case("exclusive-offsets", "scans", "variation", BOTH, _exclusive_offsets),
     Case("discounted-returns", "scans", "variation", BOTH, _discounted_returns),

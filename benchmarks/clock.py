@@ -57,6 +57,10 @@ class Clock(ABC):
     @abstractmethod
     def chip(self) -> str: ...
 
+    def peak_bytes(self, call: Call) -> int | None:
+        """The most that one call holds at a time beyond what was held before; ``None`` where nothing counts it."""
+        return None
+
     def medians_us(self, calls: Mapping[str, Prepared], limit_s: float, rounds: tuple[int, int]) -> dict[str, float]:
         """Median of each, interleaved in rotating order: between ``rounds`` many rounds, fewer once ``limit_s`` is spent."""
         names = list(calls)
@@ -153,6 +157,15 @@ class CudaClock(Clock):
         end.record()
         end.synchronize()
         return 1e3 * float(start.elapsed_time(end))
+
+    def peak_bytes(self, call: Call) -> int | None:
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        outputs = call()
+        torch.cuda.synchronize()
+        del outputs
+        return int(torch.cuda.max_memory_allocated() - held)
 
     def chip(self) -> str:
         return torch.cuda.get_device_name()

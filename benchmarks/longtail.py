@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from kevolve_inductor import report
 from . import record
 from .cases import CASES, Case, Instance, Selection
 from .clock import Ceilings, Clock, Prepared, clock_for
+from .shapes import drawn
 
 LABELS = {"eager": "eager", "inductor": "Inductor", "max_autotune": "autotune", "kevolve": "kevolve"}
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0 where every case ran and agreed with eager, else 1."""
     arguments = _parser().parse_args(argv)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = select(arguments.cases, device)
+    chosen = select(arguments.cases, device, drawn(arguments.random, arguments.seed) if arguments.random else CASES)
     if not chosen:
         print(f"no case for {device} matches {' '.join(arguments.cases)}", file=sys.stderr)
         return 1
@@ -73,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="longtail", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name or family contains one of these")
+    parser.add_argument(
+        "--random", type=int, metavar="COUNT", help="COUNT cases of each family, drawn at random, instead"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument("--budget-s", type=float, default=60.0, help="seconds of search for each case (default 60)")
     parser.add_argument("--search", choices=("lookup", "quick", "full"), default="quick")
     parser.add_argument("--store", help="keep kernels here (default: a folder that is deleted, so every case searches)")
@@ -83,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def select(substrings: list[str], device: str) -> list[Case]:
-    cases = [case for case in CASES if device in case.devices]
+def select(substrings: list[str], device: str, known: Iterable[Case] = CASES) -> list[Case]:
+    cases = [case for case in known if device in case.devices]
     return [case for case in cases if not substrings or any(s in case.name or s in case.family for s in substrings)]
 
 
@@ -127,10 +132,12 @@ def _run_instance(
     autotune: bool,
 ) -> None:
     calls = _compilations(instance, options, autotune)
-    prepared: dict[str, Prepared] = {"eager": clock.prepare(calls.pop("eager"))}
+    prepared: dict[str, Prepared] = {"eager": clock.prepare(calls["eager"])}
     expected = prepared["eager"].outputs
     report.reset()
     for name, call in calls.items():
+        if name == "eager":
+            continue
         started = time.perf_counter()
         try:
             with _quiet(name == "max_autotune"):
@@ -143,6 +150,7 @@ def _run_instance(
         row["disagreements"][name] = disagreement(expected, prepared[name].outputs, instance)
         if name == "kevolve":
             row |= _search_row(time.perf_counter() - started)
+    row["peak_bytes"] = {name: clock.peak_bytes(call) for name, call in calls.items() if name in prepared}
     row["replayed"] = all(entry.replayed for entry in prepared.values())
     row["times_us"] = clock.medians_us(prepared, limits.timing_s, limits.rounds)
     if instance.flops:
@@ -174,11 +182,36 @@ def _compilations(instance: Instance, options: dict[str, Any], autotune: bool) -
     if autotune:
         compiled["max_autotune"] = torch.compile(function, dynamic=False, mode="max-autotune-no-cudagraphs")
     compiled["kevolve"] = torch.compile(function, backend="kevolve", dynamic=False, options=options)
-    return {name: _bind(call, instance.inputs) for name, call in compiled.items()}
+    bind = _bind_training if instance.trained else _bind
+    return {name: bind(call, instance) for name, call in compiled.items()}
 
 
-def _bind(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
-    return lambda: function(*inputs)
+def _bind(function: Callable[..., Any], instance: Instance) -> Callable[[], Any]:
+    return lambda: function(*instance.inputs)
+
+
+def _bind_training(function: Callable[..., Any], instance: Instance) -> Callable[[], Any]:
+    """One step: the outputs, then the gradients for a random gradient of the outputs, the same for every compiler."""
+    inputs = [
+        tensor.detach().requires_grad_() if position in instance.trained else tensor
+        for position, tensor in enumerate(instance.inputs)
+    ]
+    gradients: list[torch.Tensor] = []
+
+    def step() -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            outputs = _tensors(function(*inputs))
+            if not gradients:
+                generator = torch.Generator(outputs[0].device).manual_seed(0)
+                gradients.extend(_normal_like(output, generator) for output in outputs)
+            found = torch.autograd.grad(outputs, [inputs[position] for position in instance.trained], gradients)
+        return (*(output.detach() for output in outputs), *found)
+
+    return step
+
+
+def _normal_like(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype)
 
 
 def _search_row(compile_s: float) -> dict[str, Any]:
@@ -285,6 +318,9 @@ def _table_line(row: dict[str, Any], names: list[str]) -> str:
     times = "".join(f"{row['times_us'].get(name, math.nan) / 1e3:>10.3f}" for name in names)
     line = f"{row['name']:<24}{row['floor_us'] / 1e3:>9.3f}{times}{row['speedup']:>8.2f}x{row['ceiling_share']:>7.0%}"
     line += f"{row['search_s']:>10.1f}{row['trials']:>8d}"
+    own, inductors = (row.get("peak_bytes", {}).get(name) for name in ("kevolve", "inductor"))
+    if own and inductors and own > inductors:
+        line += f"  peak memory {own / inductors:.2f} of Inductor's"
     wrong = [f"{name} disagrees ({problem})" for name, problem in row["disagreements"].items() if problem]
     return "  ".join([line, *wrong])
 
