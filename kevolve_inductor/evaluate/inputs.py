@@ -63,6 +63,7 @@ _PLAIN_INTEGERS = InputRange(-100, 100)
 _ANY_INDEX = InputRange(0, 1)
 _SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
 _RAGGED_SHARE = 64
+_HUGE_SHARE = 1 / 16
 # Elements: more than any tensor has, and in bytes still no address that wraps around.
 _FAR = 2**40
 
@@ -254,7 +255,11 @@ def _floats(recipe: _Recipe) -> torch.Tensor:
         case "uniform":
             return _uniform(recipe)
         case "large":
-            return _normal(recipe) * (64.0 if recipe.dtype is torch.float16 else 1000.0)
+            values = _normal(recipe) * (64.0 if recipe.dtype is torch.float16 else 1000.0)
+            if recipe.dtype is torch.float16:
+                return values
+            # Some are beyond what half precision holds: where it is used on the way, that must show.
+            return torch.where(_uniform(recipe) < _HUGE_SHARE, 100.0 * values, values)
         case "zeros":
             return torch.zeros(recipe.shape, device=recipe.device)
         case "constant":
