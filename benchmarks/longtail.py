@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     limits = Limits(arguments.budget_s, 1.5, (5, 15)) if arguments.quick else Limits(arguments.budget_s, 5.0, (9, 101))
     autotune = device == "cuda" or arguments.max_autotune
     clock = clock_for(device)
-    with torch.no_grad(), _store(arguments.store) as store:
+    with torch.no_grad(), fresh_cache(), _store(arguments.store) as store:
         ceilings = clock.measure_ceilings()
         options = {"kevolve.search": arguments.search, "kevolve.budget_s": limits.search_s, "kevolve.store": store}
         rows = []
@@ -113,8 +113,7 @@ def run_case(
     try:
         instance = case.make(clock.device)
         row["inputs"] = _describe_inputs(instance.inputs)
-        with fresh_cache():
-            _run_instance(row, instance, clock, ceilings, limits, options, autotune)
+        _run_instance(row, instance, clock, ceilings, limits, options, autotune)
     except Exception as error:  # noqa: BLE001 - one broken case must not lose the results of the others
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
     if clock.device == "cuda":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from .cache.store import Store
 from .evaluate.client import SEEDS_S, WorkerEvaluator
 from .evaluate.isolation import Level
+from .evaluate.kept import kept_evaluator
 from .exc import PlatformError
 from .graph.ranges import seen_ranges
 from .platforms import use_build_folder
 from .platforms.platform import Platform
-from .settings import Settings
+from .settings import Settings, worker_environment
 from .swap_pass import SwapPass, platform_of
 
 logger = logging.getLogger(__name__)
@@ -79,16 +81,22 @@ def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mappi
     return SwapPass(settings, platform, store, _evaluator, seen_ranges(example_inputs), chain)
 
 
-def _evaluator(platform: Platform, store: Store, settings: Settings) -> WorkerEvaluator:
-    return WorkerEvaluator(
-        platform,
-        # Of their own: from a folder where candidates can write nothing is loaded into this process.
-        store.build_folder() / "workers",
-        seed=settings.seed,
-        tf32=settings.numerics == "eager_tf32",
-        seeds_s=None if settings.search == "full" else SEEDS_S,
-        isolation=Level[settings.isolation.upper()],
-    )
+def _evaluator(platform: Platform, store: Store, settings: Settings) -> AbstractContextManager[WorkerEvaluator]:
+    # Of their own: from a folder where candidates can write nothing is loaded into this process.
+    folder = store.build_folder() / "workers"
+
+    def make() -> WorkerEvaluator:
+        return WorkerEvaluator(
+            platform,
+            folder,
+            seed=settings.seed,
+            tf32=settings.numerics == "eager_tf32",
+            seeds_s=None if settings.search == "full" else SEEDS_S,
+            isolation=Level[settings.isolation.upper()],
+        )
+
+    choices = (settings.seed, settings.numerics, settings.search, settings.isolation)
+    return kept_evaluator((platform.name, folder, choices, *worker_environment().items()), make)
 
 
 def _guarded(settings: Settings, previous: Any, swap_pass: SwapPass) -> Callable[..., Any]:

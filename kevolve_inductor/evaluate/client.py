@@ -261,6 +261,12 @@ class WorkerEvaluator:
         answer = self._workers.outside_session(GraphJob(graph, workload, swaps, mode), limit_s)
         return ModeTimes(**answer) if isinstance(answer, dict) and "error" not in answer else ModeTimes()
 
+    def rest(self) -> bool:
+        """Forget the region and keep the workers for the next one; false where none run."""
+        self._session = None
+        self._outside.clear()
+        return self._workers.rest()
+
     def close(self) -> None:
         """End the workers. May be called twice; ``open`` starts new ones."""
         if self._preparer is not None:

@@ -87,6 +87,20 @@ class BaselinesJob:
 
 
 @dataclass(frozen=True)
+class RestJob:
+    """Forget the session and give back the device's memory; there may be another one later."""
+
+    name: ClassVar[str] = "rest"
+
+    def to_json(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RestJob:
+        return cls()
+
+
+@dataclass(frozen=True)
 class RunJob:
     """Run a kernel, guarded, on one distribution of inputs and write its outputs to the file ``outputs``."""
 
@@ -213,11 +227,11 @@ class CrossJob:
 
 
 BenchJob = RunJob | TimeJob | ProfileJob
-Job = OpenJob | BaselinesJob | RunJob | JudgeJob | ApplyJob | TimeJob | ProfileJob | GraphJob | CrossJob
+Job = OpenJob | BaselinesJob | RestJob | RunJob | JudgeJob | ApplyJob | TimeJob | ProfileJob | GraphJob | CrossJob
 
 _JOBS: Mapping[str, type[Any]] = {
     job.name: job
-    for job in (OpenJob, BaselinesJob, RunJob, JudgeJob, ApplyJob, TimeJob, ProfileJob, GraphJob, CrossJob)
+    for job in (OpenJob, BaselinesJob, RestJob, RunJob, JudgeJob, ApplyJob, TimeJob, ProfileJob, GraphJob, CrossJob)
 }
 
 

@@ -23,12 +23,13 @@ from ..platforms.free_memory import free_memory_bytes
 from ..platforms.processes import end_group
 from .evaluation import Crashed, ResourceFailed
 from .isolation import Isolation
-from .job import BaselinesJob, Job, OpenJob, WorkerSetup, job_to_json
+from .job import BaselinesJob, Job, OpenJob, RestJob, WorkerSetup, job_to_json
 from .warden import OVER_MEMORY
 
 _START_LIMIT_S = 120.0
 _LOG_TAIL_BYTES = 2000
 _EXIT_WAIT_S = 5.0
+_REST_LIMIT_S = 5.0
 # What the warden says last; a candidate that prints it as well is only judged more kindly.
 _OVER_MEMORY = re.compile(re.escape(OVER_MEMORY).replace(r"\{used\}", r"(\d+)").replace(r"\{allowed\}", r"(\d+)"))
 
@@ -97,7 +98,7 @@ class WorkerProcess:
             os.close(request_end)
             os.close(reply_end)
         self._pending = b""
-        self._close = weakref.finalize(self, _shut, self._process, self._requests, self._replies)
+        self._close = weakref.finalize(self, _shut, self._process, self._requests, self._replies, os.getpid())
 
     def ask(self, job: Job, limit_s: float) -> Answer:
         message = json.dumps(job_to_json(job, limit_s)).encode() + b"\n"
@@ -154,7 +155,10 @@ class WorkerProcess:
         self._close()
 
 
-def _shut(process: subprocess.Popen[bytes], requests: int, replies: int) -> None:
+def _shut(process: subprocess.Popen[bytes], requests: int, replies: int, owner: int) -> None:
+    if os.getpid() != owner:
+        # A fork of the user's process ends; the worker is not its own.
+        return
     os.close(requests)
     os.close(replies)
     end_group(process)
@@ -257,6 +261,11 @@ class WorkerSlot:
         if not isinstance(answer, dict):
             self._process = None
         return answer
+
+    def rest(self) -> bool:
+        """End the session and keep the process; whether there is one that can be kept."""
+        self._session = None
+        return self._process is not None and isinstance(self.ask(RestJob(), _REST_LIMIT_S, in_session=False), dict)
 
     def replace(self) -> None:
         """Use a new process from the next question on."""

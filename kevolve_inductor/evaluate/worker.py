@@ -6,6 +6,7 @@ answer. The loop ends when the requests do.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from .job import (
     JudgeJob,
     OpenJob,
     ProfileJob,
+    RestJob,
     RunJob,
     TimeJob,
     WorkerSetup,
@@ -65,6 +67,11 @@ class Worker:
                 return self._open(job)
             case BaselinesJob() if self._bench is not None:
                 return self._bench.baselines()
+            case RestJob():
+                self._bench = self._referee = None
+                gc.collect()
+                platform_for(self.setup.platform).release_unused()
+                return {}
             case RunJob() if self._bench is not None:
                 return self._bench.run(job)
             case TimeJob() if self._bench is not None:

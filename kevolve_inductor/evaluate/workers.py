@@ -150,6 +150,11 @@ class Workers:
         if self._slot("bench").tenants:
             self._slot("bench").replace()
 
+    def rest(self) -> bool:
+        """Drop the session and keep the processes; false where there are none worth keeping."""
+        rested = [slot.rest() for slot in self._slots.values()]
+        return bool(rested) and all(rested)
+
     def close(self) -> None:
         """May be called twice; the next question starts new processes."""
         for slot in self._slots.values():

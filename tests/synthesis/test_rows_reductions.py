@@ -39,6 +39,8 @@ from kevolve_inductor.kernel import Kernel, Language
 from kevolve_inductor.synthesis.families.rows import ReductionFamily, worth
 from kevolve_inductor.synthesis.families.rows.program import RowProgram, online_pairs, passes
 from kevolve_inductor.synthesis.families.rows.simplify import simplified
+from kevolve_inductor.synthesis.families.rows.triton import pieces_of
+from kevolve_inductor.synthesis.families.rows.triton_seeds import RowFacts, choices_of, seeds_of
 from kevolve_inductor.synthesis.family import Match, Schedule
 
 FAMILY = ReductionFamily()
@@ -119,6 +121,10 @@ def smoothed(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return functional.cross_entropy(logits, target, weight, label_smoothing=0.1)
 
 
+def evenly_smoothed(logits: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.float(), target, label_smoothing=0.1)
+
+
 def with_z_loss(logits: Tensor, target: Tensor) -> Tensor:
     z = torch.logsumexp(logits.float(), -1)
     return functional.cross_entropy(logits.float(), target) + 1e-3 * z.square().mean()
@@ -161,6 +167,7 @@ CASES = {
     "cross-entropy": Case(functional.cross_entropy, lambda: (normal(6, 1500), classes(6, 1500))),
     "of half logits": Case(functional.cross_entropy, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
     "smoothed": Case(smoothed, lambda: (normal(6, 1500), classes(6, 1500), torch.rand(1500))),
+    "evenly smoothed": Case(evenly_smoothed, lambda: (normal(6, 1504, dtype=HALF).detach(), classes(6, 1504)), (1,)),
     "z-loss": Case(with_z_loss, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
 }
 
@@ -327,7 +334,9 @@ def test_any_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 CHOICES: tuple[dict[str, Any], ...] = (
     {"algorithm": "loop", "lanes": 32, "depth": 8},
     {"algorithm": "loop", "lanes": 32, "depth": 8, "online": False, "simplify": False},
-    {"programs": 4, "rows": 2, "stages": 1},
+    {"rows": 2, "stages": 1},
+    {"rows": 2, "stages": 0},
+    {"algorithm": "spread", "rows": 2},
 )
 
 
@@ -336,7 +345,10 @@ class InterpretedFamily(ReductionFamily):
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         kernel = super().emit(match, schedule, language)
-        return replace(kernel, source=kernel.source.replace("libdevice.rsqrt", "tl.rsqrt"))
+        plain = {"libdevice.rsqrt": "tl.rsqrt", "libdevice.fast_dividef(a, b)": "a / b"}
+        for name, text in plain.items():
+            kernel = replace(kernel, source=kernel.source.replace(name, text))
+        return kernel
 
 
 def interpret() -> None:
@@ -357,6 +369,39 @@ def interpret() -> None:
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_rows_reductions", "interpret")
+
+
+def interpret_what_is_not_finite() -> None:
+    for name in ("softmax", "scaled softmax", "log of a sum of exponentials", "evenly smoothed", "z-loss"):
+        found = found_on(name, "cuda")[0]
+        rows = next(value for value in found.examples.values() if value.dim() == 2).detach()
+        rows[0, 3], rows[1, 5], rows[2], rows[3, 7] = math.nan, math.inf, -math.inf, -math.inf
+        default = FAMILY.space(found.match, CUDA).default
+        loops = ({**default, "algorithm": "loop", "lanes": 32, "depth": depth} for depth in (1, 4))
+        assert_triton_agrees(InterpretedFamily(), found, [default, *loops])
+
+
+def test_triton_has_numbers_that_are_not_finite_where_eager_has_them() -> None:
+    interpreted("test_rows_reductions", "interpret_what_is_not_finite")
+
+
+@pytest.mark.parametrize("columns", [2, 16, 200, 768, 4096, 20000, 50257, 1 << 20])
+@pytest.mark.parametrize("kind", [{"sums": 2, "weights": 1}, {"online": True}, {"loads": 1, "pointwise": True}])
+def test_seeds_are_of_their_space_for_any_length(columns: int, kind: dict[str, Any]) -> None:
+    facts = {"loads": 2, "weights": 0, "sums": 0, "sweeps": 2, "online": False, "pointwise": False, **kind}
+    vector = 8 if columns % 8 == 0 else 1
+    row = RowFacts(columns, vector, row_bytes=2 * columns, units=132, shared_bytes=227 * 1024, **facts)
+    seeds = seeds_of(row)
+    choices = choices_of(row, seeds, 1)
+    assert 0 < len(seeds) < 16 and all(seed[name] in values for seed in seeds for name, values in choices.items())
+    assert all(values[0] == seeds[0][name] for name, values in choices.items())
+
+
+@pytest.mark.parametrize("runs", [1, 3, 5, 10, 11, 16, 49, 128])
+def test_pieces_hold_a_row_with_little_in_vain(runs: int) -> None:
+    depth, pieces = pieces_of(runs)
+    assert depth & (depth - 1) == 0 and pieces <= 8 and runs <= depth * pieces <= runs + depth - 1
+    assert runs != 10 or (depth, pieces) == (2, 5)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ from ...family import Schedule
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1.3e14}, 4e-6)
 _CACHE_BYTES_PER_S = 5.5e12
 # A thread has 255 registers; the model is not exact to the last of them.
-_PROCESSORS, _REGISTERS, _MOST_PER_THREAD, _SHARED_BYTES, _MOST_WARPS = 132, 65536, 240, 227 * 1024, 64
+PROCESSORS, _REGISTERS, _MOST_PER_THREAD, _SHARED_BYTES, _MOST_WARPS = 132, 65536, 240, 227 * 1024, 64
 # Registers for addresses and loop variables, from compiled chains of several kinds.
 _FIXED_REGISTERS, _LOOP_REGISTERS = 40, 16
 # The part of the peak rate that small products reach; bytes under way in a processor that saturate memory; what passes
 # between the first load of a block and the last use of it, and how often that before a program's first result.
+_SCALAR_OPS_PER_S = 2.5e13
+# The large instructions take 64 rows and four warps; the part of their rate that the small ones reach.
+_LARGE_ROWS, _LARGE_WARPS, _SMALL_SHARE, _SMALL_COST = 64, 4, 0.6, 1.15
 _PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6, 2
 
 
@@ -31,6 +34,11 @@ class Tally:
     ``own_bytes`` are loaded for every unit, ``fixed_bytes`` once for all of a program; ``peak`` is the most 32-bit values
     at a time; ``operand_bytes`` those of a unit's own operands in straight code, ``looped_bytes`` the most in one turn of
     a loop; ``turns`` of blocks follow one another; ``flight_bytes`` are loaded at once for other things than products.
+
+    ``early_bytes`` are loaded outside of loops, ``sample_bytes`` of them for all rows of a sample; ``late_bytes`` in a
+    turn for other things than products, in ``late_turns``. ``step_bytes`` are the most operands of one product, where
+    others come after it. ``scalar_ops`` are done by the threads themselves, and
+    ``least_rows`` those of the smallest product.
     """
 
     flops: int = 0
@@ -42,6 +50,13 @@ class Tally:
     looped_bytes: int = 0
     turns: int = 1
     flight_bytes: int = 0
+    early_bytes: int = 0
+    sample_bytes: int = 0
+    late_bytes: int = 0
+    late_turns: int = 0
+    step_bytes: int = 0
+    scalar_ops: int = 0
+    least_rows: int = 1 << 20
 
     def computes(self, results: list[int]) -> None:
         """``results`` are the elements of values that exist together, beside those that are held."""
@@ -66,26 +81,50 @@ class Cost:
         return self.registers <= _MOST_PER_THREAD and math.isfinite(self.seconds)
 
 
-def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_bytes: int) -> Cost:
-    """Of a kernel for ``units`` units that has to move ``least_bytes`` to and from memory."""
-    loop, stages, warps = int(schedule["loop"]), int(schedule["stages"]), int(schedule["warps"])
-    registers = _FIXED_REGISTERS + int(tally.peak) // (32 * warps) + (_LOOP_REGISTERS if loop > 1 else 0)
-    straight = tally.operand_bytes * (stages if loop > 1 else 1)
-    shared = max(straight, tally.looped_bytes * stages) + tally.fixed_bytes
+def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_bytes: int, one_sample: bool) -> Cost:
+    """Of a kernel for ``units`` units that has to move ``least_bytes`` to and from memory.
+
+    ``one_sample``: all units of a program belong to the same sample.
+    """
+    loop, stages, warps, ahead = (int(schedule[name]) for name in ("loop", "stages", "warps", "ahead"))
+    sample_bytes = tally.sample_bytes if one_sample else 0
+    carried = ahead * ((tally.early_bytes - sample_bytes if loop > 1 else 0) + tally.late_bytes) // (128 * warps)
+    registers = _FIXED_REGISTERS + int(tally.peak) // (32 * warps) + (_LOOP_REGISTERS if loop > 1 else 0) + carried
+    # Products of float32 take what is held in two parts.
+    parts = 2 if dtype == "float32" and loop > 1 else 1
+    registers += registers // 4 if dtype == "float32" else 0
+    straight = parts * tally.operand_bytes * (stages if loop > 1 and not ahead else 1)
+    shared = max(straight, tally.looped_bytes * stages) + parts * tally.fixed_bytes
+    if loop == 1 and tally.step_bytes:
+        shared = tally.step_bytes
     resident = min(_REGISTERS // (32 * warps * registers), _SHARED_BYTES // max(shared, 1024), _MOST_WARPS // warps)
     if not resident:
         return Cost(math.inf, registers, shared)
     programs = -(-units // loop)
-    cached = tally.own_bytes * units + tally.fixed_bytes * programs
+    cached = (tally.own_bytes - sample_bytes) * units + (sample_bytes + tally.fixed_bytes) * programs
     memory_s = (
         least_bytes / CEILINGS.bytes_per_s / min(1.0, resident * max(shared, tally.flight_bytes, 1) / _IN_FLIGHT_BYTES)
     )
     rate = CEILINGS.flops_per_s[dtype] * _PRODUCT_SHARE * min(1.0, resident * warps / 8)
-    waves = programs / (resident * _PROCESSORS)
+    small = tally.least_rows < _LARGE_ROWS or warps < _LARGE_WARPS
+    rate *= _SMALL_SHARE if small else 1
+    waves = programs / (resident * PROCESSORS)
     # The last wave is full only by chance; what loads ahead hides latency.
-    ragged = math.ceil(waves) / waves if waves > 1 else 1 / min(1.0, programs / _PROCESSORS)
-    overlap = max(resident, stages if loop > 1 or tally.turns > 1 else 1)
-    # A program begins by waiting for its first block, unless another one is there to compute.
-    latency_s = math.ceil(waves) * (loop * tally.turns / overlap + _STARTING / resident) * _LATENCY_S
-    work_s = max(memory_s, cached / _CACHE_BYTES_PER_S, tally.flops * units / rate)
-    return Cost(work_s * math.sqrt(ragged) + latency_s, registers, shared)
+    ragged = math.ceil(waves) / waves if waves > 1 else 1 / min(1.0, programs / PROCESSORS)
+    parts_s = sorted((tally.flops * units / rate, tally.scalar_ops * units / _SCALAR_OPS_PER_S))
+    # Products and the rest follow one another within a program.
+    work_s = max(memory_s, cached / _CACHE_BYTES_PER_S, parts_s[1] + parts_s[0] / resident)
+    work_s *= _SMALL_COST if small else 1
+    return Cost(work_s * math.sqrt(ragged) + math.ceil(waves) * _waits(tally, schedule) / resident * _LATENCY_S,
+                registers, shared)  # fmt: skip
+
+
+def _waits(tally: Tally, schedule: Schedule) -> float:
+    """How often a program waits for memory in vain, unless another one is there to compute.
+
+    Triton begins to load at the end of a turn, so that of two stages nothing overlaps.
+    """
+    loop, stages, ahead = int(schedule["loop"]), int(schedule["stages"]), bool(schedule["ahead"])
+    of_loops = (tally.turns - 1) / (stages - 1) + (0 if ahead else tally.late_turns)
+    of_unit = 0.5 if ahead and loop > 1 else 1 / (stages - 1) if loop > 1 else 1
+    return _STARTING + loop * (of_loops + of_unit)

@@ -34,7 +34,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Dot:
-    """``name`` [rows, columns] (float32) is ``left`` [rows, depth] times ``right`` [depth, columns], both of ``dtype``."""
+    """``name`` [rows, columns] (float32) is ``left`` [rows, depth] times ``right`` [depth, columns], both of ``dtype``.
+
+    It is added to what the step called ``onto`` gives, if there is one.
+    """
 
     name: str
     left: Tile
@@ -43,6 +46,7 @@ class Dot:
     depth: int
     columns: int
     dtype: str
+    onto: str = ""
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
@@ -139,7 +143,7 @@ class ChainPlan:
     def read_by(self, step: Step | Store) -> Iterator[Step]:
         """The steps whose results ``step`` reads."""
         tiles = (step.tile,) if isinstance(step, Store) else step.tiles
-        names = {name for tile in tiles for name in tile.names}
+        names = {name for tile in tiles for name in tile.names} | ({step.onto} if isinstance(step, Dot) else set())
         return (other for other in self.steps if other.name in names)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from ...expression import expression as ex
@@ -38,6 +38,26 @@ class ChainPrinter(TilePrinter):
             if part in other.raw:
                 self.raw[part] = other.raw[part]
 
+    def has(self, expr: Expr) -> bool:
+        return expr in self._names
+
+    def load(self, read: Expr) -> str:
+        """The text of a load, as it comes from memory."""
+        stored = read.value[1]
+        return super()._read(ex.make("read", stored, read.args, read.value), [self.value(part) for part in read.args])
+
+    def loads(self, read: Expr, text: str) -> None:
+        """``read`` is what ``text``, in the type that memory has, holds now."""
+        name = f"{self._prefix}r{self._count}"
+        self._count += 1
+        self.lines.append(f"{name} = {text}")
+        if read.value[1] == read.dtype:
+            self.name(read, name)
+            return
+        self.raw[read] = name
+        self.lines.append(f"{name}w = {name}.to({TRITON_TYPES[read.dtype]})")
+        self.name(read, f"{name}w")
+
     def _read(self, expr: Expr, arguments: list[str]) -> str:
         stored = expr.value[1]
         if stored not in ex.LOW_PRECISION:
@@ -56,7 +76,9 @@ class Scope:
 
     ``as_written``: regrouped products are computed in the order of the graph. ``done`` names what was computed here.
     It runs ``times`` times for each unit of work; ``results`` are elements of what it holds in registers and ``operands``
-    bytes of what it loads for products, of which nothing is counted where ``times`` is 0.
+    bytes of what it loads for products, ``late_bytes`` those of what a sweep loads for other things; nothing is counted
+    where ``times`` is 0. ``moving`` names what is another
+    one for each unit; ``carried`` are variables whose values go from one turn of a loop to the next.
     """
 
     printer: ChainPrinter
@@ -69,6 +91,9 @@ class Scope:
     times: int = 1
     results: list[int] = field(default_factory=list)
     operands: dict[Expr, int] = field(default_factory=dict)
+    late_bytes: int = 0
+    moving: Set[str] = frozenset()
+    carried: list[str] = field(default_factory=list)
     loaded: set[Expr] = field(default_factory=set)
 
     @property
@@ -87,13 +112,20 @@ class Scope:
     def declares(self, name: str) -> bool:
         return name in self.declared or (self.parent is not None and self.parent.declares(name))
 
+    def loop_of(self, names: Set[str]) -> Scope | None:
+        """The innermost loop that coordinates called ``names`` change with."""
+        own = {f"{lead}_{self.sweep[0]}" for lead in "pq"} if self.sweep is not None else set()
+        if names & (own | (self.moving if self.is_unit else set())):
+            return self
+        return None if self.parent is None else self.parent.loop_of(names)
+
     def has_loaded(self, read: Expr) -> bool:
         return read in self.loaded or (self.parent is not None and self.parent.has_loaded(read))
 
     def nested(self, prefix: str) -> Scope:
         return replace(
             self, printer=self.printer.inside(prefix), parent=self, is_unit=False, done=set(self.done), declared=set(),
-            results=[], operands={}, loaded=set(),
+            results=[], operands={}, late_bytes=0, loaded=set(),
         )  # fmt: skip
 
     def looped(self, prefix: str, start: str, extent: int, block: int) -> Scope:

@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+from ....exc import EmissionError
 from ...family import Schedule, ScheduleSpace
-from .cost import Cost, cost_of
+from .cost import PROCESSORS, Cost, cost_of
 from .plan import ChainPlan, Dot, Regrouped
 from .sizes import padded
+from .straight import may_be_straight
 from .sweeps import WIDEST_HELD, is_wide_store, swept
-from .triton import Writer
+from .triton import Writer, writer_of
 
-_SEEDS, _LEAST_ROWS_OF_WARP = 20, 8
+_SEEDS, _LEAST_ROWS_OF_WARP, _LEAST_PIECE = 20, 8, 64
 _HEIGHTS, _BLOCKS = (256, 128, 64, 32, 16), (256, 128, 64, 32)
-_LOOPS = (1, 2, 4, 8, 16)
+# Programs on a processor at once, of which each then does an equal share of the units.
+_RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
 # What changes the text of a kernel by more than a number.
-_WRITTEN = ("rows", "block", "unroll")
+_WRITTEN = ("rows", "block", "straight", "unroll", "ahead")
+# Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
+_KIND, _FAR = ("rows", "straight", "unroll", "warps"), 2.0
 Choices = Mapping[str, tuple[int | str | bool, ...]]
 
 
@@ -43,23 +48,33 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
     written = [name for name in choices if name in _WRITTEN]
     for sizes in product(*(choices[name] for name in written)):
         chosen = dict(zip(written, sizes, strict=True))
-        writer = Writer(plan, {**chosen, "loop": 1, "precision": "ieee"})
-        writer.body()
-        units = -(-plan.seen[1] // writer.height) * plan.seen[0]
+        if chosen["straight"] and int(chosen["block"]) < _LEAST_PIECE:
+            # Each piece has addresses of its own.
+            continue
+        writer = writer_of(plan, {**chosen, "loop": 1, "precision": "ieee"})
+        try:
+            writer.body()
+        except EmissionError:
+            continue
+        units = _units(writer)
         for schedule in _expanded(choices, chosen):
             if _is_sensible(schedule, writer, units, choices):
-                cost = cost_of(writer.tally, schedule, plan.dtype, units, least_bytes)
+                cost = cost_of(
+                    writer.tally, schedule, plan.dtype, units, least_bytes, writer.shares_sample(int(schedule["loop"]))
+                )
                 found += [Ranked(schedule, cost)] if cost.fits else []
     return tuple(sorted(found, key=lambda one: one.cost.seconds))
 
 
 def _is_sensible(schedule: Schedule, writer: Writer, units: int, choices: Choices) -> bool:
     """Is the schedule another one than those that are tried anyway, and does it share out evenly?"""
-    loop, has_sweeps = int(schedule["loop"]), writer.tally.turns > 1
-    if loop > 1 and (units % loop if writer.plan.batch is not None else has_sweeps and not writer.tally.fixed_bytes):
+    loop, has_sweeps, ahead = int(schedule["loop"]), writer.tally.turns > 1, bool(schedule["ahead"])
+    if loop > 1 and (loop not in _loops(writer, units) or (has_sweeps and not writer.tally.fixed_bytes)):
         return False
-    if loop == 1 and not has_sweeps and schedule["stages"] != choices["stages"][0]:
-        # Stages are of loops.
+    if (loop == 1 or ahead) and not has_sweeps and schedule["stages"] != choices["stages"][0]:
+        # Stages are of loops, and of what Triton loads ahead itself.
+        return False
+    if loop == 1 and not has_sweeps and ahead != choices["ahead"][0]:
         return False
     # The matrix units take sixteen rows; more than two warps side by side along them read the same operands.
     return bool(writer.plan.pools) or _LEAST_ROWS_OF_WARP * int(schedule["warps"]) <= writer.height
@@ -78,12 +93,33 @@ def _choices(plan: ChainPlan) -> Choices:
     return {
         "rows": heights,
         "block": tuple(size for size in _BLOCKS if size <= widest) or _BLOCKS[:1],
-        "loop": _LOOPS if has_products and not isinstance(plan.batch, str) else _LOOPS[:1],
+        "loop": _all_loops(plan, heights) if has_products else (1,),
         "unroll": tuple(dict.fromkeys(min(n, longest) for n in (8, 16, 4, 64))) if longest else (1,),
+        "straight": (False, True) if may_be_straight(plan) else (False,),
+        "ahead": (True, False) if has_products else (False,),
         "warps": (4, 8, 2, 16),
         "stages": (3, 2, 4) if has_products else (2,),
         "precision": ("tf32x3", "ieee") if plan.dtype == "float32" and has_products else ("ieee",),
     }
+
+
+def _loops(writer: Writer, units: int) -> set[int]:
+    """How many units a program may take: all at once, or all rows of a sample."""
+    shares = -(-writer.plan.seen[1] // writer.height)
+    even = {-(-units // (PROCESSORS * resident)) for resident in _RESIDENT}
+    return {loop for loop in (*even, *((shares,) if writer.plan.batch is not None else ())) if 1 < loop <= _MOST_UNITS}
+
+
+def _all_loops(plan: ChainPlan, heights: Sequence[int]) -> tuple[int, ...]:
+    """For any height."""
+    writers = [writer_of(plan, {"rows": height, "block": _BLOCKS[0], "loop": 1, "unroll": 1, "ahead": False,
+                                "straight": False, "precision": "ieee"}) for height in heights]  # fmt: skip
+    found = {loop for writer in writers for loop in _loops(writer, _units(writer))}
+    return (1, *sorted(found))
+
+
+def _units(writer: Writer) -> int:
+    return -(-writer.plan.seen[1] // writer.height) * writer.plan.seen[0]
 
 
 def _expanded(choices: Choices, chosen: Schedule) -> Iterator[Schedule]:
@@ -94,10 +130,27 @@ def _expanded(choices: Choices, chosen: Schedule) -> Iterator[Schedule]:
 
 
 def _varied(ranked: Sequence[Ranked]) -> list[Ranked]:
-    """The best of each kind before the second best of any: neighbours in a model's order differ in little."""
-    kinds: dict[tuple[object, ...], list[Ranked]] = {}
+    """The best of each kind before the second best of any: neighbours in a model's order differ in little.
+
+    Kinds that are much slower by the model come last.
+    """
+    limit = _FAR * min((one.cost.seconds for one in ranked), default=0.0)
+    kinds: dict[tuple[object, ...], dict[bool, list[Ranked]]] = {}
+    far: list[Ranked] = []
     for one in ranked:
-        kind = (*(one.schedule[name] for name in ("rows", "unroll", "warps")), one.schedule["loop"] == 1)
-        kinds.setdefault(kind, []).append(one)
-    rounds = max(map(len, kinds.values()), default=0)
-    return [members[k] for k in range(rounds) for members in kinds.values() if k < len(members)]
+        if one.cost.seconds > limit:
+            far.append(one)
+        else:
+            # With a loop over units and without one: which is better is the model's weakest side.
+            kinds.setdefault(_kind(one.schedule), {}).setdefault(one.schedule["loop"] == 1, []).append(one)
+    return [*_in_turn([members for both in kinds.values() for members in both.values()]), *far]
+
+
+def _kind(schedule: Schedule) -> tuple[object, ...]:
+    """Schedules of one kind have the same shape; the size of pieces changes little."""
+    return (*(schedule[name] for name in _KIND), schedule["block"] if not schedule["straight"] else 0)
+
+
+def _in_turn(kinds: Sequence[list[Ranked]]) -> list[Ranked]:
+    rounds = max(map(len, kinds), default=0)
+    return [members[k] for k in range(rounds) for members in kinds if k < len(members)]

@@ -24,6 +24,7 @@ from .flat import flat_step, flat_tile, folded
 from .forms import BlockedError, Form, Frame, Index, along, form_of_view, rows_before, whole, widened
 from .plan import COLUMN, POSITION, ROW, ChainPlan, Combine, Dot, Pool, Reduce, Step, Store, Tile, is_rowwise
 from .regroup import regrouped
+from .sums import summed
 
 _COMBINED: dict[str, Combine] = {"sum": "sum", "mean": "sum", "amax": "maximum", "amin": "minimum"}
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -61,7 +62,7 @@ class Reader:
         plan = ChainPlan(
             self.frame.batch, self.frame.rows, steps, tuple(stores), inputs, results, symbols, self.frame.seen
         )
-        return regrouped(plan)
+        return summed(regrouped(plan))
 
     def _blaming(self, node: torch.fx.Node, read: Callable[[torch.fx.Node], Result]) -> Result:
         """``read(node)``, any failure of which is one of this node."""

@@ -68,7 +68,7 @@ def swept(step: Step, plan: ChainPlan, block: int = WIDEST_HELD) -> int | None:
     if isinstance(step, Regrouped | Pool):
         return None
     extent = step.depth if isinstance(step, Dot) else _columns(step)
-    wide = any(is_wide(other) for other in plan.read_by(step))
+    wide = any(is_wide(other) and other.name in tile.names for tile in step.tiles for other in plan.read_by(step))
     sliceable = all(_is_sliceable(tile, plan, extent) for tile in step.tiles)
     limit = block if plan.rowwise and not is_wide(step) else WIDEST_HELD
     if not wide and (extent <= limit or not sliceable):

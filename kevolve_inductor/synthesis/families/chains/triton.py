@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
-from ....exc import EmissionError
 from ....graph.dims import Dim, product
 from ....graph.region import ITEM_SIZES
 from ....kernel import Argument, Kernel, Launch
@@ -17,11 +16,12 @@ from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..triton_tiles import cdiv, needs_64_bits
+from .ahead import FIRST, NEXT
 from .cost import Tally
 from .plan import POSITION, SAMPLE, ChainPlan, Dot, Pool, Reduce, Regrouped, Step, Store, Tile
 from .printing import ChainPrinter, Scope
 from .sizes import padded
-from .sweeps import Sweep, is_wide, is_wide_store, order_of
+from .sweeps import Sweep, is_wide, order_of
 from .tiles import Extent, Tiles
 
 _FUNCTION = "kevolve_kernel"
@@ -33,7 +33,7 @@ _HELPERS = {"maximum": "kv_max", "minimum": "kv_min"}
 
 def emit_triton(plan: ChainPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
     """Raises ``EmissionError`` where the schedule does not fit."""
-    writer = Writer(plan, schedule)
+    writer = writer_of(plan, schedule)
     names = [f"in{k}" for k in range(len(plan.inputs))] + [f"out{k}" for k in range(len(plan.outputs))]
     lines = [f"  {line}" for line in writer.body()]
     code = "\n".join([f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *plan.symbols])}):", *lines])
@@ -43,6 +43,12 @@ def emit_triton(plan: ChainPlan, arguments: tuple[Argument, ...], schedule: Sche
         _FUNCTION, arguments, (writer.grid,), num_warps=int(schedule["warps"]), num_stages=int(schedule["stages"])
     )
     return Kernel("triton", source, (launch,))
+
+
+def writer_of(plan: ChainPlan, schedule: Schedule) -> Writer:
+    from .straight import StraightWriter
+
+    return (StraightWriter if schedule["straight"] else Writer)(plan, schedule)
 
 
 class Writer:
@@ -56,42 +62,77 @@ class Writer:
         self.wide = needs_64_bits((*plan.inputs, *plan.outputs))
         self.masks: dict[str, str] = {}
         self.tally = Tally()
-        self.tiles = Tiles(plan, self.height, self.loop, self.wide, self.masks, self.tally)
+        self.tiles = Tiles(plan, self.height, self.wide, self.masks, self.tally, schedule["ahead"] is True)
         self.row_kind: Extent = "rows" if plan.rowwise else "whole"
         self.order = order_of(plan, self.block)
         self.shares = cdiv(plan.rows, self.height) if plan.rowwise else 1
-        units = self.shares if plan.batch is None else product((plan.batch, self.shares))
-        if plan.batch is not None and self.loop > 1 and (not isinstance(units, int) or units % self.loop):
-            raise EmissionError(f"{units} units do not share out in groups of {self.loop}")
-        self.grid = str(cdiv(units, self.loop))
+        self.units = self.shares if plan.batch is None else product((plan.batch, self.shares))
+        self.grid = str(cdiv(self.units, self.loop))
+        if self.shares_sample(self.loop):
+            self.tiles.moving.discard(SAMPLE)
         self._loops = 0
+
+    def shares_sample(self, loop: int) -> bool:
+        """Do all of a program's ``loop`` units belong to one sample?"""
+        return loop > 1 and self.plan.batch is not None and isinstance(self.shares, int) and self.shares % loop == 0
 
     # --- the frame: which sample, which rows ---
 
     def body(self) -> list[str]:
         top = Scope(ChainPrinter(self.masks, "t"))
         wide = ".to(tl.int64)" if self.wide else ""
-        top.lines.append(f"unit = tl.program_id(0){wide}")
         if self.loop == 1:
+            top.lines.append(f"unit = tl.program_id(0){wide}")
+            self._place(top, "")
             self._unit(top)
             return top.lines
         # What is the same for all units of a program is declared and loaded before the loop.
         self.tiles.fixed = top
+        first = f"tl.program_id(0){wide} * {self.loop}"
+        top.lines.append(f"unit_first = {first}")
+        self._place(top, FIRST)
         inner = top.nested("u")
-        inner.is_unit = True
-        inner.lines.append(f"unit = tl.program_id(0){wide} * {self.loop} + turn")
+        inner.is_unit, inner.moving = True, self.tiles.moving
+        if SAMPLE not in self.tiles.moving:
+            top.lines.append(f"{SAMPLE} = {SAMPLE}{FIRST}")
+        inner.lines.append(f"more = turn < {self.loop - 1}")
+        inner.lines.extend(
+            f"{name} = {self._within(f'{first} + turn{step}')}"
+            for name, step in (("unit", ""), (f"unit{NEXT}", " + 1"))
+        )
+        self._place(inner, "")
+        self._place(inner, NEXT)
         self._unit(inner)
         inner.close(f"for turn in tl.range(0, {self.loop}):")
         return top.lines
 
+    def _within(self, unit: str) -> str:
+        """The last program does the last unit several times if there are not enough of them."""
+        if isinstance(self.units, int) and self.units % self.loop == 0:
+            return unit
+        return f"tl.minimum({unit}, {self._total()} - 1)"
+
+    def _shares(self) -> str:
+        return f"(({self.plan.rows} + {self.height - 1}) // {self.height})"
+
+    def _total(self) -> str:
+        """All units, in the kernel."""
+        parts = [f"({self.plan.batch})"] if self.plan.batch is not None else []
+        return " * ".join([*parts, *([self._shares()] if self.shares != 1 else [])]) or "1"
+
+    def _place(self, scope: Scope, turn: str) -> None:
+        """Says which sample, and which of its rows, the unit of a turn is."""
+        unit, start = f"unit{turn}", f"start{turn}"
+        if self.plan.batch is None:
+            scope.lines.append(f"{start} = {unit} * {self.height}")
+            return
+        whole = self.shares == 1
+        shares = self._shares()
+        if SAMPLE in self.tiles.moving or turn == FIRST:
+            scope.lines.append(f"{SAMPLE}{turn} = {unit}" if whole else f"{SAMPLE}{turn} = {unit} // {shares}")
+        scope.lines.append(f"{start} = 0" if whole else f"{start} = {unit} % {shares} * {self.height}")
+
     def _unit(self, scope: Scope) -> None:
-        if self.plan.batch is not None:
-            whole = self.shares == 1
-            shares = f"(({self.plan.rows} + {self.height - 1}) // {self.height})"
-            scope.lines.append(f"{SAMPLE} = unit" if whole else f"{SAMPLE} = unit // {shares}")
-            scope.lines.append("start = 0" if whole else f"start = unit % {shares} * {self.height}")
-        else:
-            scope.lines.append(f"start = unit * {self.height}")
         for extent in dict.fromkeys(pool.extent for pool in self.plan.pools):
             self._pools(extent, [pool for pool in self.plan.pools if pool.extent == extent], scope)
         regrouped = [step for step in self.plan.steps if isinstance(step, Regrouped)]
@@ -114,7 +155,7 @@ class Writer:
             if isinstance(part, Sweep):
                 self._sweep(part, scope)
             elif isinstance(part, Store):
-                self._store(part, scope)
+                self._store(part, scope, "whole")
             elif not isinstance(part, Pool):
                 self._step(part, scope)
 
@@ -155,18 +196,21 @@ class Writer:
     def _step(self, step: Step, scope: Scope) -> None:
         self._wide_values(step.tiles, scope)
         if isinstance(step, Dot):
-            scope.lines.append(f"{step.name} = {self._dot(step, scope)}")
+            self._named_wide({step.onto}, scope)
+            scope.lines.append(f"{step.name} = {self._dot(step, scope, total=step.onto)}")
         elif isinstance(step, Regrouped):
             self._regrouped(step, scope)
         elif isinstance(step, Reduce):
             scope.lines.append(f"{step.name} = {self._reduced(step, 'whole', scope)}")
-        if isinstance(step, Dot | Regrouped):
+        if isinstance(step, Regrouped) or (isinstance(step, Dot) and not step.onto):
             self._holds(self._elements(step, scope), scope, is_loop=is_wide(step))
         scope.done.add(step.name)
 
     def _wide_values(self, tiles: Iterable[Tile], scope: Scope) -> None:
         """The blocks of wide values that ``tiles`` read, as far as this scope has not computed them."""
-        names = {name for tile in tiles for name in tile.names}
+        self._named_wide({name for tile in tiles for name in tile.names}, scope)
+
+    def _named_wide(self, names: Set[str], scope: Scope) -> None:
         for step in self.plan.steps:
             if is_wide(step) and step.name in names and step.name not in scope.done:
                 self._step(step, scope)
@@ -174,6 +218,7 @@ class Writer:
     def _dot(self, step: Dot, scope: Scope, depth: Extent = "whole", total: str = "") -> str:
         places = self.tiles.size(depth, step.depth, scope)
         self.tally.flops += 2 * self._elements(step, scope) * places * scope.times
+        self.tally.least_rows = min(self.tally.least_rows, self._rows(step.rows))
         left = self.tiles.operand(step.left, (self.row_kind, depth), 1, step.dtype, scope)
         right = self.tiles.operand(step.right, (depth, self._columns(step)), 0, step.dtype, scope)
         return f"tl.dot({left}, {right}{total and f', {total}'}{self.precision})"
@@ -217,7 +262,8 @@ class Writer:
             self._wide_values(step.tiles, inner)
             inner.lines.append(f"{step.name} = {self._summed(step, inner)}")
         for store in sweep.stores:
-            self._store(store, inner)
+            self._wide_values((store.tile,), inner)
+            self._store(store, inner, "swept")
         self._close(inner, head, sweep.sums)
 
     def _looped(self, extent: int, block: int, scope: Scope) -> tuple[Scope, str]:
@@ -233,6 +279,8 @@ class Writer:
         if inner.times:
             self.tally.looped_bytes = max(self.tally.looped_bytes, sum(inner.operands.values()))
             self.tally.turns += inner.times
+            self.tally.late_turns += inner.times if inner.late_bytes else 0
+            self.tally.late_bytes = max(self.tally.late_bytes, inner.late_bytes)
             self.tally.computes([*inner.results, *held])
         for elements in held:
             self.tally.holds(elements, ITEM_SIZES[self.plan.dtype])
@@ -248,7 +296,10 @@ class Writer:
         if isinstance(step, Dot):
             return self._dot(step, scope, "swept", step.name)
         assert isinstance(step, Reduce)
-        part = self._reduced(step, "swept", scope)
+        return self._combined(step, self._reduced(step, "swept", scope))
+
+    def _combined(self, step: Reduce, part: str) -> str:
+        """What was reduced so far, and one more part."""
         return f"{step.name} + {part}" if step.combine == "sum" else f"{_HELPERS[step.combine]}({step.name}, {part})"
 
     # --- regrouped products ---
@@ -287,10 +338,7 @@ class Writer:
 
     # --- results ---
 
-    def _store(self, store: Store, scope: Scope) -> None:
-        self._wide_values((store.tile,), scope)
-        value, at, placed = self.tiles.stored(
-            store, (self.row_kind, "swept" if is_wide_store(store) else "whole"), scope
-        )
+    def _store(self, store: Store, scope: Scope, columns: Extent) -> None:
+        value, at, placed = self.tiles.stored(store, (self.row_kind, columns), scope)
         mask = " & ".join(self.masks[name] for name in placed.names if name in self.masks)
         scope.lines.append(f"tl.store(out{store.output} + {at}, {value}{mask and f', mask={mask}'})")

@@ -13,6 +13,8 @@ from .cpp_types import is_wide
 from .program import COLUMNS, Element, RowProgram, Select, online_pairs, passes
 from .reuse import reused
 from .simplify import simplified
+from .triton_arithmetic import prepared, sums_below
+from .triton_seeds import RowFacts, choices_of, seeds_of
 
 Choice = int | str | bool
 
@@ -131,6 +133,8 @@ def _parallel_choices(program: RowProgram) -> tuple[int, ...]:
 
 
 def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
+    if not program.selects and columns_are_near(program):
+        return _reduction_space(program, target)
     choices = _near_tiles(program, target.warp_size // 32) if columns_are_near(program) else _far_tiles(program)
     if _packs_32_bits(program):
         doubles = ("int64", "float64") if _has_few_doubles(target) else ("float64", "int64")
@@ -142,33 +146,50 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if "loop" in choices["algorithm"] and online_pairs(program):
         choices["online"] = (True, False)
     if not program.selects:
-        choices |= _ahead(program, target, choices["algorithm"])
+        choices["programs"] = tuple(target.units * n for n in (2, 4, 1, 8)) if program.column_sums else (0,)
+        choices["stages"] = (1, 0) if program.column_sums else (1, 3)
     if simplified(program) != program:
         choices["simplify"] = (True, False)
     return ScheduleSpace(choices)
 
 
-def _ahead(program: RowProgram, target: Target, algorithms: tuple[Choice, ...]) -> dict[str, tuple[Choice, ...]]:
-    """How many persistent programs there are (0: one for each tile), and how many tiles, or blocks of one, are in flight.
+def _reduction_space(program: RowProgram, target: Target) -> ScheduleSpace:
+    """Of rows that lie along memory, of which nothing is selected."""
+    facts = _facts(program, target)
+    half_warps = target.warp_size // 32
+    seeds = [{**seed, "rows": int(seed["rows"]) * half_warps} for seed in seeds_of(facts)]
+    choices = choices_of(facts, seeds, half_warps)
+    if facts.online:
+        choices["online"] = (True, False)
+    if prepared(program, True, False) != prepared(program, False, False):
+        choices["simplify"] = (True, False)
+    more: dict[str, Choice] = {name: True for name in ("online", "simplify") if name in choices}
+    return ScheduleSpace(choices, tuple({**seed, **more} for seed in seeds))
 
-    A row that fills the registers of a whole unit leaves nothing else to run while it is read: the next one is then
-    read ahead by the same program.
-    """
-    one, two, four, eight = (target.units * each for each in (1, 2, 4, 8))
-    if algorithms[0] == "loop":
-        return {"stages": (2, 1, 4)}
-    counts = (two, four, one, eight) if program.column_sums else (0, four, two)
-    if program.columns > _FILLS_UNIT:
-        counts = (one, 0, two)
-    # A stage ahead of the one at work stands in shared memory; with more than half of it, compilers take minutes.
-    row = sum(program.columns * ITEM_SIZES[program.inputs[load.value].dtype] for load in column_loads(program)
-              if slope(load.args[0], COLUMNS) == 1 and program.is_row_dependent(load))  # fmt: skip
-    fitting = tuple(stages for stages in (2, 1, 3) if (stages - 1) * row <= target.shared_bytes // 2)
-    return {"programs": counts, "stages": fitting}
+
+def _facts(program: RowProgram, target: Target) -> RowFacts:
+    walked = prepared(program, True, True)
+    pairs = online_pairs(walked)
+    sweeps = [one for one in passes(walked, (*pairs, *sums_below(walked))) if one.sweep]
+    reads = [load for load in column_loads(walked) if slope(load.args[0], COLUMNS) == 1]
+    own = [load for load in reads if walked.is_row_dependent(load)]
+    return RowFacts(
+        columns=program.columns,
+        vector=vector_of(program),
+        loads=len(own),
+        weights=len(reads) - len(own),
+        sums=len(program.column_sums),
+        sweeps=len(sweeps),
+        row_bytes=sum(program.columns * ITEM_SIZES[program.inputs[load.value].dtype] for load in own),
+        online=bool(pairs) and not program.column_sums,
+        pointwise=not walked.statements and not walked.column_sums and all(s.axis == COLUMNS for s in walked.stores),
+        units=target.units,
+        shared_bytes=target.shared_bytes,
+    )
 
 
 def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice, ...]]:
-    """Neighbouring columns are neighbours in memory: a row over ``lanes`` threads.
+    """Selections where neighbouring columns are neighbours in memory: a row over ``lanes`` threads.
 
     ``rows`` counts what 32 threads hold; warps of 64 threads are filled with two of it.
     """
@@ -176,17 +197,14 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
     vector = vector_of(program)
     kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
     algorithms = _algorithms(program, whole)
-    if program.column_sums:
-        lanes = _lanes_for(whole, vector, 8)
-    elif algorithms[0] == "tile":
+    if algorithms[0] == "tile":
         # A whole sort exchanges every value with every other lane: fewer in a thread, and more threads at work, hide that.
         lanes = _lanes_for(whole, vector, 16 if any(is_sort(program, s) for s in program.selects) else 32)
         if "loop" in algorithms:
             lanes = tuple(dict.fromkeys((*lanes, 128, 256)))
     else:
         lanes = (256, 128, 64, 512, 32)
-    # Selections keep few columns in registers; plain reductions read many at once.
-    depths = [max(1, max(per, kept) // vector) for per in ((8, 16, 4, 32) if program.selects else (32, 16, 64, 8))]
+    depths = [max(1, max(per, kept) // vector) for per in (8, 16, 4, 32)]
     return {
         "algorithm": algorithms,
         "lanes": lanes,
@@ -247,6 +265,9 @@ def vector_of(program: RowProgram) -> int:
         while size > 1 and any(not isinstance(step, int) or step % size for step in steps):
             size //= 2
         best = max(best, size)
+    # A thread stores 16 bytes at most: more of its neighbours would be exchanged between threads first.
+    wide = [ITEM_SIZES[program.outputs[s.output].dtype] for s in program.stores if s.axis == COLUMNS]
+    best = min([best, *(16 // size for size in wide)]) if not program.selects else best
     return min(best, 1 << (program.columns - 1).bit_length())
 
 

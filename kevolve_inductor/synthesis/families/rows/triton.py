@@ -18,24 +18,26 @@ from ...expression.triton import used_helpers
 from ...family import Schedule
 from ..common import arguments_of
 from .program import RowProgram
-from .simplify import simplified
 from .spaces import columns_are_near, vector_of
+from .triton_arithmetic import prepared
 from .triton_columns import ColumnTotals
+from .triton_places import Programs
 from .triton_prelude import ROW_HELPERS
 from .triton_space import Tile
-from .triton_writer import Programs, TritonWriter
+from .triton_writer import TritonWriter
 
 _FUNCTION = "row_program"
 _WARP = 32
 _MOST_WARPS = 32
 _MOST_PER_THREAD = 128
+# Each is printed for itself.
+_MOST_PIECES = 8
 
 
 def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     """Raises ``EmissionError`` where the schedule does not fit."""
     online = bool(schedule.get("online", False)) and schedule["algorithm"] == "loop"
-    if schedule.get("simplify", True):
-        program = simplified(program, online)
+    program = prepared(program, bool(schedule.get("simplify", True)), online)
     tile, warps = tile_of(program, schedule)
     programs = Programs(int(schedule.get("programs", 0)), int(schedule.get("stages", 1)))
     selections = str(schedule.get("key", "int64")), str(schedule.get("select", "network"))
@@ -61,18 +63,19 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     Where columns are neighbours in memory a row is spread over ``lanes`` threads; up to a warp of them, so that a warp
     holds several rows, else one row per program. Where rows are neighbours, threads go along them first.
     """
-    lanes, looped = int(schedule["lanes"]), schedule["algorithm"] == "loop"
+    lanes, algorithm = int(schedule["lanes"]), schedule["algorithm"]
     near = columns_are_near(program)
     vector = vector_of(program) if near else 1
     power = 1 << (program.columns - 1).bit_length()
     if lanes * vector > 2 * power:
         raise EmissionError(f"{lanes} threads for {program.columns} columns")
-    whole = max(lanes * vector, power)
-    depth = whole // (lanes * vector)
-    if looped:
+    depth, pieces = max(1, power // (lanes * vector)), 1
+    if algorithm != "tile":
         depth = min(depth, int(schedule["depth"]))
-    if depth * vector > _MOST_PER_THREAD:
-        raise EmissionError(f"{depth * vector} columns of a row in one thread")
+    elif near and not program.selects:
+        depth, pieces = pieces_of(-(-program.columns // (lanes * vector)))
+    if depth * pieces * vector > _MOST_PER_THREAD:
+        raise EmissionError(f"{depth * pieces * vector} columns of a row in one thread")
     rows = int(schedule["rows"])
     if near:
         rows = rows * max(1, _WARP // lanes) if program.rows else 1
@@ -81,4 +84,13 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
         warps = max(1, rows * lanes // (4 * _WARP))
     if warps > _MOST_WARPS:
         raise EmissionError(f"{warps} warps in a program")
-    return Tile(rows, lanes, depth, vector, looped), 1 << (warps - 1).bit_length()
+    tile = Tile(rows, lanes, depth, vector, algorithm != "tile", algorithm == "spread", pieces)
+    return tile, 1 << (warps - 1).bit_length()
+
+
+def pieces_of(runs: int) -> tuple[int, int]:
+    """Depth and number of the pieces in which ``runs`` vectors of every thread are held; few, and with little in vain."""
+    depth = 1
+    while -(-runs // depth) > _MOST_PIECES or -(-runs // depth) % 2 == 0:
+        depth *= 2
+    return depth, -(-runs // depth)

@@ -9,9 +9,11 @@ from .program import COLUMNS, RowProgram
 from .triton_space import Space
 
 _FUNCTION = "column_totals"
-# A tile of partial sums: enough columns for whole sectors of memory, few enough for a program on every unit.
-_BLOCK = 32
-_PARTS = 64
+# A tile of partial sums: enough columns for whole sectors of memory, few enough for a program or two on every unit.
+_BLOCK = 16
+# All programs' sums are read at once, as far as registers hold them: one after another each would take as long as all.
+_MOST_PARTS = 512
+_THREADS = 512
 
 
 class ColumnTotals:
@@ -23,6 +25,8 @@ class ColumnTotals:
     def __init__(self, program: RowProgram, programs: Dim) -> None:
         self.program, self.programs = program, programs
         self.names = [f"part{k}" for k in range(len(program.column_sums))]
+        most = 1 << (programs - 1).bit_length() if isinstance(programs, int) else _MOST_PARTS
+        self.parts = min(_MOST_PARTS, most)
 
     @property
     def workspaces(self) -> tuple[Workspace, ...]:
@@ -37,7 +41,8 @@ class ColumnTotals:
 
     def launch(self, arguments: tuple[Argument, ...]) -> Launch:
         blocks = -(-self.program.columns // _BLOCK)
-        return Launch(_FUNCTION, arguments, (str(blocks),), num_warps=4, num_stages=1)
+        warps = max(1, min(_THREADS, self.parts * _BLOCK // 4) // 32)
+        return Launch(_FUNCTION, arguments, (str(blocks),), num_warps=warps, num_stages=1)
 
     def function(self) -> str:
         program = self.program
@@ -45,8 +50,7 @@ class ColumnTotals:
         head = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *self.names, *program.symbols])}):"
         mask = f"{COLUMNS} < {program.columns}" if program.columns % _BLOCK else ""
         lines = [f"{COLUMNS} = tl.program_id(0) * {_BLOCK} + tl.arange(0, {_BLOCK})"]
-        for one, name in zip(program.column_sums, self.names, strict=True):
-            lines += self._total(str(one.result.value[0]), name, TRITON_TYPES[one.result.dtype], mask)
+        lines += self._totals(mask)
         sums = {str(one.result.value[0]): str(one.result.value[0]) for one in program.column_sums}
         space = Space(program, COLUMNS, f"[{_BLOCK}]", "", COLUMNS, "", mask, {**sums, COLUMNS: COLUMNS})
         printer = space.printer("t")
@@ -57,12 +61,24 @@ class ColumnTotals:
             printer.lines.clear()
         return "\n".join([head, *(f"    {line}" for line in lines)])
 
-    def _total(self, result: str, part: str, kind: str, mask: str) -> list[str]:
+    def _totals(self, mask: str) -> list[str]:
+        """All sums are read before the first is added up, for which threads wait for each other."""
+        kinds = [TRITON_TYPES[one.result.dtype] for one in self.program.column_sums]
+        results = [one.result.value[0] for one in self.program.column_sums]
         within = f"(which < {self.programs})" + (f" & ({mask})" if mask else "")
-        return [
-            f"total = tl.zeros([{_PARTS}, {_BLOCK}], {kind})",
-            f"for start in range(0, {self.programs}, {_PARTS}):",
-            f"    which = (start + tl.arange(0, {_PARTS}))[:, None]",
-            f"    total += tl.load({part} + which * {self.program.columns} + {COLUMNS}, mask={within}, other=0)",
-            f"{result} = tl.sum(total, 0)",
+        names = [f"total{k}" for k in range(len(self.names))]
+        reads = [
+            f"tl.load({part} + which * {self.program.columns} + {COLUMNS}, mask={within}, other=0)"
+            for part in self.names
         ]
+        if isinstance(self.programs, int) and self.programs <= self.parts:
+            lines = [f"which = tl.arange(0, {self.parts})[:, None]"]
+            lines += [f"{name} = {read}" for name, read in zip(names, reads, strict=True)]
+        else:
+            lines = [
+                f"{name} = tl.zeros([{self.parts}, {_BLOCK}], {kind})" for name, kind in zip(names, kinds, strict=True)
+            ]
+            lines += [f"for start in range(0, {self.programs}, {self.parts}):"]
+            lines += [f"    which = (start + tl.arange(0, {self.parts}))[:, None]"]
+            lines += [f"    {name} += {read}" for name, read in zip(names, reads, strict=True)]
+        return [*lines, *(f"{result} = tl.sum({name}, 0)" for result, name in zip(results, names, strict=True))]

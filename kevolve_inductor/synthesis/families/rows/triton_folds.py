@@ -14,6 +14,9 @@ from .program import COLUMNS, Reduce
 if TYPE_CHECKING:
     from .triton_writer import TritonWriter
 
+_EXTREMES = {"amax": "kv_most", "amin": "kv_least"}
+_OF_COLUMNS = {"sum": "kv_row_sum", "amax": "kv_row_most", "amin": "kv_row_least"}
+
 
 class Fold(ABC):
     """One result of a sweep: what stands ``before`` the loop, ``inside`` and ``after`` it."""
@@ -39,48 +42,67 @@ class ReduceFold(Fold):
 
     def inside(self) -> None:
         value = self.writer.masked(COLUMNS, self.reduce.value, identity(self.reduce))
-        combine = {"sum": "{0} + {1}", "amax": "kv_max({0}, {1})", "amin": "kv_min({0}, {1})"}[self.reduce.op]
-        self.writer.add(f"{self.name} = {combine.format(self.name, value)}")
+        self.writer.add(f"{self.name} = {combined(self.reduce, self.name, value)}")
 
     def after(self) -> None:
-        text = reduced(self.reduce, self.writer.flat(COLUMNS, self.name))
+        text = reduced(self.reduce, self.name)
         self.writer.define_scalar(self.reduce.result, text)
 
 
 class OnlineFold(Fold):
     """Running maximum and sum of exponentials below it, per thread of a row; brought together at the end.
 
-    So a block costs one exponential for each element and one for each thread.
+    So a block costs one exponential for each element and one for each thread. ``below`` sums what is below the maximum.
     """
 
-    def __init__(self, writer: TritonWriter, top: Reduce, total: Reduce) -> None:
-        self.writer, self.top, self.total = writer, top, total
-        self.m, self.s = writer.fresh("m"), writer.fresh("s")
+    def __init__(self, writer: TritonWriter, top: Reduce, total: Reduce, below: Reduce | None) -> None:
+        self.writer, self.top, self.total, self.below = writer, top, total, below
+        self.m, self.s, self.d, self.n = (writer.fresh(prefix) for prefix in "msdn")
         kind = TRITON_TYPES[top.value.dtype]
+        self.exp = "kv_exp_below" if top.value.dtype == "float32" else "tl.exp"
         shape = f"[{writer.tile.rows}, {writer.tile.lanes}]"
-        super().__init__(
-            [f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"]
-        )
+        before = [f"{self.m} = tl.full({shape}, float('-inf'), {kind})", f"{self.s} = tl.zeros({shape}, {kind})"]
+        if below is not None:
+            before += [f"{self.d} = tl.zeros({shape}, {kind})", f"{self.n} = tl.zeros({shape}, {kind})"]
+        super().__init__(before)
 
     def inside(self) -> None:
         w, m, s = self.writer, self.m, self.s
         new, base, x = w.fresh("m"), w.fresh("m"), w.fresh("x")
         values = w.masked(COLUMNS, self.top.value, "float('-inf')")
         w.add(f"{x} = {w.per_lane(values)}")
-        w.add(f"{new} = kv_max({m}, tl.reduce({x}, 2, kv_max))")
+        w.add(f"{new} = kv_most({m}, tl.reduce({x}, 2, kv_most))")
         # Nothing but -inf so far: exponentials are taken below zero instead, where they vanish.
         w.add(f"{base} = tl.where({new} == float('-inf'), 0.0, {new})")
-        w.add(f"{s} = {s} * tl.exp({m} - {base}) + tl.sum(tl.exp({x} - {base}[:, :, None]), 2)")
+        w.add(f"{x} = {x} - {base}[:, :, None]")
+        w.add(f"{s} = {s} * {self.exp}({m} - {base}) + tl.sum({self.exp}({x}), 2)")
+        if self.below is not None:
+            self._sum_below(x, base)
         w.add(f"{m} = {new}")
+
+    def _sum_below(self, x: str, base: str) -> None:
+        """What was summed so far is as much lower as the maximum is higher; below none it is nothing."""
+        w, d, n = self.writer, self.d, self.n
+        mask = w.spaces[COLUMNS].axis_mask
+        full = f"tl.zeros({w.tile.shape}, tl.int1)"
+        inside = w.per_lane(f"({full} | ({mask}))") if mask else ""
+        w.add(f"{d} += tl.where({n} == 0, 0.0, {n} * ({self.m} - {base}))")
+        w.add(f"{d} += tl.sum({f'tl.where({inside}, {x}, 0.0)' if mask else x}, 2)")
+        w.add(f"{n} += {f'tl.sum({inside}.to(tl.float32), 2)' if mask else f'{float(w.tile.per_thread)}'}")
 
     def after(self) -> None:
         w, m, s = self.writer, self.m, self.s
-        w.define_scalar(self.top.result, f"tl.reduce({m}, 1, kv_max)")
+        w.define_scalar(self.top.result, f"tl.reduce({m}, 1, kv_most)")
         top = str(self.top.result.value[0])
         base = w.fresh("m")
         w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None]")
-        total = f"tl.sum({s} * tl.exp({m} - {base}), 1)"
-        w.define_scalar(self.total.result, f"tl.where({top} == float('-inf'), float('nan'), {total})")
+        self._defined(self.total, top, f"tl.sum({s} * {self.exp}({m} - {base}), 1)")
+        if self.below is not None:
+            moved = f"tl.where({self.n} == 0, 0.0, {self.n} * ({m} - {base}))"
+            self._defined(self.below, top, f"tl.sum({self.d} + {moved}, 1)")
+
+    def _defined(self, reduce: Reduce, top: str, text: str) -> None:
+        self.writer.define_scalar(reduce.result, f"tl.where({top} == float('-inf'), float('nan'), {text})")
 
 
 def identity(reduce: Reduce) -> str:
@@ -98,7 +120,12 @@ def identity(reduce: Reduce) -> str:
 
 
 def reduced(reduce: Reduce, text: str) -> str:
-    if reduce.op == "sum":
-        return f"tl.sum({text}, 1)"
-    combine = "kv_max" if reduce.op == "amax" else "kv_min"
-    return f"tl.reduce({text}, 1, {combine})"
+    """Of a whole axis. Columns are reduced axis by axis: so results have the layout that they are used in."""
+    if reduce.axis == COLUMNS:
+        return f"{_OF_COLUMNS[reduce.op]}({text})"
+    return f"tl.sum({text}, 1)" if reduce.op == "sum" else f"tl.reduce({text}, 1, {_EXTREMES[reduce.op]})"
+
+
+def combined(reduce: Reduce, one: str, other: str) -> str:
+    """Of two partial results, element by element."""
+    return f"{one} + {other}" if reduce.op == "sum" else f"{_EXTREMES[reduce.op]}({one}, {other})"

@@ -10,6 +10,59 @@ from __future__ import annotations
 
 ROW_HELPERS = """
 @triton.jit
+def kv_most(a, b):
+    # 65535 is PropagateNan.ALL: one instruction where kv_max takes three.
+    if a.dtype.is_fp32():
+        return tl.maximum(a, b, propagate_nan=tl.PropagateNan(65535))
+    else:
+        return tl.where((a > b) | (a != a), a, b)
+
+@triton.jit
+def kv_least(a, b):
+    if a.dtype.is_fp32():
+        return tl.minimum(a, b, propagate_nan=tl.PropagateNan(65535))
+    else:
+        return tl.where((a < b) | (a != a), a, b)
+
+@triton.jit
+def kv_exp_below(x):
+    # Flushes results that are no normal numbers to zero.
+    return tl.exp2(x * 1.4426950408889634)
+
+@triton.jit
+def kv_fast_divide(a, b):
+    return libdevice.fast_dividef(a, b)
+
+@triton.jit
+def kv_add_two(a, b, c, d):
+    return a + c, b + d
+
+@triton.jit
+def kv_add_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+@triton.jit
+def kv_row_sum(x):
+    return tl.sum(tl.sum(tl.sum(x, 3), 2), 1)
+
+@triton.jit
+def kv_row_most(x):
+    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_most), 2, kv_most), 1, kv_most)
+
+@triton.jit
+def kv_row_least(x):
+    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_least), 2, kv_least), 1, kv_least)
+
+@triton.jit
+def kv_row_two_sums(a, b):
+    return tl.reduce((tl.sum(tl.sum(a, 3), 2), tl.sum(tl.sum(b, 3), 2)), 1, kv_add_two)
+
+@triton.jit
+def kv_row_three_sums(a, b, c):
+    a, b, c = tl.sum(tl.sum(a, 3), 2), tl.sum(tl.sum(b, 3), 2), tl.sum(tl.sum(c, 3), 2)
+    return tl.reduce((a, b, c), 1, kv_add_three)
+
+@triton.jit
 def kv_key32(x, greatest: tl.constexpr, first_nan: tl.constexpr):
     b = (x + 0.0).to(tl.int32, bitcast=True)
     k = b ^ ((b >> 31) & 0x7FFFFFFF)

@@ -16,14 +16,18 @@ from .program import COLUMNS, RowProgram
 class Tile:
     """``rows`` of a program; columns over ``lanes`` threads, each with ``depth`` vectors of ``vector`` neighbours.
 
-    ``looped``: the tile is a block of the columns and the kernel walks over blocks.
+    A row is ``pieces`` tiles next to each other, all of them held at once: their number need not be a power of two, and
+    only the last one is masked. ``looped``: the tile is a block of the columns and the kernel walks over blocks;
+    ``spread``: every block has a program of its own.
     """
 
     rows: int
     lanes: int
     depth: int
     vector: int
-    looped: bool
+    looped: bool = False
+    spread: bool = False
+    pieces: int = 1
 
     @property
     def columns(self) -> int:
@@ -70,7 +74,8 @@ class Space:
 
     ``row_suffix`` makes a per-row tensor broadcast here; ``position`` is the axis variable's text; ``row_mask`` and
     ``axis_mask`` are texts, empty where everything is inside. ``held`` are loads that stand in variables, ``run`` the
-    columns that threads hold at one depth, where all of them are inside.
+    columns that threads hold at one depth, where all of them are inside. ``policy``: how long what is read of a row is
+    to stay in a cache.
     """
 
     program: RowProgram
@@ -83,6 +88,7 @@ class Space:
     names: dict[str, str] = field(default_factory=dict)
     held: dict[Expr, str] = field(default_factory=dict)
     run: Run | None = None
+    policy: str = ""
 
     def printer(self, prefix: str) -> SpacePrinter:
         return SpacePrinter(self, prefix)
@@ -127,7 +133,13 @@ class SpacePrinter(TritonPrinter):
         return super().value(expr)
 
     def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        own = {"load": self._masked_load, "check_index": self._masked_check, "idiv": self._quotient}
+        own = {
+            "load": self._masked_load,
+            "check_index": self._masked_check,
+            "idiv": self._quotient,
+            "exp_below": lambda _, a: f"kv_exp_below({a[0]})",
+            "fast_truediv": lambda _, a: f"kv_fast_divide({a[0]}, {a[1]})",
+        }
         return {**super().specials(), **own}
 
     def _quotient(self, expr: Expr, arguments: list[str]) -> str:
@@ -145,6 +157,8 @@ class SpacePrinter(TritonPrinter):
         """A load as it stands in memory."""
         mask = self.space.mask(load.args[0])
         guard = f", mask={mask}, other=0" if mask else ""
+        if self.space.policy and self.space.program.is_row_dependent(load):
+            guard += f", eviction_policy='{self.space.policy}'"
         return f"tl.load(in{load.value} + ({self.linear(load)}){guard})"
 
     def _masked_check(self, expr: Expr, arguments: list[str]) -> str:

@@ -1,0 +1,164 @@
+"""Which schedules of a row reduction a GPU should try first, from the length of a row and what threads hold of it.
+
+Rows are read at the rate of memory while enough programs are at work on a unit: two at least, so that one reads while
+another waits for its threads or stores, with a few registers for each value that is held and some for everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import log2
+
+Choice = int | str | bool
+Seed = dict[str, Choice]
+
+# Of a unit; what a thread needs beside the values of its row; threads of a unit and of a program.
+_REGISTERS = 65536
+_FEW_REGISTERS = 24
+_MOST_THREADS = 2048
+_FEW_THREADS = 512
+_WIDEST = 1024
+_NARROWEST = 32
+# Values of a row in a thread: more need the registers of other threads, fewer do not pay for waiting for each other.
+_MANY_HELD = 32
+# The same where sums over all rows are kept as well: a thread's numbers, not its columns.
+_MANY_SUMMED = 40
+# A row of up to this many numbers is held by one program.
+MOST_HELD = 32768
+_MOST_IN_THREAD = 128
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What is known of a row: ``vector`` columns are read at once, ``loads`` tensors differ between rows and ``weights`` do
+    not, ``sums`` go over all rows, ``sweeps`` read the row again. ``row_bytes`` are read of a row, ``online``: with a
+    maximum and what depends on it in one sweep. ``pointwise``: nothing is reduced.
+    """
+
+    columns: int
+    vector: int
+    loads: int
+    weights: int
+    sums: int
+    sweeps: int
+    row_bytes: int
+    online: bool
+    pointwise: bool
+    units: int
+    shared_bytes: int
+
+    @property
+    def is_held(self) -> bool:
+        return self.sums > 0 or self.columns * max(1, self.loads) <= MOST_HELD
+
+    def in_thread(self, lanes: int) -> int:
+        """Columns, in whole vectors."""
+        run = lanes * self.vector
+        return -(-self.columns // run) * self.vector
+
+    def programs(self, lanes: int) -> int:
+        """How many fit on a unit."""
+        numbers = self.sums + self.loads + (self.weights if self.sums else 0)
+        registers = _FEW_REGISTERS + self.in_thread(lanes) * max(1, numbers)
+        threads = max(lanes, _NARROWEST)
+        return min(_MOST_THREADS // threads, _REGISTERS // (min(registers, 255) * threads))
+
+    def lanes(self, wanted: int, numbers: int) -> list[int]:
+        """Threads of a row, those first of which enough run at once and which hold about ``wanted`` values."""
+        filled = [n for n in _powers(1, _WIDEST) if n * self.vector < 2 * self.columns]
+        able = [n for n in filled if n >= _NARROWEST and self.in_thread(n) <= _MOST_IN_THREAD] or filled[-1:]
+
+        def distance(lanes: int) -> tuple[bool, float, int]:
+            far = abs(log2(self.in_thread(lanes) * max(1, numbers) / wanted))
+            programs = self.programs(lanes)
+            return programs * lanes < _FEW_THREADS, far + (programs < 2), lanes
+
+        return sorted(able, key=distance)
+
+
+def _powers(first: int, last: int) -> list[int]:
+    return [1 << k for k in range(first.bit_length() - 1, last.bit_length())]
+
+
+def seeds_of(facts: RowFacts) -> list[Seed]:
+    """The likeliest schedules, best first; each has a value for every choice."""
+    if facts.sums:
+        found = list(_summed(facts))
+    elif facts.pointwise:
+        found = list(_spread(facts))
+    elif facts.is_held:
+        held, walked = list(_held(facts)), list(_walked(facts))
+        found = [*held[:2], walked[0], *held[2:4], *walked[1:3], *held[4:]]
+    else:
+        found = list(_walked(facts))
+    return list({tuple(sorted(seed.items())): seed for seed in found}.values())
+
+
+def _seed(algorithm: str, lanes: int, **others: Choice) -> Seed:
+    return {"algorithm": algorithm, "lanes": lanes, "rows": 1, "depth": 1, "programs": 0, "stages": 1, **others}
+
+
+def _held(facts: RowFacts) -> Iterable[Seed]:
+    """Rows in registers, read once; where one of them fills a unit, the next one is read into shared memory meanwhile."""
+    lanes = facts.lanes(_MANY_HELD, facts.loads)
+    for n in lanes[:2]:
+        yield _seed("tile", n)
+    # With more than one tensor Triton may choose layouts in which every thread holds the whole row.
+    fills = facts.programs(lanes[0]) < 2 and facts.loads == 1 and not facts.weights
+    if fills and 2 * facts.row_bytes <= facts.shared_bytes:
+        yield _seed("tile", lanes[0], programs=facts.units, stages=3)
+    for n in lanes[2:4]:
+        yield _seed("tile", n)
+
+
+def _walked(facts: RowFacts) -> Iterable[Seed]:
+    """Blocks of a row. A second sweep finds what the first one read in a cache if few rows are at work at once."""
+    once = ((256, 32, 1), (512, 16, 1), (128, 32, 1), (256, 16, 3), (1024, 8, 1), (512, 32, 1), (64, 32, 1))
+    again = ((1024, 8, 1), (512, 16, 1), (1024, 16, 1), (512, 32, 1), (1024, 32, 1), (512, 8, 3))
+    for lanes, columns, stages in once if facts.sweeps < 2 else again:
+        depth = max(1, columns // (facts.vector * max(1, facts.loads)))
+        if lanes * facts.vector * depth <= facts.columns:
+            yield _seed("loop", lanes, depth=depth, stages=stages)
+    yield _seed("loop", min(256, max(_NARROWEST, facts.lanes(_MANY_HELD, 1)[0])))
+
+
+def _spread(facts: RowFacts) -> Iterable[Seed]:
+    for lanes, depth in ((256, 1), (512, 1), (128, 2), (256, 2), (1024, 1), (128, 1)):
+        if lanes * facts.vector * depth <= 2 * facts.columns:
+            yield _seed("spread", lanes, depth=depth)
+    yield from _walked(facts)
+
+
+def _summed(facts: RowFacts) -> Iterable[Seed]:
+    """Persistent programs; two rows are in flight beside the one at work, or one in registers."""
+    lanes = facts.lanes(_MANY_SUMMED, facts.sums + facts.loads + facts.weights)
+    programs = {n: facts.units * max(1, facts.programs(n)) for n in lanes}
+    first, *more = lanes
+
+    def fitting(n: int, stages: int) -> int:
+        used = (stages - 1) * facts.row_bytes * (programs[n] // facts.units)
+        return stages if used <= facts.shared_bytes * 3 // 4 else 0
+
+    yield _seed("tile", first, programs=programs[first], stages=fitting(first, 3))
+    yield _seed("tile", first, programs=2 * programs[first], stages=fitting(first, 3))
+    yield _seed("tile", first, programs=programs[first], stages=0)
+    for n in more[:2]:
+        yield _seed("tile", n, programs=programs[n], stages=fitting(n, 3))
+        yield _seed("tile", n, programs=programs[n], stages=0)
+    yield _seed("tile", first, programs=facts.units, stages=fitting(first, 3), rows=2)
+    yield _seed("tile", first, programs=programs[first], stages=fitting(first, 4))
+
+
+def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str, tuple[Choice, ...]]:
+    """What the seeds choose from, the first seed's values first, and what else may be tried."""
+    lanes = facts.lanes(_MANY_SUMMED, facts.sums + facts.loads + facts.weights)
+    others: dict[str, Iterable[Choice]] = {
+        "algorithm": () if facts.sums else ("loop", "tile") if facts.is_held else ("loop",),
+        "lanes": lanes if facts.sums else (512, 256, 128, 1024, 64, 32),
+        "rows": [least_rows * n for n in ((1, 2) if facts.sums else (1, 2, 4))],
+        "depth": () if facts.sums else [max(1, columns // facts.vector) for columns in (32, 16, 8, 64)],
+        "programs": [facts.units * n for n in (2, 4, 1, 8)] if facts.sums else (0,),
+        "stages": (3, 0, 4, 1) if facts.sums else (1, 3),
+    }
+    return {name: tuple(dict.fromkeys([*(seed[name] for seed in seeds), *more])) for name, more in others.items()}

@@ -1,0 +1,133 @@
+"""Chains of small products: what their schedules change, and that none of it changes the results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from family_checks import CUDA, assert_triton_agrees, find, interpreted, kernel_of
+from test_chains import CASES, FAMILY, cross, cross_layers, found_of, normal, on_gpu, teach_interpreter
+from torch import Tensor
+
+from kevolve_inductor.exc import EmissionError
+from kevolve_inductor.synthesis.families.chains.plan import Dot
+from kevolve_inductor.synthesis.family import Match, Schedule
+
+PIECES = {
+    "feed forward": 16, "normalised feed forward": 16, "shared feed forward": 16, "normalised first": 64,
+    "gated feed forward": 32, "split rows": 16, "perceptron": 32, "wide perceptron": 64, "narrow cross": 32,
+    "padded layers": 16, "gate": 16,
+}  # fmt: skip
+
+
+def schedule_of(match: Match, **changes: Any) -> Schedule:
+    return {**FAMILY.space(match, CUDA).default, "precision": "ieee", "straight": False, **changes}
+
+
+def source_of(match: Match, **changes: Any) -> str:
+    return kernel_of(FAMILY, match, schedule_of(match, **changes), "triton").source
+
+
+def loops_of(match: Match) -> tuple[int, ...]:
+    """Units of a program: one, all rows of a sample, and more than there are in the last program."""
+    return (1, -(-match.plan.seen[1] // 32), 2)
+
+
+def interpret_pieces() -> None:
+    teach_interpreter()
+    for name, block in PIECES.items():
+        found = found_of(name)
+        schedules = [
+            schedule_of(found.match, rows=32, block=block, straight=True, loop=loop, ahead=loop > 1)
+            for loop in loops_of(found.match)
+        ]
+        assert_triton_agrees(FAMILY, found, schedules)
+
+
+def interpret_ahead() -> None:
+    teach_interpreter()
+    for name in CASES:
+        found = found_of(name)
+        schedules = [
+            schedule_of(found.match, rows=32, block=block, loop=loop, ahead=True)
+            for block, loop in zip((32, 64, 256), loops_of(found.match), strict=True)
+        ]
+        assert_triton_agrees(FAMILY, found, schedules)
+
+
+def interpret_what_is_not_finite() -> None:
+    """Sums of products agree with the products of sums where rows or weights are infinite."""
+    found = on_gpu(find(FAMILY, cross, [normal(16, 300), *cross_layers(2, 300, 20)]))
+    for change in (float("inf"), float("nan")):
+        for value in found.examples.values():
+            value.view(-1)[7] = change
+            assert_triton_agrees(FAMILY, found, [schedule_of(found.match, rows=16, block=64)])
+            value.view(-1)[7] = 0.5
+
+
+@pytest.mark.parametrize("function", ["interpret_pieces", "interpret_ahead", "interpret_what_is_not_finite"])
+def test_schedules_agree_with_eager_under_the_interpreter(function: str) -> None:
+    interpreted("test_chains_schedules", function)
+
+
+def test_wide_products_of_one_factor_are_one_sum() -> None:
+    """The accumulator of one is where the next one begins."""
+    steps = [step for step in found_of("cross").match.plan.steps if isinstance(step, Dot)]
+    joined = [step for step in steps if step.onto]
+    assert [step.onto for step in joined] == ["v1", "v1v3"]
+    source = source_of(found_of("cross").match)
+    assert "v1v3 = tl.dot(" in source and " v3 =" not in source
+
+
+def test_products_of_other_values_stay_apart() -> None:
+    """A factor that the products do not depend on may be infinite where they are finite."""
+
+    def scaled(x: Tensor, scale: Tensor, down: Tensor, up: Tensor, other: Tensor) -> Tensor:
+        hidden = x @ down
+        return scale * (hidden @ up) + scale * (hidden @ other)
+
+    inputs = [normal(64, 300), normal(64, 300), normal(300, 20), normal(20, 300), normal(20, 300)]
+    match = on_gpu(find(FAMILY, scaled, inputs)).match
+    assert not any(isinstance(step, Dot) and step.onto for step in match.plan.steps)
+
+
+def test_what_is_cut_holds_what_it_has_loaded() -> None:
+    """Columns that a gate and its product both need are loaded once, and no piece is wider than it has to be."""
+    match = found_of("gate").match
+    source = source_of(match, rows=32, block=32, straight=True, loop=1)
+    assert source.count("tl.load(in0") == 3 and "for " not in source
+    assert "tl.arange(0, 16)" in source and "tl.arange(0, 64)" not in source
+
+
+def test_straight_code_is_for_what_is_wider_than_a_piece() -> None:
+    with pytest.raises(EmissionError):
+        source_of(found_of("gate").match, block=256, straight=True)
+    assert "straight" in FAMILY.space(found_of("gate").match, CUDA).choices
+    assert FAMILY.space(found_of("interaction").match, CUDA).choices["straight"] == (False,)
+
+
+def test_the_next_unit_is_loaded_before_this_one_is_computed() -> None:
+    match = on_gpu(find(FAMILY, lambda x, up, down: (x @ up).relu() @ down,
+                        [normal(4096, 64), normal(64, 32), normal(32, 64)])).match  # fmt: skip
+    ahead, plain = (source_of(match, rows=64, block=256, loop=4, ahead=ahead) for ahead in (True, False))
+    assert ahead.index("ahead0 = tl.load(in0") < ahead.index("for turn")
+    assert "ahead" not in plain
+    body = ahead[ahead.index("for turn") :]
+    assert body.index("ahead0 = tl.load(in0") < body.index("tl.dot") and "tl.load(in1" not in body
+
+
+def test_weights_of_a_sample_are_loaded_once_for_all_of_its_rows() -> None:
+    match = found_of("feed forward").match
+    one, several = (source_of(match, rows=32, block=256, loop=loop, ahead=True) for loop in (1, 3))
+    assert "for turn" not in one
+    body = several[several.index("for turn") :]
+    assert "tl.load(in1" not in body and "tl.load(in0" in body
+
+
+def test_the_seeds_of_large_chains_load_ahead() -> None:
+    with torch._subclasses.FakeTensorMode():
+        inputs = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((131072, 256), (256, 128), (128, 64))]
+        found = find(FAMILY, lambda x, up, down: (x @ up).relu() @ down, inputs)
+    first = FAMILY.space(on_gpu(found).match, CUDA).seeds[0]
+    assert first["ahead"] and int(first["loop"]) > 1
