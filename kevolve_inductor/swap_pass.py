@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from .tuner import Tuner
 from .whole_graph import WholeGraph, in_words
 
 logger = logging.getLogger(__name__)
+_autotuning = logging.getLogger("torch._inductor.select_algorithm")
 
 EvaluatorFactory = Callable[[Platform, Store, Settings], AbstractContextManager[Evaluator]]
 
@@ -102,12 +103,19 @@ class SwapPass(CustomGraphPass):
             # For the rest of this graph's compilation; ``settings_restored`` ends it.
             for name, value in self.platform.modes()[plan.mode].items():
                 setattr(inductor_config, name, value)
+            # It reports as an error every choice that does not fit this chip.
+            _autotuning.setLevel(logging.CRITICAL)
 
-    def settings_restored(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def settings_restored(self) -> Iterator[None]:
         """Around one graph's compilation: whatever mode is chosen for it is for it alone."""
         names = {name for settings in self.platform.modes().values() for name in settings}
-        restored: AbstractContextManager[None] = inductor_config.patch({n: getattr(inductor_config, n) for n in names})
-        return restored
+        level = _autotuning.level
+        try:
+            with inductor_config.patch({name: getattr(inductor_config, name) for name in names}):
+                yield
+        finally:
+            _autotuning.setLevel(level)
 
 
 class GraphPlan:

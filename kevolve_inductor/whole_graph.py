@@ -17,7 +17,7 @@ from .evaluate.evaluation import GraphVerdict, ModeTimes
 from .evaluate.evaluator import Evaluator
 from .exc import UnsupportedError
 from .graph.capture import Captured, capture_graph, graph_inputs
-from .graph.cost import estimate_s
+from .graph.cost import FREE, estimate_s
 from .graph.meta import hint_of, target_name
 from .graph.ranges import Ranges
 from .graph.region import Region, Workload
@@ -35,6 +35,8 @@ _NODE_LIMIT = 1500
 _MODE_GAIN = 1.03
 _MODE_NODE_LIMIT = 200
 _LEAST_MODE_GRAPH_S = 20e-6
+# What kernels alone speed up this much is not looked at in other modes.
+_HOPELESSLY_BEATEN = 2.0
 _LEAST_MODES_S, _MOST_MODES_S = 20.0, 1200.0
 # Settings that change nothing but for graphs with one of these operators.
 _ABOUT = {"layout_optimization": frozenset({"aten.convolution.default", "aten.convolution_backward.default"})}
@@ -64,6 +66,8 @@ class WholeGraph:
             return wanted, GraphVerdict(None, None, True, f"not measured: {error.message}") if wanted else None
         verdict = self._check(evaluator, captured, wanted) if wanted else None
         kept = wanted if verdict is None or holds(verdict) else ()
+        if verdict is not None and kept and _leaves_nothing(captured.region, kept, verdict):
+            return kept, verdict
         full = self.settings.search == "full"
         until = max(deadline, time.monotonic() + (_MOST_MODES_S if full else _LEAST_MODES_S))
         found = [self._in_mode(evaluator, captured, kept, mode, until) for mode in self.modes]
@@ -123,6 +127,15 @@ class WholeGraph:
         inputs = graph_inputs(self.graph)
         sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
         return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
+
+
+def _leaves_nothing(graph: Region, swaps: Sequence[Swap], verdict: GraphVerdict) -> bool:
+    """Whether the kernels are the whole graph and so fast that no mode of Inductor's will do better."""
+    if verdict.inductor_us is None or verdict.kevolve_us is None:
+        return False
+    inside = sum(node.target not in FREE for swap in swaps for node in swap.region.nodes)
+    covered = inside >= sum(node.target not in FREE for node in graph.nodes)
+    return covered and verdict.inductor_us >= _HOPELESSLY_BEATEN * verdict.kevolve_us
 
 
 def _is_set(name: str, value: object) -> bool:

@@ -412,7 +412,7 @@ def seen_settings(function, settings, judge, inputs):
 
 def test_a_faster_mode_of_inductors_is_taken_with_the_kernels_and_remembered(settings, with_a_mode):
     x = torch.randn(100, 64)
-    judge = Judge(mode_times=ModeTimes(100.0, 50.0, 60.0, 40.0))
+    judge = Judge((100.0, 60.0), mode_times=ModeTimes(100.0, 60.0, 70.0, 40.0))
     tuned, run = seen_settings(gate, settings, judge, (x,))
     assert tuned and judge.modes == [("tuned", 1)]
     assert run.regions[0].verdict == "swapped"
@@ -423,17 +423,18 @@ def test_a_faster_mode_of_inductors_is_taken_with_the_kernels_and_remembered(set
 
 
 def test_a_mode_that_beats_the_kernels_is_taken_without_them(settings, with_a_mode):
-    judge = Judge(mode_times=ModeTimes(100.0, 50.0, 20.0, 45.0))
+    judge = Judge((100.0, 60.0), mode_times=ModeTimes(100.0, 60.0, 20.0, 45.0))
     tuned, run = seen_settings(gate, settings, judge, (torch.randn(100, 64),))
     assert tuned and run.regions[0].verdict.startswith("left: whole graph")
     assert run.graph_verdicts[0].kevolve_us == 20.0
 
 
 @pytest.mark.parametrize(
-    "times", [ModeTimes(), ModeTimes(100.0, 50.0), ModeTimes(100.0, 50.0, 49.5, 49.0), ModeTimes(mode_us=1.0)]
+    "times", [ModeTimes(), ModeTimes(100.0, 60.0), ModeTimes(100.0, 60.0, 59.5, 59.0), ModeTimes(mode_us=1.0)]
 )
 def test_a_mode_that_is_no_faster_or_was_not_measured_is_left(settings, with_a_mode, times):
-    tuned, run = seen_settings(gate, settings, Judge(mode_times=times), (torch.randn(100, 64),))
+    judge = Judge((100.0, 60.0), mode_times=times)
+    tuned, run = seen_settings(gate, settings, judge, (torch.randn(100, 64),))
     assert not tuned and run.regions[0].verdict == "swapped" and run.graph_verdicts[0].verdict == "confirmed"
 
 
@@ -470,3 +471,9 @@ def test_of_several_modes_the_fastest_is_taken_and_layouts_only_matter_to_convol
     tuned, run = seen_settings(lambda x, w: torch.conv2d(x, w).relu(), settings, judge, (x, weight))
     assert tuned and [mode for mode, _ in judge.modes] == ["kept", "tuned", "both"]
     assert run.graph_verdicts[0].kevolve_us == 50.0 and inductor_config.layout_optimization
+
+
+def test_no_mode_is_looked_at_where_kernels_are_the_whole_graph_and_far_ahead(settings, with_a_mode):
+    judge = Judge((100.0, 45.0), mode_times=ModeTimes(100.0, 45.0, 60.0, 40.0))
+    tuned, _ = seen_settings(gate, settings, judge, (torch.randn(100, 64),))
+    assert not tuned and judge.modes == []

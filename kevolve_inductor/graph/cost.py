@@ -24,7 +24,7 @@ _SLOW = {
     "aten.avg_pool3d.default": 1.5, "aten.avg_pool2d_backward.default": 3.0, "aten.avg_pool3d_backward.default": 3.0,
     "prims._low_memory_max_pool_with_offsets.default": 1.5, "aten.max_pool3d_with_indices.default": 3.0,
 }  # fmt: skip
-_FREE = {
+FREE = {
     "getitem", "aten.view.default", "aten.reshape.default", "aten.permute.default", "aten.expand.default",
     "aten.unsqueeze.default", "aten.squeeze.default", "aten.squeeze.dim", "aten.slice.Tensor", "aten.select.int",
     "aten.full.default", "prims.iota.default", "aten.sym_size.int", "aten.transpose.int", "aten.alias.default",
@@ -58,7 +58,7 @@ def product_flops(node: torch.fx.Node) -> int:
 def estimate_s(node: torch.fx.Node, ceilings: Ceilings) -> float:
     """A guess at one node's time under Inductor, in seconds."""
     name = target_name(node)
-    if node.op != "call_function" or name in _FREE:
+    if node.op != "call_function" or name in FREE:
         return 0.0
     try:
         total = value_bytes(node.meta.get("val")) + sum(_taken_bytes(a, node) for a in node.all_input_nodes)

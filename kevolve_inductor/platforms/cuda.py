@@ -68,7 +68,7 @@ class CudaPlatform(Platform):
         return triton_missing()
 
     def modes(self) -> Mapping[str, Mapping[str, Any]]:
-        tuned = {"max_autotune": True, "coordinate_descent_tuning": True}
+        tuned = {"max_autotune": True, "coordinate_descent_tuning": True, "autotune_num_choices_displayed": 0}
         # Channels last is Inductor's guess for convolutions, and on some graphs a bad one.
         kept = {"layout_optimization": False}
         return {"as laid out": kept, "autotuned": tuned, "autotuned, as laid out": tuned | kept}

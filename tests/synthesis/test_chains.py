@@ -31,7 +31,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
 from kevolve_inductor.evaluate.correctness import allowed_error
-from kevolve_inductor.exc import EmissionError, KernelIndexError
+from kevolve_inductor.exc import EmissionError, KernelIndexError, ResourceError
 from kevolve_inductor.graph.reference import evaluate_fp64, to_graph_module
 from kevolve_inductor.synthesis.families.chains import ChainsFamily
 from kevolve_inductor.synthesis.families.chains.plan import Pool, Regrouped
@@ -469,11 +469,19 @@ def test_triton_agrees_with_eager_on_a_gpu(name: str) -> None:
     region = region_of(found.match)
     inputs = [value.cuda() for value in values_of(found, found.match.inputs)]
     reference = evaluate_fp64(region, inputs)
-    for schedule in FAMILY.space(found.match, CUDA).seeds[:4]:
+    fitting = 0
+    for schedule in FAMILY.space(found.match, CUDA).seeds:
         outputs = [torch.full_like(value, torch.nan) for value in reference.eager]
-        launch(kernel_of(FAMILY, found.match, schedule, "triton"), inputs, outputs, {})
+        try:
+            launch(kernel_of(FAMILY, found.match, schedule, "triton"), inputs, outputs, {})
+        except ResourceError:
+            continue
+        fitting += 1
         for output, exact, eager in zip(outputs, reference.exact, reference.eager, strict=True):
             assert not bool(((output.double() - exact).abs() > allowed_error(exact, eager)).any())
+        if fitting == 4:
+            break
+    assert fitting
 
 
 def half(*shape: int) -> Tensor:
