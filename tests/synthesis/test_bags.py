@@ -36,6 +36,7 @@ from kevolve_inductor.exc import KernelIndexError
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.synthesis.families.bags import BagsFamily
 from kevolve_inductor.synthesis.families.bags.family import groups_of
+from kevolve_inductor.synthesis.families.bags.plan import joined
 from kevolve_inductor.synthesis.family import Match, Rejection
 
 FAMILY = BagsFamily()
@@ -99,6 +100,10 @@ def factorization_machine(weight: Tensor, indices: Tensor) -> Tensor:
     return 0.5 * (rows.sum(1) ** 2 - (rows * rows).sum(1))
 
 
+def rows_and_numbers(weight: Tensor, linear: Tensor, indices: Tensor) -> Tensor:
+    return torch.cat([factorization_machine(weight, indices), linear[indices].sum(1)], dim=1)
+
+
 def one_table_of_many(weight: Tensor, indices: Tensor) -> Tensor:
     """Every position has its own part of one long table."""
     return weight[indices % 10 + torch.arange(LENGTH) * 10].amax(1)
@@ -137,6 +142,7 @@ CASES: dict[str, Case] = {
     "masked mean": Case(masked_mean, lambda: [table(), ids(dtype=torch.int32) * ids(rows=2, dtype=torch.int32)]),
     "weighted mean": Case(weighted_mean, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
     "factorization machine": Case(factorization_machine, lambda: [table(width=16), ids(BAGS, 70)]),
+    "rows and numbers": Case(rows_and_numbers, lambda: [table(width=16), torch.randn(ROWS, 1), ids(BAGS, 39)], 2),
     "one table of many": Case(one_table_of_many, lambda: [table(), ids()]),
     "sequences of bags": Case(sequences_of_bags, lambda: [table(), ids(9, 5, 4)]),
     "remapped": Case(remapped, lambda: [table(), ids(200), ids(rows=200)]),
@@ -162,7 +168,7 @@ def test_every_spelling_is_one_region(name: str) -> None:
     assert len(region_of(match).nodes) == len(match.nodes)
     # Tables, indices, weights: rows that were gathered are never read from memory.
     assert all(len(spec.shape) <= 3 for spec in region_of(match).inputs)
-    assert len(groups_of(match.plan)) == CASES[name].groups
+    assert len(groups_of(match.plan, match.plan.bags)) == CASES[name].groups
 
 
 def test_counts_and_masks_are_computed_with_the_bags() -> None:
@@ -299,7 +305,9 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
             schedules = schedules_of(FAMILY, match, target)
             kernels = [kernel_of(FAMILY, match, schedule, language) for schedule in schedules]
             assert kernels[0] == kernel_of(FAMILY, match, schedules[0], language)
-            assert len({kernel.digest for kernel in kernels}) == len(schedules), (name, language)
+            # Short bags have all rows in flight by fewer loads too.
+            least = len(schedules) - (2 if language == "triton" else 0)
+            assert len({kernel.digest for kernel in kernels}) >= least, (name, language)
 
 
 # --- Triton ----------------------------------------------------------------------------------------------------------
@@ -308,11 +316,13 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 def interpret() -> None:
     # The interpreter takes its time.
     names = ("mean", "maximum", "mean without padding", "weighted", "sum of bfloat16", "many means", "stacked",
-             "masked mean")  # fmt: skip
+             "masked mean", "beside numbers", "remapped", "rows and numbers", "weighted mean")  # fmt: skip
     for turn, name in enumerate(names):
         found = found_of(name)
         space = FAMILY.space(found.match, CUDA)
-        changes = [{}, {"positions": 4, "bags": 4}, {"order": "bags", "dispatch": "calls"}]
+        changes: list[dict[str, int | str]] = [
+            {}, {"across": 2, "loads": 2, "bags": 2}, {"across": 1, "vector": 8, "order": "bags", "num_warps": 2}
+        ]  # fmt: skip
         chosen = {key: value for key, value in changes[turn % 3].items() if value in space.choices.get(key, ())}
         assert_triton_agrees(FAMILY, found, [{**space.default, **chosen}])
 
@@ -321,18 +331,47 @@ def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_bags", "interpret")
 
 
-def test_triton_loads_whole_rows_without_spilling(folder: Path) -> None:
+def compiled(found: Found, schedule: dict[str, Any], folder: Path) -> tuple[str, Any]:
     pytest.importorskip("triton")
     from kevolve_inductor.platforms.triton_build import compile_for
 
+    kernel = kernel_of(FAMILY, found.match, schedule, "triton")
+    resources = compile_for(kernel, region_of(found.match), "sm_90", folder)
+    assert resources.spills in (0, None)
+    return kernel.source, resources
+
+
+def test_triton_reads_all_indices_before_one_check_and_then_all_rows(folder: Path) -> None:
     tables = [torch.randn(100, 128, dtype=torch.bfloat16) for _ in range(26)]
     found = find(FAMILY, many_bags, [*tables, *(ids(64, 20) for _ in tables)])
-    (group,) = groups_of(found.match.plan)
+    (group,) = groups_of(found.match.plan, found.match.plan.bags)
     assert group.size == 26
-    kernel = kernel_of(FAMILY, found.match, FAMILY.space(found.match, CUDA).default, "triton")
-    # All indices of a bag are read before the first of its rows.
-    loads = [line.split(" + ")[0].split("tl.load(")[1] for line in kernel.source.splitlines() if "tl.load(" in line]
-    assert len(loads) == 40 and len(set(loads[:20])) == len(set(loads[20:])) == 1 and loads[0] != loads[-1]
-    assert not re.search(r"tl\.(sum|reduce)", kernel.source)
-    resources = compile_for(kernel, region_of(found.match), "sm_90", folder)
-    assert resources.spills in (0, None) and (resources.registers or 0) <= 96
+    space = FAMILY.space(found.match, CUDA)
+    for change, count in (({}, 10), ({"across": 1, "vector": 8}, 20)):
+        source, resources = compiled(found, {**space.default, **change}, folder)
+        reads = [pointer for pointer, _ in re.findall(r"tl\.load\((\w+)|tl\.device_assert\((\S)", source)]
+        assert len(set(reads[:count])) == 1 and reads[count] == "" and len(set(reads[count + 1 :])) == 1
+        assert len(reads) == 2 * count + 1 and reads[0] != reads[-1]
+        assert (resources.registers or 0) <= 96
+
+
+def test_numbers_are_gathered_beside_rows(folder: Path) -> None:
+    found = found_of("rows and numbers")
+    default = FAMILY.space(found.match, CUDA).default
+    assert len(groups_of(found.match.plan, joined(found.match.plan.bags))) == 1
+    source, resources = compiled(found, default, folder)
+    # Five steps of eight positions: the indices of each are read once, and neither table's rows are gathered twice.
+    assert source.count("tl.load(") == 15
+    assert (resources.registers or 0) <= 64
+    assert compiled(found, {**default, "joined": False}, folder)[0].count("tl.load(") == 20
+
+
+@pytest.mark.parametrize(
+    "width, dtype", [(16, torch.float32), (1, torch.float32), (100, torch.float16), (700, torch.float32)]
+)
+def test_seeds_fit_into_registers(width: int, dtype: torch.dtype, folder: Path) -> None:
+    found = find(FAMILY, lambda w, i: w[i].sum(1), [torch.randn(ROWS, width, dtype=dtype), ids(5000, 50)])
+    seeds = FAMILY.space(found.match, CUDA).seeds
+    assert len(seeds) >= 5
+    for seed in seeds[:3]:
+        compiled(found, dict(seed), folder)

@@ -10,7 +10,6 @@ import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
 from ....graph.meta import target_name
-from ....graph.region import ITEM_SIZES
 from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
@@ -20,10 +19,11 @@ from .. import common
 from ..features.selection import components, levels
 from .cpp import source_of
 from .groups import Group, grouped
-from .plan import Bag, BagsPlan, extents, fused, gathers
+from .plan import Bag, BagsPlan, extents, fused, joined
+from .schedules import gpu_space
 from .selection import BAGS, cores_of, inlinable, members_of
 from .structure import Reader
-from .triton import columns_of, kernel_of
+from .triton import kernel_of
 
 # Fewer elements than this, gathered in all, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 4096
@@ -34,9 +34,6 @@ _FARTHEST = 16
 # Bags that a thread takes at once.
 _BLOCKS = (256, 64, 16, 4)
 _MANY = 1024
-# Rows of one bag that a program gathers at once, and what of them a thread may hold.
-_MOST_POSITIONS = 32
-_BYTES_OF_THREAD = 256
 
 
 class BagsFamily(Family):
@@ -85,18 +82,19 @@ class BagsFamily(Family):
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         plan: BagsPlan = match.plan
         if target.platform != "cpu":
-            return _gpu_space(match, len(groups_of(plan)) < len(plan.bags))
+            bags = joined(plan.bags)
+            return gpu_space(bags, _longest(match), len(bags) < len(plan.bags), len(groups_of(plan, bags)) < len(bags))
         return _cpu_space(plan, target.threads)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: BagsPlan = match.plan
         arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
-        groups = groups_of(plan)
         if language == "cpp":
-            source = source_of(groups, plan.inputs, plan.outputs, plan.symbols, schedule)
+            source = source_of(groups_of(plan, plan.bags), plan.inputs, plan.outputs, plan.symbols, schedule)
             return Kernel("cpp", source, (Launch("kevolve_kernel", arguments),))
         if language == "triton":
-            return kernel_of(groups, plan, arguments, schedule)
+            bags = joined(plan.bags) if schedule.get("joined") else plan.bags
+            return kernel_of(groups_of(plan, bags), plan, arguments, schedule, _longest(match))
         raise EmissionError(f"no {language} kernels of embedding bags")
 
 
@@ -113,37 +111,8 @@ def _cpu_space(plan: BagsPlan, threads: int) -> ScheduleSpace:
     return common.seeded(choices, {"ahead": 0}, {"ahead": 4}, {"block": 64}, {"order": "static"}, {"ahead": _FARTHEST})
 
 
-def _gpu_space(match: Match, many: bool) -> ScheduleSpace:
-    plan: BagsPlan = match.plan
-    longest = max(_positions(match), default=1)
-    row_bytes = max(columns_of(bag) * _item_bytes(bag) for bag in plan.bags)
-    # As many bytes of a row to a thread as one instruction loads, where a row has so many.
-    warps = max(1, min(8, row_bytes // 512))
-    most = max(4, min(_MOST_POSITIONS, _BYTES_OF_THREAD * 32 * warps // row_bytes))
-    whole = math.ceil(longest / math.ceil(longest / most))
-    choices: dict[str, tuple[int | str | bool, ...]] = {
-        "positions": tuple(dict.fromkeys(min(count, most, longest) for count in (whole, 8, 16, 4))),
-        "bags": (1, 4, 2, 8, 16),
-        "num_warps": tuple(dict.fromkeys((warps, 2 * warps, max(1, warps // 2)))),
-    }
-    if many:
-        choices |= {"dispatch": ("select", "calls"), "order": ("tables", "bags")}
-    changes: tuple[Schedule, ...] = (
-        {"bags": 4},
-        {"bags": 8},
-        {"positions": 8, "bags": 4},
-        {"order": "bags", "bags": 4},
-        {"num_warps": 2 * warps},
-        {"dispatch": "calls", "bags": 4, "positions": 8},
-        {"positions": 16, "bags": 2},
-    )
-    return common.seeded(choices, *changes)
-
-
-def _item_bytes(bag: Bag) -> int:
-    """Bytes of the widest element that is gathered, at least two."""
-    reads = [read for fold in bag.folds for read in gathers(fold.body) if bag.is_row(read)]
-    return max((ITEM_SIZES[read.value[1]] for read in reads), default=2)
+def _longest(match: Match) -> int:
+    return max(1, *_positions(match))
 
 
 def _positions(match: Match) -> Iterator[int]:
@@ -156,8 +125,8 @@ def _positions(match: Match) -> Iterator[int]:
         yield loop.span.length or 1
 
 
-def groups_of(plan: BagsPlan) -> list[Group]:
-    return grouped(plan.bags, [spec.dtype for spec in plan.outputs])
+def groups_of(plan: BagsPlan, bags: Sequence[Bag]) -> list[Group]:
+    return grouped(bags, [spec.dtype for spec in plan.outputs])
 
 
 def _match(
@@ -215,7 +184,7 @@ def _flops(bag: Bag) -> int:
 
 
 def _worth(match: Match) -> Match | Rejection:
-    total = sum(common.elements(node) for node in match.outputs) * max(_positions(match), default=1)
+    total = sum(common.elements(node) for node in match.outputs) * _longest(match)
     if total < _LEAST_ELEMENTS:
         return Rejection("size", f"{total:g} elements are too few for a kernel of their own", match.family, match.nodes)
     return match

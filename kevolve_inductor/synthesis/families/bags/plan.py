@@ -90,6 +90,15 @@ class Bag:
     def is_row(self, expr: Expr) -> bool:
         return not self.row_variables.isdisjoint(ex.variables(expr))
 
+    def with_numbers(self, other: Bag) -> Bag:
+        """This bag and ``other``, which has no inner axes and only spans that this one has."""
+        more = {loop.span: loop.folds for loop in other.loops}
+        loops = tuple(
+            replace(loop, folds=tuple(dict.fromkeys((*loop.folds, *more.get(loop.span, ()))))) for loop in self.loops
+        )
+        fails = tuple(dict.fromkeys((*self.fails, *other.fails)))
+        return replace(self, loops=loops, fails=fails, stores=self.stores + other.stores)
+
     def mapped(self, new: Mapping) -> Bag:
         """This bag with ``new`` applied to all of its expressions, in a fixed order."""
         loops = tuple(
@@ -121,6 +130,20 @@ def fused(bags: Iterable[Bag]) -> list[Bag]:
         same = found.get(key)
         found[key] = bag if same is None else replace(same, stores=same.stores + bag.stores)
     return list(found.values())
+
+
+def joined(bags: Sequence[Bag]) -> list[Bag]:
+    """Bags with what else is one number for each of them, over the same positions: indices are then read once."""
+    rows = [bag for bag in bags if bag.inner]
+    found: list[Bag] = []
+    for bag in bags:
+        spans = {loop.span for loop in bag.loops}
+        hosts = [row for row in rows if row.axes == bag.axes and spans <= {loop.span for loop in row.loops}]
+        if bag.inner or not spans or not hosts:
+            found.append(bag)
+        else:
+            rows[rows.index(hosts[0])] = hosts[0].with_numbers(bag)
+    return [rows.pop(0) if bag.inner else bag for bag in found]
 
 
 def unrounded(expr: Expr) -> Expr:

@@ -1,7 +1,7 @@
-"""Bags as Triton: a program pools some bags of one table, one after another, a row over the lanes of its warps.
+"""Bags as Triton: a program pools tiles of bags of one table, positions and bags side by side where rows are short.
 
-What hides the latency of random rows is their number in flight: the indices of several positions are read first, as plain
-numbers, then all of their rows, which are added last. In a tile of positions every thread would read every index.
+What hides the latency of random rows is their number in flight: the indices of several steps are read first, then checked
+by one assertion (no load is moved across one), then all of their rows are read, which are added last and in pairs.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from ....graph.dims import Dim, product
 from ....kernel import Argument, Kernel, Launch
 from ...expression import TRITON_PRELUDE
 from ...expression import expression as ex
+from ...expression.expression import Expr
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
-from ..row_printers import TritonRowPrinter
 from ..triton_tiles import INT32, cdiv, coordinates, needs_64_bits
+from .checks import BagPrinter, depths_of
 from .groups import Group, Parameter
-from .plan import POSITION, Bag, BagsPlan, Fold, Loop, extents
+from .plan import POSITION, BagsPlan, Fold, Loop, extents
+from .tiles import steps_of, tile_of
 
-# Elements of a row that one program takes at most.
-_WIDEST = 1024
 _COMBINED = {"add": "{0} + {1}", "maximum": "kv_max({0}, {1})", "minimum": "kv_min({0}, {1})"}
 
 
-def kernel_of(groups: Sequence[Group], plan: BagsPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
+def kernel_of(
+    groups: Sequence[Group], plan: BagsPlan, arguments: tuple[Argument, ...], schedule: Schedule, usual: int
+) -> Kernel:
+    """``usual`` is the length of bags where that varies."""
     wide = needs_64_bits((*plan.inputs, *plan.outputs))
-    texts = [_Text(group, f"bags{k}", plan.symbols, wide, schedule) for k, group in enumerate(groups)]
+    texts = [_Text(group, f"bags{k}", plan.symbols, wide, schedule, usual) for k, group in enumerate(groups)]
     counts = [_scaled(text.group.size, text.programs) for text in texts]
     body = ["pid = tl.program_id(0)"]
     body += [f"end{k} = {f'end{k - 1} + ' if k else ''}{_in_kernel(count)}" for k, count in enumerate(counts)]
@@ -46,11 +49,6 @@ def kernel_of(groups: Sequence[Group], plan: BagsPlan, arguments: tuple[Argument
     return Kernel("triton", f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n", (launch,))
 
 
-def columns_of(bag: Bag) -> int:
-    """Elements of a row that one program takes."""
-    return min(_WIDEST, 1 << (int(product(extents(bag.inner))) - 1).bit_length())
-
-
 def _scaled(size: int, programs: Dim) -> Dim:
     return size * programs if isinstance(programs, int) else f"{size} * {programs}"
 
@@ -66,18 +64,25 @@ def _indented(lines: Sequence[str]) -> list[str]:
 class _Text:
     """The function of one group for some of one of its bags, and how a program finds them."""
 
-    def __init__(self, group: Group, name: str, symbols: Sequence[str], wide: bool, schedule: Schedule) -> None:
+    def __init__(
+        self, group: Group, name: str, symbols: Sequence[str], wide: bool, schedule: Schedule, usual: int
+    ) -> None:
         self.group, self.bag, self.name = group, group.body, name
-        self.symbols, self.wide, self.schedule = symbols, wide, schedule
-        self.steps, self.positions = int(schedule["bags"]), int(schedule["positions"])
+        self.symbols, self.wide, self.schedule, self.usual = symbols, wide, schedule, usual
+        self.tile = tile_of(self.bag, schedule)
         self.count = product(extents(self.bag.axes))
         self.elements = int(product(extents(self.bag.inner)))
-        self.columns = columns_of(self.bag)
-        blocks, parts = cdiv(self.count, self.steps), -(-self.elements // self.columns)
-        self.programs: Dim = blocks * parts if isinstance(blocks, int) else f"{blocks} * {parts}"
-        # Rows that end where the tile does are not masked.
-        is_ragged = bool(self.elements % self.columns)
-        self.masks = {name: "place_mask" for name, _ in self.bag.inner} if is_ragged else {}
+        # Bags that one program takes, tile after tile.
+        self.own = self.tile.bags * int(schedule["bags"])
+        blocks, self.parts = cdiv(self.count, self.own), -(-self.elements // self.tile.columns)
+        self.programs: Dim = blocks * self.parts if isinstance(blocks, int) else f"{blocks} * {self.parts}"
+        # Rows that end where the tile does are not masked, nor bags.
+        self.is_ragged = bool(self.elements % self.tile.columns)
+        self.masks = {name: "place_mask" for name, _ in self.bag.inner} if self.is_ragged else {}
+        whole = isinstance(self.count, int) and self.count % self.tile.bags == 0
+        self.is_partial = self.tile.bags > 1 and not whole
+        if self.is_partial:
+            self.masks |= {name: "bag_mask" for name, _ in self.bag.axes}
 
     # --- which bag ---
 
@@ -93,8 +98,6 @@ class _Text:
             lines = [f"{task} = {at} // ({programs})", f"{part} = {at} % ({programs})"]
         else:
             lines = [f"{task} = {at} % {size}", f"{part} = {at} // {size}"]
-        if self.schedule["dispatch"] == "calls":
-            return lines + _tree(task, [[f"{self.name}({', '.join([*row, part, *common])})"] for row in values])
         names = [f"{self.name}_{slot}" for slot in self._slots()]
         for name, column in zip(names, zip(*values, strict=True), strict=True):
             lines.append(f"{name} = {column[0]}")
@@ -115,95 +118,170 @@ class _Text:
     # --- the function ---
 
     def function(self) -> str:
-        block, parts = self.columns, -(-self.elements // self.columns)
-        printer = TritonRowPrinter(self.masks, {}, "b")
+        columns, wide = self.tile.columns, ".to(tl.int64)" if self.wide else ""
+        printer = BagPrinter(self.masks, {}, "b")
         body = [*coordinates("bag", self.bag.axes), *self._fails(printer)]
         for number, loop in enumerate(self.bag.loops):
             body += self._loop(loop, number, printer)
         body += self._stores(printer)
-        wide = ".to(tl.int64)" if self.wide else ""
         lines = [
-            f"place = (part % {parts}) * {block} + tl.arange(0, {block})",
+            f"place = (part % {self.parts}) * {columns} + {self._range(columns, 2)}",
             f"place_mask = place < {self.elements}",
             *coordinates("place", self.bag.inner),
-            f"first = (part // {parts}){wide} * {self.steps}",
-            f"for bag in range(first, tl.minimum(first + {self.steps}, {self.count})):",
-            *_indented(body),
+            f"first = (part // {self.parts}){wide} * {self.own}",
+            *self._over_bags(body),
         ]
-        parameters = [*self._slots(), "part", *self.symbols]
-        return "\n".join([f"@triton.jit\ndef {self.name}({', '.join(parameters)}):", *_indented(lines)])
+        head = f"@triton.jit\ndef {self.name}({', '.join([*self._slots(), 'part', *self.symbols])}):"
+        loops = enumerate(self.bag.loops) if self.tile.positions > 1 else ()
+        return "\n\n".join([*(self._joining(loop, k) for k, loop in loops), "\n".join([head, *_indented(lines)])])
 
-    def _fails(self, printer: TritonRowPrinter) -> list[str]:
-        texts = [f"{printer.value(fail)} == 0" for fail in self.bag.fails]
-        return [*printer.taken(), *(f'tl.device_assert({text}, "offsets out of order")' for text in texts)]
+    def _over_bags(self, body: Sequence[str]) -> list[str]:
+        count = self.tile.bags
+        start = "first" if self.own == count else "start"
+        one = [f"bag = {start}" + (f" + {self._range(count, 1)}" if count > 1 else "")]
+        one += [f"bag_mask = bag < {self.count}"] if self.is_partial else []
+        if self.own == count:
+            return [*one, *body]
+        last = f"tl.minimum(first + {self.own}, {self.count})"
+        return [f"for start in range(first, {last}, {count}):", *_indented([*one, *body])]
 
-    def _loop(self, loop: Loop, number: int, outer: TritonRowPrinter) -> list[str]:
+    def _range(self, count: int, axis: int) -> str:
+        """Numbers along an axis of the tile, which is a plain row where there is but one bag and position."""
+        spread = ", ".join(":" if axis == k else "None" for k in range(3))
+        return f"tl.arange(0, {count})" + ("" if self.tile.is_row else f"[{spread}]")
+
+    def _fails(self, printer: BagPrinter) -> list[str]:
+        texts = [f"({printer.value(fail)} == 0)" for fail in self.bag.fails]
+        return [
+            *printer.taken(),
+            *([f'tl.device_assert({" & ".join(texts)}, "offsets out of order")'] if texts else []),
+        ]
+
+    def _loop(self, loop: Loop, number: int, outer: BagPrinter) -> list[str]:
         for fold in loop.folds:
             outer.hoisted(fold.body, lambda part: POSITION in ex.variables(part) or self.bag.is_row(part))
         lines = [*outer.taken(), *(f"{fold.name} = {self._neutral(fold)}" for fold in loop.folds)]
-        length = loop.span.length
-        if length is not None and length <= self.positions:
-            return lines + self._positions(loop, "0", length, None, outer)
-        low, high = (outer.value(ex.cast(end, "int64")) for end in (loop.span.low, loop.span.high))
-        lines += [*outer.taken(), f"low{number} = {low}", f"high{number} = {high}"]
-        lines.append(f"for start{number} in range(low{number}, high{number}, {self.positions}):")
-        is_whole = length is not None and length % self.positions == 0
-        bound = None if is_whole else f"high{number}"
-        return lines + _indented(self._positions(loop, f"start{number}", self.positions, bound, outer))
+        steps, length = steps_of(loop, self.tile, self.schedule, self.usual), loop.span.length
+        taken = steps * self.tile.positions
+        if length is not None and length <= taken:
+            return [*lines, *self._steps(loop, "0", steps, str(length), outer), *self._joined(loop, number)]
+        start, low, high = f"start{number}", "0", str(length)
+        if length is None:
+            low, high = f"low{number}", f"high{number}"
+            ends = [outer.value(ex.cast(end, "int64")) for end in (loop.span.low, loop.span.high)]
+            lines += [*outer.taken(), f"{low} = {ends[0]}", f"{high} = {ends[1]}"]
+        bound = None if length is not None and length % taken == 0 else high
+        if length is None and self.tile.bags > 1:
+            lines.append(f"for {start} in range(0, tl.max({high} - {low}), {taken}):")
+            start = f"{low} + {start}"
+        else:
+            lines.append(f"for {start} in range({low}, {high}, {taken}):")
+        return [*lines, *_indented(self._steps(loop, start, steps, bound, outer)), *self._joined(loop, number)]
 
     def _neutral(self, fold: Fold) -> str:
-        width = self.columns if self.bag.is_row(fold.body) else 1
-        return f"tl.full([{width}], {literal(fold.neutral, fold.held)}, {TRITON_TYPES[fold.held]})"
+        width = self.tile.columns if self.bag.is_row(fold.body) or self.tile.positions > 1 else 1
+        shape = [width] if self.tile.is_row else [self.tile.positions, self.tile.bags, width]
+        return f"tl.full({shape}, {literal(fold.neutral, fold.held)}, {TRITON_TYPES[fold.held]})"
 
-    def _positions(self, loop: Loop, start: str, count: int, high: str | None, outer: TritonRowPrinter) -> list[str]:
-        """``count`` positions from ``start`` on, while below ``high``: all indices, all rows, then the folds."""
-        before: list[str] = []
-        rows: list[str] = []
-        after: list[str] = []
+    def _joined(self, loop: Loop, number: int) -> list[str]:
+        """Over the positions that lie side by side.
+
+        All folds in one reduction, and all as wide as rows: they are then held as rows are loaded. By itself Triton gives
+        one number a bag to threads that gather all of its positions once more.
+        """
+        if self.tile.positions == 1:
+            return []
+        names = ", ".join(fold.name for fold in loop.folds)
+        given = f"({names})" if len(loop.folds) > 1 else names
+        return [f"{names} = tl.reduce({given}, 0, {self.name}_joined{number}, keep_dims=True)"]
+
+    def _joining(self, loop: Loop, number: int) -> str:
+        left, right = ([f"{side}{k}" for k in range(len(loop.folds))] for side in "ab")
+        pairs = zip(loop.folds, left, right, strict=True)
+        combined = ", ".join(_COMBINED[fold.combine].format(*pair) for fold, *pair in pairs)
+        return f"@triton.jit\ndef {self.name}_joined{number}({', '.join(left + right)}):\n    return {combined}"
+
+    def _steps(self, loop: Loop, start: str, count: int, high: str | None, outer: BagPrinter) -> list[str]:
+        """``count`` steps from position ``start`` on, while below ``high``: all indices, all rows, then the folds."""
+        lines: list[str] = []
+        printers: list[BagPrinter] = []
+        masks: list[str] = []
+        side = self.tile.positions
         for step in range(count):
             name = f"{POSITION}{step}"
-            before.append(f"{name} = {start} + {step}")
-            mask = f"{name}_mask" if high is not None else ""
-            if mask:
-                before.append(f"{mask} = {name} < {high}")
-            printer = outer.within(f"s{step}_", {**self.masks, POSITION: mask} if mask else self.masks)
-            for fold in loop.folds:
-                for variable in (part for part in ex.walk(fold.body) if part.op == "var" and part.value[0] == POSITION):
-                    printer.name(variable, name)
-                printer.hoisted(fold.body, self.bag.is_row)
-            before += printer.taken()
-            for fold in loop.folds:
-                value = printer.value(fold.body)
-                rows += printer.taken()
-                if mask:
-                    neutral = literal(fold.neutral, fold.held)
-                    value = f"tl.where({mask}, {value}, {neutral}).to({TRITON_TYPES[fold.held]})"
-                after.append(f"{fold.name} = {_COMBINED[fold.combine].format(fold.name, value)}")
-        return [*before, *rows, *after]
+            lines.append(f"{name} = {start} + {step * side}" + (f" + {self._range(side, 0)}" if side > 1 else ""))
+            is_whole = high is None or (start == "0" and (step + 1) * side <= int(high))
+            masks.append("" if is_whole else f"{name}_mask")
+            if not is_whole:
+                lines.append(f"{name}_mask = {name} < {high}")
+            printers.append(outer.within(f"s{step}_", self.masks | ({} if is_whole else {POSITION: f"{name}_mask"})))
+            for variable in {part for fold in loop.folds for part in ex.walk(fold.body) if _is_position(part)}:
+                printers[-1].name(variable, name)
+        lines += self._indices(loop, printers)
+        values = [[printer.value(fold.body) for printer in printers] for fold in loop.folds]
+        lines += [line for printer in printers for line in printer.taken()]
+        for fold, given in zip(loop.folds, values, strict=True):
+            texts = [_kept(fold, value, mask) for value, mask in zip(given, masks, strict=True)]
+            lines.append(f"{fold.name} = {_COMBINED[fold.combine].format(fold.name, _in_pairs(fold, texts))}")
+        return lines
 
-    def _stores(self, printer: TritonRowPrinter) -> list[str]:
+    def _indices(self, loop: Loop, printers: Sequence[BagPrinter]) -> list[str]:
+        """What is the same along a row. Indices that other indices are looked up by are checked before those."""
+        parts = {part: None for fold in loop.folds for part in ex.walk(fold.body) if not self.bag.is_row(part)}
+        depths = depths_of(parts)
+        lines: list[str] = []
+        for depth in range(max(depths.values(), default=0) + 1):
+            for printer in printers:
+                printer.collects = True
+                for part in parts:
+                    if depths[part] - (part.op == "check_index") <= depth:
+                        printer.value(part)
+                lines += printer.taken()
+                printer.collects = False
+            lines += BagPrinter.asserted(printers)
+        return lines
+
+    def _stores(self, printer: BagPrinter) -> list[str]:
         for fold in self.bag.folds:
             printer.name(ex.var(fold.name, None, fold.held), fold.name)
         lines: list[str] = []
         for store in self.bag.stores:
             value, offset = printer.value(store.value), printer.value(store.offset)
-            # An offset that is the same for all elements is given the shape of a row.
-            place = f"out{store.output} + {offset}{'' if self.bag.is_row(store.offset) else ' + place * 0'}"
-            mask = ", mask=place_mask" if self.elements % self.columns else ""
-            lines += [*printer.taken(), f"tl.store({place}, {value}{mask})"]
+            used = ["place_mask"] * self.is_ragged + ["bag_mask"] * self.is_partial
+            if not self.bag.is_row(store.offset):
+                # What is one number for a bag is stored once.
+                offset += " + place * 0"
+                used += ["(place == 0)"] * (self.elements > 1)
+            if not ex.variables(store.value):
+                value += " + place * 0"
+            mask = f", mask={' & '.join(used)}" if used else ""
+            lines += [*printer.taken(), f"tl.store(out{store.output} + {offset}, {value}{mask})"]
         return lines
+
+
+def _is_position(part: Expr) -> bool:
+    return part.op == "var" and part.value[0] == POSITION
+
+
+def _kept(fold: Fold, value: str, mask: str) -> str:
+    if not mask:
+        return value
+    return f"tl.where({mask}, {value}, {literal(fold.neutral, fold.held)}).to({TRITON_TYPES[fold.held]})"
+
+
+def _in_pairs(fold: Fold, texts: list[str]) -> str:
+    """Combined as a tree, so that errors of sums do not add up and no addition waits for all before it."""
+    while len(texts) > 1:
+        pairs = zip(texts[::2], texts[1::2], strict=False)
+        texts = [_paired(fold, *pair) for pair in pairs] + texts[len(texts) // 2 * 2 :]
+    return texts[0]
+
+
+def _paired(fold: Fold, left: str, right: str) -> str:
+    return f"({_COMBINED[fold.combine].format(left, right)})"
 
 
 def _number(parameter: Parameter, task: int) -> str:
     """A typed number; those that fit are 32 bits wide, since they are added to 32-bit positions."""
     narrow = all(-INT32 <= value < INT32 for value in parameter.values)
     return f"tl.full([], {parameter.values[task]}, {'tl.int32' if narrow else 'tl.int64'})"
-
-
-def _tree(task: str, leaves: Sequence[Sequence[str]], low: int = 0) -> list[str]:
-    """Branches that halve the choices, so that a program takes as many as their number has digits."""
-    if len(leaves) == 1:
-        return list(leaves[0])
-    half = len(leaves) // 2
-    left, right = _tree(task, leaves[:half], low), _tree(task, leaves[half:], low + half)
-    return [f"if {task} < {low + half}:", *_indented(left), "else:", *_indented(right)]
