@@ -34,7 +34,7 @@ _FIRST_DRAWS, _MOST_DRAWS = 4, 32
 # What is this many times off what a few draws allow is no matter of rounding.
 _FAR_OFF = 30.0
 # Elements evaluated for one distribution's draws: seconds on either kind of device.
-_MOST_WORK = {"cpu": 2**30, "cuda": 2**35}
+_MOST_WORK = {"cpu": 2**29, "cuda": 2**35}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Judge:
         self._most_remembered = max(remembered_bytes, _REMEMBERED_BYTES)
         self.region, self.workload, self.seed, self.device = region, workload, seed, device
         self._references: OrderedDict[str, Reference | None] = OrderedDict()
-        self._spread: tuple[str, RoundingSpread] | None = None
+        self._spreads: OrderedDict[str, RoundingSpread] = OrderedDict()
         self._selected = tuple(outputs_of_selections(region).values())
 
     def judge(self, distribution: str, outputs: Sequence[torch.Tensor] | None) -> Agreed | Mismatch | NoReference:
@@ -157,20 +157,23 @@ class Judge:
         return replace(verdict, wrong=wrong)
 
     def _spread_of(self, distribution: str) -> RoundingSpread | None:
-        if self._spread is None or self._spread[0] != distribution:
+        if distribution not in self._spreads:
             inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
             try:
                 spread = RoundingSpread(self.region, inputs, self.seed)
-            except ValueError:
+                spread.draw(_FIRST_DRAWS)
+            except (ValueError, RuntimeError):
+                # Of some operators, and in too little memory, nothing can be said: then eager's own error has to do.
                 return None
-            spread.draw(_FIRST_DRAWS)
-            self._spread = (distribution, spread)
-        return self._spread[1]
+            self._spreads[distribution] = spread
+            while len(self._spreads) > 1 and len(self._spreads) * spread.size_bytes > self._most_remembered:
+                self._spreads.popitem(last=False)
+        return self._spreads[distribution]
 
     def _most_draws(self) -> int:
         symbols = self.workload.symbols
         elements = sum(evaluate(spec.numel, symbols) for node in self.region.nodes for spec in node.specs)
-        return max(_FIRST_DRAWS, min(_MOST_DRAWS, _MOST_WORK.get(self.device.type, 2**30) // max(elements, 1)))
+        return max(_FIRST_DRAWS, min(_MOST_DRAWS, _MOST_WORK.get(self.device.type, 2**29) // max(elements, 1)))
 
 
 def _of_row(values: torch.Tensor) -> torch.Tensor:

@@ -63,6 +63,11 @@ class RoundingSpread:
         self._squares = [torch.zeros_like(exact) for exact in self._exact]
         self.draws = 0
 
+    @property
+    def size_bytes(self) -> int:
+        kept = (*self._inputs.values(), *self._exact, *self._squares, self._pool)
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
     @torch.no_grad()
     def draw(self, count: int) -> None:
         """Evaluate ``count`` times more."""
