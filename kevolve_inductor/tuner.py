@@ -38,6 +38,8 @@ _TARGET_SHARE_OF_FLOOR = 0.95
 # The best of many noisy measurements is an optimistic one, so the finalists are measured again.
 _LEAST_TARGET = 1.25
 _FINALISTS = 3
+# Of those that are found wrong only then there may be more: the next best may be right.
+_MOST_FINALISTS = 8
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
 _LEAST_TRIALS = 3
 _WARM_STARTS = 4
@@ -73,7 +75,7 @@ class _Search:
         for trial in sorted(self.trials, key=lambda trial: -trial.score):
             if trial.score > 0:
                 distinct.setdefault(trial.kernel, trial)
-        return list(distinct.values())[:_FINALISTS]
+        return list(distinct.values())[:_MOST_FINALISTS]
 
 
 class _Queue:
@@ -206,7 +208,10 @@ class Tuner:
         return Trial(candidate, kernel, self.evaluator.evaluate(kernel, beat))
 
     def _confirm(self, search: _Search) -> Trial | None:
+        undecided = 0
         for trial in search.finalists():
+            if undecided == _FINALISTS:
+                break
             assert trial.kernel is not None
             evaluation = self.evaluator.evaluate(trial.kernel, self.settings.min_speedup, surely=True)
             if self._accepts(evaluation) and self.settings.search == "full":
@@ -214,9 +219,12 @@ class Tuner:
             again = Trial(trial.candidate, trial.kernel, evaluation)
             if self._accepts(again.evaluation):
                 return again
-            if isinstance(evaluation, Refused) and evaluation.check == "noise":
+            if isinstance(evaluation, Passed):
+                undecided += 1
+            elif isinstance(evaluation, Refused) and evaluation.check == "noise":
+                undecided += 1
                 search.noise = evaluation.message
-            elif not isinstance(evaluation, Passed):
+            else:
                 # What only the finals found out is what the trial is remembered for.
                 search.trials[search.trials.index(trial)] = again
         return None

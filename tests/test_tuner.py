@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -95,6 +96,21 @@ def test_a_finalist_that_loses_when_it_is_measured_again_makes_room_for_the_next
     rows = tuner.store.trials(entry.key)
     assert any(row.kernel == refused and row.status == "refused" for row in rows)
     assert entry.kernel == max((row for row in rows if row.kernel != refused), key=lambda row: row.score).kernel
+
+
+def test_finalists_that_turn_out_wrong_do_not_use_up_the_finals(found, tmp_path):
+    class Strict(NullEvaluator):
+        refused: ClassVar[list[str]] = []
+
+        def evaluate(self, kernel, beat=0.0, surely=False, **more):
+            if surely and len(self.refused) < 5:
+                self.refused.append(kernel.digest)
+                return Refused("two runs", "only lucky")
+            return super().evaluate(kernel, beat, surely, **more)
+
+    tuner = Tuner(Settings(store=tmp_path, trials=24), NullPlatform(), Store.open(tmp_path), Strict())
+    entry = tuner.search(found, None)
+    assert len(set(Strict.refused)) == 5 and entry.verdict == "kernel" and entry.kernel not in Strict.refused
 
 
 def test_what_cannot_be_decided_is_not_remembered_but_its_trials_are(found, tmp_path):
