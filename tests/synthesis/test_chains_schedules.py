@@ -117,6 +117,41 @@ def test_the_next_unit_is_loaded_before_this_one_is_computed() -> None:
     assert body.index("ahead0 = tl.load(in0") < body.index("tl.dot") and "tl.load(in1" not in body
 
 
+def test_the_only_sweep_of_all_units_is_one_loop() -> None:
+    """The last product of a unit is done before what comes after it, whatever else is under way."""
+    match = found_of("perceptron").match
+    source = source_of(match, rows=32, block=32, loop=2)
+    assert source.count("flatten=True") == 1 and source.count(") + 0.0") == 1
+    for changes in ({"loop": 1}, {"block": 256}, {"straight": True}):
+        other = source_of(match, **{"rows": 32, "block": 32, "loop": 2, **changes})
+        assert "flatten" not in other and "+ 0.0" not in other
+    assert "flatten" not in source_of(found_of("cross").match, rows=32, block=64, loop=2)
+
+
+def test_a_program_without_a_loop_begins_with_its_loads() -> None:
+    match = found_of("normalised interaction").match
+    early, late = (source_of(match, block=256, loop=1, ahead=ahead) for ahead in (True, False))
+    assert early.rindex("tl.load(") < early.index("tl.dot(") < late.rindex("tl.load(")
+    assert early.count("tl.load(") == late.count("tl.load(")
+
+
+def test_operands_that_take_much_room_are_loaded_when_they_are_needed() -> None:
+    with torch._subclasses.FakeTensorMode():
+        inputs = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((4096, 128), (128, 256), (256, 128))]
+        found = find(FAMILY, lambda x, up, down: (x @ up).relu() @ down, inputs)
+    source = source_of(on_gpu(found).match, rows=64, block=256, loop=1, ahead=True)
+    assert source.index("tl.load(in1") < source.index("tl.dot(") < source.index("tl.load(in2")
+
+
+def test_small_values_that_all_units_share_are_held() -> None:
+    """But no rows or columns: each thread would have many copies of their values."""
+    source = source_of(found_of("normalised interaction").match, block=256, loop=2)
+    body = source[source.index("for turn") :]
+    assert "tl.load(in2" not in body and "tl.load(in3" not in body
+    source = source_of(found_of("perceptron").match, rows=32, block=32, loop=2)
+    assert "tl.load(in2" in source[source.index("for turn") :]
+
+
 def test_weights_of_a_sample_are_loaded_once_for_all_of_its_rows() -> None:
     match = found_of("feed forward").match
     one, several = (source_of(match, rows=32, block=256, loop=loop, ahead=True) for loop in (1, 3))

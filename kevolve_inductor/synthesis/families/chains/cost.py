@@ -14,16 +14,22 @@ from ...family import Schedule
 
 # Products of float32 take several passes of the matrix units.
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1.3e14}, 4e-6)
-_CACHE_BYTES_PER_S = 5.5e12
-# A thread has 255 registers; the model is not exact to the last of them.
-PROCESSORS, _REGISTERS, _MOST_PER_THREAD, _SHARED_BYTES, _MOST_WARPS = 132, 65536, 240, 227 * 1024, 64
+_CACHE_BYTES_PER_S = 6.5e12
+# A thread has 255 registers; the model is not exact to the last of them, so that almost another program fits, too.
+_SLACK = 0.3
+# Shared memory of each program that is not its own.
+_OWN_BYTES = 1024
+PROCESSORS, _REGISTERS, _MOST_PER_THREAD, _SHARED_BYTES, _MOST_WARPS = 132, 65536, 244, 228 * 1024, 64
 # Registers for addresses and loop variables, from compiled chains of several kinds.
-_FIXED_REGISTERS, _LOOP_REGISTERS = 40, 16
+_FIXED_REGISTERS, _LOOP_REGISTERS, _SWEEP_REGISTERS = 40, 8, 4
 # The part of the peak rate that small products reach; bytes under way in a processor that saturate memory; what passes
 # between the first load of a block and the last use of it, and how often that before a program's first result.
 _SCALAR_OPS_PER_S = 2.5e13
 # The large instructions take 64 rows and four warps; the part of their rate that the small ones reach.
 _LARGE_ROWS, _LARGE_WARPS, _SMALL_SHARE, _SMALL_COST = 64, 4, 0.6, 1.15
+# Threads of many warps wait long for each other.
+_MANY_WARPS, _MANY_COST = 8, 1.3
+_FEWEST_STAGES = 2
 _PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6, 2
 
 
@@ -31,19 +37,22 @@ _PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6,
 class Tally:
     """What a program does for one unit of work, counted while its kernel is written.
 
-    ``own_bytes`` are loaded for every unit, ``fixed_bytes`` once for all of a program; ``peak`` is the most 32-bit values
+    ``own_bytes`` are loaded for every unit, ``fixed_bytes`` once for all of a program, which holds
+    ``fixed_values`` in registers; ``peak`` is the most 32-bit values
     at a time; ``operand_bytes`` those of a unit's own operands in straight code, ``looped_bytes`` the most in one turn of
     a loop; ``turns`` of blocks follow one another; ``flight_bytes`` are loaded at once for other things than products.
 
     ``early_bytes`` are loaded outside of loops, ``sample_bytes`` of them for all rows of a sample; ``late_bytes`` in a
     turn for other things than products, in ``late_turns``. ``step_bytes`` are the most operands of one product, where
     others come after it. ``scalar_ops`` are done by the threads themselves, and
-    ``least_rows`` those of the smallest product.
+    ``least_rows`` those of the smallest product. There are ``sweeps`` in it, one after another; ``may_be_flat``:
+    the turns of all units' only sweep can be those of one loop.
     """
 
     flops: int = 0
     own_bytes: int = 0
     fixed_bytes: int = 0
+    fixed_values: int = 0
     held: float = 0
     peak: float = 0
     operand_bytes: int = 0
@@ -57,6 +66,8 @@ class Tally:
     step_bytes: int = 0
     scalar_ops: int = 0
     least_rows: int = 1 << 20
+    sweeps: int = 0
+    may_be_flat: bool = False
 
     def computes(self, results: list[int]) -> None:
         """``results`` are the elements of values that exist together, beside those that are held."""
@@ -89,6 +100,8 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
     loop, stages, warps, ahead = (int(schedule[name]) for name in ("loop", "stages", "warps", "ahead"))
     sample_bytes = tally.sample_bytes if one_sample else 0
     carried = ahead * ((tally.early_bytes - sample_bytes if loop > 1 else 0) + tally.late_bytes) // (128 * warps)
+    carried += tally.fixed_values // (64 * warps) if loop > 1 else 0
+    carried += _SWEEP_REGISTERS * max(0, tally.sweeps - 1)
     registers = _FIXED_REGISTERS + int(tally.peak) // (32 * warps) + (_LOOP_REGISTERS if loop > 1 else 0) + carried
     # Products of float32 take what is held in two parts.
     parts = 2 if dtype == "float32" and loop > 1 else 1
@@ -97,15 +110,18 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
     shared = max(straight, tally.looped_bytes * stages) + parts * tally.fixed_bytes
     if loop == 1 and tally.step_bytes:
         shared = tally.step_bytes
-    resident = min(_REGISTERS // (32 * warps * registers), _SHARED_BYTES // max(shared, 1024), _MOST_WARPS // warps)
+    by_registers = _REGISTERS / (32 * warps * registers)
+    by_registers = int(by_registers + _SLACK) if by_registers >= 1 else 0
+    resident = min(by_registers, _SHARED_BYTES // (shared + _OWN_BYTES), _MOST_WARPS // warps)
     if not resident:
         return Cost(math.inf, registers, shared)
     programs = -(-units // loop)
+    busy = min(resident, -(-programs // PROCESSORS))
     cached = (tally.own_bytes - sample_bytes) * units + (sample_bytes + tally.fixed_bytes) * programs
     memory_s = (
         least_bytes / CEILINGS.bytes_per_s / min(1.0, resident * max(shared, tally.flight_bytes, 1) / _IN_FLIGHT_BYTES)
     )
-    rate = CEILINGS.flops_per_s[dtype] * _PRODUCT_SHARE * min(1.0, resident * warps / 8)
+    rate = CEILINGS.flops_per_s[dtype] * _PRODUCT_SHARE * min(1.0, busy * warps / 8)
     small = tally.least_rows < _LARGE_ROWS or warps < _LARGE_WARPS
     rate *= _SMALL_SHARE if small else 1
     waves = programs / (resident * PROCESSORS)
@@ -114,7 +130,10 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
     parts_s = sorted((tally.flops * units / rate, tally.scalar_ops * units / _SCALAR_OPS_PER_S))
     # Products and the rest follow one another within a program.
     work_s = max(memory_s, cached / _CACHE_BYTES_PER_S, parts_s[1] + parts_s[0] / resident)
-    work_s *= _SMALL_COST if small else 1
+    if tally.turns == 1 and (ahead or loop == 1 or stages == _FEWEST_STAGES):
+        # Loads into registers hold up the products that come after them, unless other programs fill the gap.
+        work_s = max(work_s, memory_s + tally.flops * units / rate * min(1.0, 2 / busy))
+    work_s *= (_SMALL_COST if small else 1) * (_MANY_COST if warps > _MANY_WARPS else 1)
     return Cost(work_s * math.sqrt(ragged) + math.ceil(waves) * _waits(tally, schedule) / resident * _LATENCY_S,
                 registers, shared)  # fmt: skip
 
@@ -125,6 +144,11 @@ def _waits(tally: Tally, schedule: Schedule) -> float:
     Triton begins to load at the end of a turn, so that of two stages nothing overlaps.
     """
     loop, stages, ahead = int(schedule["loop"]), int(schedule["stages"]), bool(schedule["ahead"])
+    if loop > 1 and tally.may_be_flat:
+        return _STARTING + loop * tally.turns / (stages - 1) ** 2 / 4
+    if loop == 1 and ahead and tally.turns == 1 and not tally.step_bytes:
+        # All latencies pass together.
+        return _STARTING
     of_loops = (tally.turns - 1) / (stages - 1) + (0 if ahead else tally.late_turns)
     of_unit = 0.5 if ahead and loop > 1 else 1 / (stages - 1) if loop > 1 else 1
     return _STARTING + loop * (of_loops + of_unit)

@@ -17,10 +17,11 @@ class ChainPrinter(TilePrinter):
     def __init__(self, masks: Mapping[str, str], prefix: str) -> None:
         super().__init__(masks, {}, prefix)
         self.raw: dict[Expr, str] = {}
+        self.early: dict[Expr, str] = {}
 
     def inside(self, prefix: str) -> ChainPrinter:
         inner = ChainPrinter(self.masks, prefix)
-        inner._names, inner.raw = dict(self._names), dict(self.raw)
+        inner._names, inner.raw, inner.early = dict(self._names), dict(self.raw), dict(self.early)
         return inner
 
     def operand(self, expr: Expr, dtype: str) -> str:
@@ -39,12 +40,19 @@ class ChainPrinter(TilePrinter):
                 self.raw[part] = other.raw[part]
 
     def has(self, expr: Expr) -> bool:
-        return expr in self._names
+        return expr in self._names or expr in self.early
 
     def load(self, read: Expr) -> str:
         """The text of a load, as it comes from memory."""
         stored = read.value[1]
         return super()._read(ex.make("read", stored, read.args, read.value), [self.value(part) for part in read.args])
+
+    def load_early(self, read: Expr) -> None:
+        """Loads what is needed later. It is widened, and brought to the threads that need it, only there."""
+        text, name = self.load(read), f"{self._prefix}r{self._count}"
+        self._count += 1
+        self.lines.append(f"{name} = {text}")
+        self.early[read] = name
 
     def loads(self, read: Expr, text: str) -> None:
         """``read`` is what ``text``, in the type that memory has, holds now."""
@@ -59,7 +67,10 @@ class ChainPrinter(TilePrinter):
         self.name(read, f"{name}w")
 
     def _read(self, expr: Expr, arguments: list[str]) -> str:
-        stored = expr.value[1]
+        stored, name = expr.value[1], self.early.get(expr)
+        if name is not None:
+            self.raw |= {expr: name} if stored in ex.LOW_PRECISION else {}
+            return f"{name}.to({TRITON_TYPES[expr.dtype]})" if stored != expr.dtype else name
         if stored not in ex.LOW_PRECISION:
             return super()._read(expr, arguments)
         plain = super()._read(ex.make("read", stored, expr.args, expr.value), arguments)

@@ -44,6 +44,7 @@ def triton_space(plan: ChainPlan, least_bytes: int) -> ScheduleSpace:
 def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
     """All schedules that fit, by the model's seconds; empty where none does."""
     found: list[Ranked] = []
+    texts: dict[tuple[object, ...], list[list[str]]] = {}
     choices = _choices(plan)
     written = [name for name in choices if name in _WRITTEN]
     for sizes in product(*(choices[name] for name in written)):
@@ -53,12 +54,16 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
             continue
         writer = writer_of(plan, {**chosen, "loop": 1, "precision": "ieee"})
         try:
-            writer.body()
+            text = writer.body()
         except EmissionError:
             continue
         units = _units(writer)
+        # Without a loop over units, what is loaded ahead may be nothing.
+        others = texts.setdefault(tuple(chosen[name] for name in written if name != "ahead"), [])
+        is_new = text not in others
+        others.append(text)
         for schedule in _expanded(choices, chosen):
-            if _is_sensible(schedule, writer, units, choices):
+            if (is_new or int(schedule["loop"]) > 1) and _is_sensible(schedule, writer, units, choices):
                 cost = cost_of(
                     writer.tally, schedule, plan.dtype, units, least_bytes, writer.shares_sample(int(schedule["loop"]))
                 )
@@ -69,7 +74,10 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
 def _is_sensible(schedule: Schedule, writer: Writer, units: int, choices: Choices) -> bool:
     """Is the schedule another one than those that are tried anyway, and does it share out evenly?"""
     loop, has_sweeps, ahead = int(schedule["loop"]), writer.tally.turns > 1, bool(schedule["ahead"])
-    if loop > 1 and (loop not in _loops(writer, units) or (has_sweeps and not writer.tally.fixed_bytes)):
+    flat = loop > 1 and writer.may_be_flat
+    if loop > 1 and (loop not in _loops(writer, units) or (has_sweeps and not flat and not writer.tally.fixed_bytes)):
+        return False
+    if flat and not writer.tally.late_bytes and ahead != choices["ahead"][0]:
         return False
     if (loop == 1 or ahead) and not has_sweeps and schedule["stages"] != choices["stages"][0]:
         # Stages are of loops, and of what Triton loads ahead itself.
@@ -135,14 +143,15 @@ def _varied(ranked: Sequence[Ranked]) -> list[Ranked]:
     Kinds that are much slower by the model come last.
     """
     limit = _FAR * min((one.cost.seconds for one in ranked), default=0.0)
-    kinds: dict[tuple[object, ...], dict[bool, list[Ranked]]] = {}
+    kinds: dict[tuple[object, ...], dict[int, list[Ranked]]] = {}
     far: list[Ranked] = []
     for one in ranked:
         if one.cost.seconds > limit:
             far.append(one)
         else:
-            # With a loop over units and without one: which is better is the model's weakest side.
-            kinds.setdefault(_kind(one.schedule), {}).setdefault(one.schedule["loop"] == 1, []).append(one)
+            # With a loop over units and without one, and how it loads: which is better is the model's weakest side.
+            looped = one.schedule["loop"] == 1 or 2 + int(one.schedule["ahead"])
+            kinds.setdefault(_kind(one.schedule), {}).setdefault(looped, []).append(one)
     return [*_in_turn([members for both in kinds.values() for members in both.values()]), *far]
 
 

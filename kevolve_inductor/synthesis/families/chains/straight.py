@@ -51,6 +51,13 @@ class StraightWriter(Writer):
                 self._need(store.tile, columns, scope)
                 self._store(store, scope, columns)
 
+    @property
+    def sweeps(self) -> int:
+        return 0
+
+    def _load_early(self, scope: Scope) -> None:
+        """Pieces are loaded where they are needed: together they take too much room."""
+
     def _extents(self, extent: object) -> list[Extent]:
         if not isinstance(extent, int) or padded(extent) <= self.block:
             return ["whole"]

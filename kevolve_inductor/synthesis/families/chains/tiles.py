@@ -21,6 +21,9 @@ from .sizes import padded
 # What an operator costs, in additions.
 _COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8, "sqrt": 8, "rsqrt": 6, "pow": 30}
 
+# Elements of a value that is held for all units.
+_MOST_HELD = 4096
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -160,22 +163,35 @@ class Tiles:
                 covered |= {name for axis, name in enumerate((ROW, COLUMN)) if axis not in gone}
         return text if len(covered) == 2 else f"tl.broadcast_to({text}, {list(placed.shape)})"
 
+    def reads(self, placed: Placed) -> list[Expr]:
+        """What a tile loads from places that need no loads themselves."""
+        return list(direct_reads(placed.value))
+
+    def _is_held(self, read: Expr, placed: Placed) -> bool:
+        """Is it the same for all units, and no row or column, of which each thread would keep many values?"""
+        return self._is_fixed(read) and math.prod(placed.shape) == self.share(read, placed) <= _MOST_HELD
+
     def _load_early(self, placed: Placed, scope: Scope, is_operand: bool) -> None:
         """Operands that are the same for all units are loaded before the first one, others a turn before they are needed.
 
-        What is only added or multiplied stays where it is: registers are scarcer than the bandwidth of caches.
+        What is only added or multiplied stays where it is unless it is small: registers are scarcer than the bandwidth
+        of caches.
         """
         if is_operand and self.fixed is not None and self._is_fixed(placed.value):
             self.fixed.printer.value(placed.value)
             scope.printer.adopt(placed.value, self.fixed.printer)
-        for read in direct_reads(placed.value):
+        for read in self.reads(placed):
             if scope.printer.has(read):
+                continue
+            if self.fixed is not None and not is_operand and self._is_held(read, placed):
+                self.fixed.printer.value(read)
+                scope.printer.adopt(read, self.fixed.printer)
                 continue
             loop = scope.loop_of(ex.variables(read))
             if not self.ahead or loop is None or not scope.times or (not loop.is_unit and loop.times == 1):
                 continue
             # Triton loads whole operands of a sweep's products ahead by itself, through shared memory.
-            if loop.is_unit or not is_operand or self._share(read, placed) < math.prod(placed.shape):
+            if loop.is_unit or not is_operand or self.share(read, placed) < math.prod(placed.shape):
                 load_ahead(read, loop, scope, self.masks, self.height)
 
     # --- what it costs ---
@@ -186,7 +202,7 @@ class Tiles:
         own = self.moving | self.values
         return not names & own and not any(name.startswith(("p_c", "q_c")) for name in names)
 
-    def _share(self, read: Expr, placed: Placed) -> int:
+    def share(self, read: Expr, placed: Placed) -> int:
         """The elements that a read of a tile loads."""
         names = ex.variables(read)
         return math.prod(n for name, n in zip(placed.names, placed.shape, strict=True) if name in names)
@@ -197,7 +213,7 @@ class Tiles:
         for read in ex.walk(placed.value):
             if read.op != "read":
                 continue
-            fixed, elements = self._is_fixed(read), self._share(read, placed)
+            fixed, elements = self._is_fixed(read), self.share(read, placed)
             size = elements * ITEM_SIZES[read.value[1]]
             if scope.has_loaded(read):
                 # What went to a product through shared memory is also kept in registers.
@@ -205,7 +221,10 @@ class Tiles:
                 continue
             scope.loaded.add(read)
             if fixed:
-                self.tally.fixed_bytes += size * min(scope.times, 1)
+                if is_operand or not self._is_held(read, placed):
+                    self.tally.fixed_bytes += size * min(scope.times, 1)
+                else:
+                    self.tally.fixed_values += elements * min(scope.times, 1)
             else:
                 self.tally.own_bytes += size * scope.times
                 self._count_own(read, size, scope, is_operand)
@@ -222,7 +241,7 @@ class Tiles:
             if part.op in ("var", "const", "size") or part.dtype == "int64" or scope.printer.has(part):
                 continue
             is_whole = bool(ex.variables(part) & self.values)
-            elements = whole if is_whole else self._share(part, placed)
+            elements = whole if is_whole else self.share(part, placed)
             self.tally.scalar_ops += elements * _COSTS.get(part.op, 1) * scope.times
 
     def _count_own(self, read: Expr, size: int, scope: Scope, is_operand: bool) -> None:

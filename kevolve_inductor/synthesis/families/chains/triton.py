@@ -18,6 +18,7 @@ from ...family import Schedule
 from ..triton_tiles import cdiv, needs_64_bits
 from .ahead import FIRST, NEXT
 from .cost import Tally
+from .early import load_early
 from .plan import POSITION, SAMPLE, ChainPlan, Dot, Pool, Reduce, Regrouped, Step, Store, Tile
 from .printing import ChainPrinter, Scope
 from .sizes import padded
@@ -65,6 +66,7 @@ class Writer:
         self.tiles = Tiles(plan, self.height, self.wide, self.masks, self.tally, schedule["ahead"] is True)
         self.row_kind: Extent = "rows" if plan.rowwise else "whole"
         self.order = order_of(plan, self.block)
+        self.tally.sweeps, self.tally.may_be_flat = self.sweeps, self.may_be_flat
         self.shares = cdiv(plan.rows, self.height) if plan.rowwise else 1
         self.units = self.shares if plan.batch is None else product((plan.batch, self.shares))
         self.grid = str(cdiv(self.units, self.loop))
@@ -84,6 +86,8 @@ class Writer:
         if self.loop == 1:
             top.lines.append(f"unit = tl.program_id(0){wide}")
             self._place(top, "")
+            if self.tiles.ahead:
+                self._load_early(top)
             self._unit(top)
             return top.lines
         # What is the same for all units of a program is declared and loaded before the loop.
@@ -103,8 +107,27 @@ class Writer:
         self._place(inner, "")
         self._place(inner, NEXT)
         self._unit(inner)
-        inner.close(f"for turn in tl.range(0, {self.loop}):")
+        inner.close(f"for turn in tl.range(0, {self.loop}{', flatten=True' if self.is_flat else ''}):")
         return top.lines
+
+    @property
+    def sweeps(self) -> int:
+        return len(self.order.sweeps)
+
+    @property
+    def may_be_flat(self) -> bool:
+        """May the turns of the only sweep of all units follow one another without a break?
+
+        Triton then loads the first blocks of a unit while it computes what comes after the sweep of the one before.
+        """
+        return self.sweeps == 1 and not any(isinstance(step, Regrouped | Pool) for step in self.plan.steps)
+
+    @property
+    def is_flat(self) -> bool:
+        return self.loop > 1 and self.may_be_flat
+
+    def _load_early(self, scope: Scope) -> None:
+        load_early(self.order, self.tiles, self.row_kind, scope)
 
     def _within(self, unit: str) -> str:
         """The last program does the last unit several times if there are not enough of them."""
@@ -260,7 +283,9 @@ class Writer:
         inner, head = self._looped(sweep.extent, min(self.block, padded(sweep.extent)), scope)
         for step in sweep.sums:
             self._wide_values(step.tiles, inner)
-            inner.lines.append(f"{step.name} = {self._summed(step, inner)}")
+            # Nothing is added so that the product is done before a branch: else each instruction of it waits for the last.
+            zero = " + 0.0" if self.is_flat and isinstance(step, Dot) else ""
+            inner.lines.append(f"{step.name} = {self._summed(step, inner)}{zero}")
         for store in sweep.stores:
             self._wide_values((store.tile,), inner)
             self._store(store, inner, "swept")
