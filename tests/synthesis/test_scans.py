@@ -18,6 +18,7 @@ from family_checks import (
     assert_same,
     assert_triton_agrees,
     build,
+    empty_like,
     find,
     interpreted,
     kernel_of,
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.evaluate.overflow import index_overflow
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.synthesis.families.scans import ScansFamily
 from kevolve_inductor.synthesis.family import Rejection
@@ -238,13 +240,39 @@ def test_rejections_say_why(function: Callable[..., Any], inputs: list[Tensor], 
     assert isinstance(rejection, Rejection) and rejection.code == code and rejection.message
 
 
-def test_few_long_lines_are_left_alone_on_a_gpu() -> None:
-    graph = find(FAMILY, lambda x: x.cumsum(1), [finite(3, 20000)]).graph
+def on_meta(function: Callable[..., Any], *shape: int) -> list[Any]:
+    """What is found for a device that is not a CPU, whatever the size."""
+    graph = find(FAMILY, function, [finite(16, 256)]).graph
     for node in graph.nodes:
         if isinstance(node.meta.get("val"), Tensor):
-            node.meta["val"] = torch.empty(0, device="meta").new_empty(node.meta["val"].shape)
-    (rejection,) = FAMILY.find(graph, "meta")
-    assert isinstance(rejection, Rejection) and rejection.code == "size" and "GPU" in rejection.message
+            node.meta["val"] = torch.empty(shape, dtype=node.meta["val"].dtype, device="meta")
+    return list(FAMILY.find(graph, "meta"))
+
+
+def test_one_long_line_is_left_to_eager_on_a_gpu_where_nothing_joins_it() -> None:
+    (rejection,) = on_meta(lambda x: x.cumsum(1), 1, 2**24)
+    assert isinstance(rejection, Rejection) and rejection.code == "size" and "read twice" in rejection.message
+    for shape in ((2, 2**24), (1, 2**20)):
+        assert not any(isinstance(result, Rejection) for result in on_meta(lambda x: x.cumsum(1), *shape))
+
+
+def test_lines_too_few_for_a_gpu_are_cut_into_parts() -> None:
+    for dim, shape in ((1, (3, 200000)), (0, (200000, 5))):
+        match = find(FAMILY, lambda x: x.cumsum(dim), [torch.empty(shape)]).match  # noqa: B023 - called at once
+        space = FAMILY.space(match, CUDA)
+        parts = int(space.default["parts"])
+        kernel = kernel_of(FAMILY, match, space.default, "triton")
+        assert 8 < parts <= CUDA.units * 4 and 1 in space.choices["parts"]
+        assert [launch.function for launch in kernel.launches] == ["kevolve_totals", "kevolve_kernel"]
+        assert [work.dtype for work in kernel.workspaces] == ["float32"]
+
+
+def test_seeds_stay_within_what_a_program_may_have() -> None:
+    for dim, shape in ((1, (9, 5000)), (1, (50000, 40)), (0, (300, 2000)), (1, (70, 900, 33)), (0, (100000, 2))):
+        match = find(FAMILY, lambda x: x.cumsum(dim), [torch.empty(shape)]).match  # noqa: B023 - called at once
+        seeds = FAMILY.space(match, CUDA).seeds
+        kernels = [kernel_of(FAMILY, match, seed, "triton") for seed in seeds]
+        assert len(seeds) >= 3 and all(launch.num_warps <= 32 for kernel in kernels for launch in kernel.launches)
 
 
 # --- C++ -------------------------------------------------------------------------------------------------------------
@@ -351,15 +379,56 @@ TRITON_CASES: dict[str, Case] = {
     "with and without": Case(both, lambda: [awkward(17, 62)]),
     "offsets of rows": Case(offsets, lambda: [integers(17, 62), finite(63)]),
     "masked": Case(masked, lambda: [awkward(17, 62), integers(17, 62) > 0, finite(62)]),
+    "numbers": Case(lambda x: torch.arange(62.0).expand(17, 62).cumsum(1) * x, lambda: [finite(17, 62)]),
+    "logarithm of columns": unary("logcumsumexp", 0, 23, 46),
+    "minimum of columns": Case(extremes, lambda: [awkward(23, 46)]),
+    "exclusive by concatenation": Case(exclusive_by_concatenation, lambda: [awkward(31, 41)]),
+    "offsets of columns": Case(
+        lambda x: torch.cat([torch.full((1, 47), -1.0), x.logcumsumexp(0) * 2], 0), lambda: [awkward(23, 47)]
+    ),
+    "sum of the middle, divided": Case(lambda x: x.cumsum(1) - x, lambda: [finite(4, 64, 16)]),
+    "sum of rows, divided": Case(lambda x: x.cumsum(1) - x, lambda: [finite(16, 128)]),
 }
+
+
+# Of rows and of columns: one pass over whole lines, tiles that divide nothing, and lines cut into parts.
+ROW_SCHEDULES: tuple[dict[str, Any], ...] = (
+    {"block": 128, "lines": 2, "num_warps": 2, "parts": 1},
+    {"block": 16, "lines": 4, "num_warps": 1, "parts": 1},
+    {"block": 16, "lines": 2, "num_warps": 1, "parts": 4},
+)
+COLUMN_SCHEDULES: tuple[dict[str, Any], ...] = (
+    {"steps": 4, "pieces": 1, "lanes": 32, "vector": 1, "parts": 1},
+    {"steps": 2, "pieces": 4, "lanes": 16, "vector": 1, "parts": 1},
+    {"steps": 4, "pieces": 8, "lanes": 16, "vector": 2, "parts": 1},
+    {"steps": 2, "pieces": 1, "lanes": 32, "vector": 1, "parts": 4},
+    {"steps": 2, "pieces": 2, "lanes": 16, "vector": 1, "parts": 2},
+)
+
+
+def interpret_dynamic() -> None:
+    """A dynamic size along the lines and across them, whole and in parts."""
+    from kevolve_inductor.platforms.cuda import launch
+
+    for dim, schedules in ((0, COLUMN_SCHEDULES), (1, ROW_SCHEDULES)):
+        found = find(FAMILY, lambda x: (x * 2).cumsum(dim) * 3, [finite(45, 30)], dynamic=True)  # noqa: B023 - called at once
+        region = region_of(found.match)
+        (values,) = inputs = [finite(37, 30)]
+        expected = (values * 2).cumsum(dim) * 3
+        for schedule in (schedules[1], schedules[-1]):
+            kernel = kernel_of(FAMILY, found.match, schedule, "triton")
+            assert index_overflow(kernel, region.symbol_names) is None
+            output = empty_like(expected)
+            launch(kernel, inputs, [output], {"s0": 37})
+            assert_same([output], [expected])
 
 
 def interpret() -> None:
     for number, case in enumerate(TRITON_CASES.values()):
         found = find(FAMILY, case.function, case.inputs())
-        schedule = FAMILY.space(found.match, CUDA).default
-        small = {"block": 64, "tile": 128} if "tile" in schedule else {"block": 8 * (1 + number % 2), "lanes": 16}
-        assert_triton_agrees(FAMILY, found, [{**schedule, **small}])
+        schedules = ROW_SCHEDULES if "lines" in FAMILY.space(found.match, CUDA).choices else COLUMN_SCHEDULES
+        assert_triton_agrees(FAMILY, found, [schedules[number % len(schedules)]])
+    interpret_dynamic()
 
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:

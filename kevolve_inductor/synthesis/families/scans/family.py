@@ -20,11 +20,12 @@ from .cpp import source_of
 from .plan import ScanPlan
 from .structure import Surroundings, is_scan, read
 from .triton import kernel_of
+from .triton_space import gpu_space
 
 # Fewer elements than this are not worth a kernel of their own.
 _LEAST_ELEMENTS = 1024
-# On a GPU fewer lines than the first are left alone if they are longer than the second.
-_FEW_LINES, _LONGEST_FOR_FEW = 64, 16384
+# On a GPU a single line longer than this is left to eager, which goes over it once, where nothing is computed with it.
+_LONGEST_ALONE = 2**23
 # On a CPU lines shorter than this are never cut into parts.
 _LONG = 8192
 _LANES = (2048, 1024, 512, 256, 128)
@@ -49,7 +50,7 @@ class ScansFamily(Family):
         lines = math.prod(sizes.values()) // max(length, 1)
         if target.platform == "cpu":
             return _cpu_space(plan, lines, length, target.threads)
-        return _gpu_space(plan, length)
+        return gpu_space(plan, lines, length, target)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: ScanPlan = match.plan
@@ -83,23 +84,6 @@ def _cpu_space(plan: ScanPlan, lines: int, length: int, threads: int) -> Schedul
     return common.seeded(choices, {"parts": 1}, {"lanes": 512}, {"lanes": 2048}, {"columns": 1024})
 
 
-def _gpu_space(plan: ScanPlan, length: int) -> ScheduleSpace:
-    if plan.task.lane is None:
-        # Pairs, and numbers of 64 bits, take twice the registers.
-        is_wide = plan.is_pair or plan.kind == "logsumexp" or plan.held in ("float64", "int64")
-        tiles = (1024, 2048) if is_wide else (2048, 4096)
-        blocks = tuple(block for block in (*tiles, tiles[0] // 2, 256) if block < 2 * length) or (_next_power(length),)
-        choices: dict[str, tuple[int | str | bool, ...]] = {"block": blocks, "tile": tiles}
-    else:
-        choices = {"block": (16, 32, 8, 64), "lanes": (32, 64, 16, 128)}
-    choices["num_warps"] = (4, 8, 2)
-    return common.seeded(choices, {"num_warps": 8}, {"block": 4096, "tile": 4096, "num_warps": 8})
-
-
-def _next_power(value: int) -> int:
-    return 1 << max(value - 1, 0).bit_length()
-
-
 def _match(around: Surroundings, core: torch.fx.Node, device: str, alone: bool) -> Match:
     reader, outputs = read(around, core, device, alone)
     if not outputs:
@@ -131,7 +115,6 @@ def _unfit(match: Match, device: str) -> Rejection | None:
         return Rejection("size", "nothing to compute", match.family, match.nodes)
     if total < _LEAST_ELEMENTS:
         return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
-    if device != "cpu" and length > _LONGEST_FOR_FEW and total // length < _FEW_LINES:
-        message = f"{total // length} lines of {length} positions do not fill a GPU"
-        return Rejection("size", message, match.family, match.nodes)
+    if device != "cpu" and total == length > _LONGEST_ALONE and len(match.nodes) == 1:
+        return Rejection("size", f"one line of {length} positions is read twice here", match.family, match.nodes)
     return None
