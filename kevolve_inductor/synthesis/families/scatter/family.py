@@ -1,7 +1,7 @@
-"""The family of scatters: rows of events added to (or compared with) rows that data name, on CPUs.
+"""The family of scatters: rows of events added to (or compared with) rows that data name.
 
-A GPU adds rows with atomic operations, whose order and so whose sums differ from run to run; a kernel has to give the same
-bits every time, so that there the operator is left to Inductor.
+Eager and Inductor add rows on a GPU with atomic operations, whose order and so whose sums differ from run to run. A kernel
+has to give the same bits every time: events are brought together by row first, which pays where there are many.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
-from ....graph.dims import product
-from ....graph.meta import tensor_of
+from ....graph.dims import evaluate, product
+from ....graph.meta import hint_of, tensor_of
 from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
+from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
 from .plan import Scatter, ScatterPlan
 from .structure import is_scatter, read
+from .tiles import elements_of, gpu_space
+from .triton import MOST_NUMBERED, kernel_of
 
 # Fewer elements than this, read in all, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 4096
+# On a GPU a kernel is six launches, and atomic operations on fewer elements take no longer; nor do they where rows are so
+# short that grouping their events costs as much as adding them.
+_LEAST_ON_GPU, _LEAST_ROW = 2**21, 8
 # Columns that one thread takes at least, since rows are read by cache lines.
 _LEAST_COLUMNS = 16
 
@@ -37,16 +43,18 @@ class ScatterFamily(Family):
     def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
         cores = [node for node in graph.nodes if is_scatter(node) and tensor_of(node).device.type == device]
         for core in cores:
-            if device != "cpu":
-                yield Rejection("platform", f"{core} would add in an order of its own each time", self.name, (core,))
-                continue
             try:
-                yield _match(graph, core, device, set(cores))
+                match = _match(graph, core, device, set(cores))
+                if device != "cpu":
+                    _check_gpu(match)
+                yield match
             except UnsupportedError as error:
                 yield Rejection(error.code, error.message, self.name, (core,))  # type: ignore[arg-type]
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         scatter: Scatter = match.plan.built
+        if target.platform != "cpu":
+            return gpu_space(match.plan, *_hints(match))
         threads = max(target.threads, 1)
         width = int(product(tuple(extent for _, extent in scatter.inner[-1:])))
         # With a part of every row a thread goes through all events in order, without choosing.
@@ -62,10 +70,12 @@ class ScatterFamily(Family):
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: ScatterPlan = match.plan
-        if language != "cpp":
-            raise EmissionError(f"no {language} kernels of scatters")
         arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
-        return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
+        if language == "cpp":
+            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
+        if language == "triton":
+            return kernel_of(plan, arguments, schedule)
+        raise EmissionError(f"no {language} kernels of scatters")
 
 
 def _match(graph: torch.fx.Graph, core: torch.fx.Node, device: str, cores: set[torch.fx.Node]) -> Match:
@@ -92,3 +102,30 @@ def _match(graph: torch.fx.Graph, core: torch.fx.Node, device: str, cores: set[t
         plan=ScatterPlan(scatter, inputs, results, common.symbols_of((*inputs, *results))),
         flops=(operator_flops(scatter.value) + 1) * math.prod(known),
     )
+
+
+def _check_gpu(match: Match) -> None:
+    """Raises ``UnsupportedError`` where a GPU's kernel does not fit or is not worth its launches."""
+    scatter: Scatter = match.plan.built
+    events, rows = _hints(match)
+    width = elements_of(scatter)
+    if width < _LEAST_ROW or events * width < _LEAST_ON_GPU:
+        raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
+    if max(events, rows) >= MOST_NUMBERED:
+        raise UnsupportedError("size", "events or rows cannot be numbered in 32 bits")
+    exprs = (*scatter.places, scatter.value, scatter.base, *(() if scatter.condition is None else (scatter.condition,)))
+    if any(part.op == "bucketize" for expr in exprs for part in ex.walk(expr)):
+        raise UnsupportedError("structure", "a search among borders is left outside")
+
+
+def _hints(match: Match) -> tuple[int, int]:
+    """Numbers of events and of rows at the sizes seen."""
+    sizes = {
+        name: hint_of(value)
+        for node in (*match.inputs, *match.outputs)
+        for value in (*tensor_of(node).shape, *tensor_of(node).stride())
+        for name in (str(value),)
+        if not isinstance(value, int)
+    }
+    scatter: Scatter = match.plan.built
+    return evaluate(scatter.events, sizes), evaluate(product(scatter.rows), sizes)

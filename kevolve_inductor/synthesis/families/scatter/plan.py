@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+import torch
+
 from ....graph.dims import Dim
 from ....graph.region import TensorSpec
 from ...expression.access import flatten
-from ...expression.expression import Expr
+from ...expression.expression import FLOATS, Expr
 
 Axis = tuple[str, Dim]
 Combine = Literal["add", "maximum", "minimum"]
@@ -38,6 +40,16 @@ class Scatter:
     held: str
     step: Dim
     offset: Expr
+
+    @property
+    def neutral(self) -> float | int:
+        """What combines with any value to give that value."""
+        if self.combine == "add":
+            return 0
+        if self.held in FLOATS:
+            return float("-inf") if self.combine == "maximum" else float("inf")
+        limits = torch.iinfo(getattr(torch, self.held))
+        return int(limits.min if self.combine == "maximum" else limits.max)
 
     def flat(self, inputs: tuple[TensorSpec, ...]) -> Scatter:
         """Addressed by element."""

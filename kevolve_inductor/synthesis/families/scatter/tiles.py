@@ -1,0 +1,129 @@
+"""How many events, rows and columns a GPU program adds in one step, and which schedules are worth trying first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from ....graph.dims import product
+from ....graph.region import ITEM_SIZES
+from ...expression import expression as ex
+from ...family import Schedule, ScheduleSpace
+from .. import common
+from ..bags.tiles import LANES, LOADED, balanced, power_above
+from .plan import EVENT, Scatter, ScatterPlan
+
+# Elements of a row that one program takes at most.
+_WIDEST = 1024
+# Bytes that a lane has in flight at most: a quarter of its registers, and less.
+_IN_FLIGHT = (256, 128, 64)
+# Rows differ in their numbers of events: this many times the mean is enough for most.
+_ENOUGH = 1.25
+# Warps that add a very long row, and the bytes that each lane has in flight.
+LONG_WARPS, _LONG_IN_FLIGHT = 8, 128
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``events`` x ``rows`` x ``columns``, powers of two, as axes in this order; ``steps`` of them are in flight."""
+
+    events: int
+    rows: int
+    columns: int
+    steps: int
+
+    @property
+    def is_row(self) -> bool:
+        return self.events == 1 and self.rows == 1
+
+
+def elements_of(scatter: Scatter) -> int:
+    """Elements of a row."""
+    return int(product(tuple(extent for _, extent in scatter.inner)))
+
+
+def _lanes(plan: ScatterPlan, vector: int) -> int:
+    """Lanes that hold a row's columns when each takes ``vector`` bytes of the widest value."""
+    columns = min(_WIDEST, power_above(elements_of(plan.built)))
+    return columns // max(1, min(columns, vector // _item_bytes(plan)))
+
+
+def _item_bytes(plan: ScatterPlan) -> int:
+    loads = [part for part in ex.walk(plan.built.value) if part.op == "load" and EVENT in ex.variables(part)]
+    inner = {name for name, _ in plan.built.inner}
+    wide = [load for load in loads if not inner.isdisjoint(ex.variables(load))]
+    return max((ITEM_SIZES[plan.inputs[load.value].dtype] for load in wide or loads), default=2)
+
+
+def short_tile(plan: ScatterPlan, schedule: Schedule) -> Tile:
+    """Lanes that ``across`` events leave over take further rows."""
+    room = max(1, LANES * int(schedule["num_warps"]) // _lanes(plan, int(schedule["vector"])))
+    events = min(int(schedule["across"]), room)
+    columns = min(_WIDEST, power_above(elements_of(plan.built)))
+    return Tile(events, room // events, columns, int(schedule["steps"]))
+
+
+def long_tile(plan: ScatterPlan) -> Tile:
+    """All lanes take events of the same row."""
+    columns = min(_WIDEST, power_above(elements_of(plan.built)))
+    return Tile(max(1, LANES * LONG_WARPS // _lanes(plan, LOADED)), 1, columns, _LONG_IN_FLIGHT // LOADED)
+
+
+def gpu_space(plan: ScatterPlan, events: int, rows: int) -> ScheduleSpace:
+    """``events`` and ``rows`` are numbers at the sizes seen."""
+    usual = math.ceil(_ENOUGH * max(1, events / max(rows, 1)))
+    lanes = _lanes(plan, LOADED)
+    most = power_above(usual)
+    # Events of one row that a warp holds side by side.
+    side = min(max(1, LANES // lanes), most)
+    wider = tuple(size for size in (8, 4) if lanes < _lanes(plan, size) <= LANES)
+    acrosses = _distinct(number for number in (side, 1, side // 2, 2 * side) if 1 <= number <= most)
+    warps = max(1, min(8, lanes // LANES))
+    limits = [size // vector for size in _IN_FLIGHT for vector in (LOADED, *wider)]
+    choices: dict[str, tuple[int | str | bool, ...]] = {
+        "across": acrosses,
+        "steps": _distinct(_steps(usual, across, limit) for limit in limits for across in acrosses),
+        "num_warps": _distinct((warps, 2 * warps, 4 * warps, max(1, warps // 2))),
+        "vector": (LOADED, *wider),
+        "block": (512, 1024, 256),
+        "longest": (_longest(events),),
+    }
+    space = common.seeded(choices, *_changes(usual, side, warps, (LOADED, *wider)[-1]))
+    # Where rows have few events, several ways lead to the same schedule.
+    return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in space.seeds}.values()))
+
+
+def _changes(usual: int, side: int, warps: int, vector: int) -> Iterator[Schedule]:
+    """Rows with lanes of their own, whose events plain numbers name; then fewer loads in flight, and more warps."""
+    most, half = (size // vector for size in _IN_FLIGHT[:2])
+    if vector < LOADED:
+        yield {"across": 1, "vector": vector, "steps": _steps(usual, 1, most)}
+    yield {"steps": _steps(usual, side, _IN_FLIGHT[1] // LOADED)}
+    yield {"num_warps": 2 * warps}
+    if side > 1:
+        yield {"across": 1, "steps": _steps(usual, 1, _IN_FLIGHT[1] // LOADED)}
+        yield {"across": 1, "vector": vector, "steps": _steps(usual, 1, half)}
+        yield {"across": 1, "steps": _steps(usual, 1, _IN_FLIGHT[1] // LOADED), "num_warps": 2 * warps}
+    yield {"steps": _steps(usual, side, _IN_FLIGHT[1] // LOADED), "num_warps": 4 * warps}
+    yield {"steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED)}
+    yield {"block": 1024}
+    yield {"block": 256}
+
+
+def _steps(usual: int, across: int, most: int) -> int:
+    """At most ``most`` steps in flight, evenly many each time around."""
+    return balanced(math.ceil(usual / across), most)
+
+
+def _longest(events: int) -> int:
+    """Rows of more events than this are put in order by looking through all events.
+
+    Work by the square of a row's events stays below ``events * longest``, looking through all of them for rows that are
+    longer below ``events**2 / longest``; the former takes one comparison where the latter takes a few.
+    """
+    return power_above(2 * math.isqrt(events))
+
+
+def _distinct(numbers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(numbers))

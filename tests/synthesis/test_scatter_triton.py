@@ -1,0 +1,176 @@
+"""Scatters on a GPU: kernels under Triton's interpreter against eager, and compiled for a GPU that is not here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.fx
+from family_checks import (
+    CUDA,
+    Found,
+    assert_same,
+    assert_triton_agrees,
+    empty_like,
+    find,
+    interpreted,
+    kernel_of,
+    region_of,
+    schedules_of,
+    values_of,
+)
+from test_scatter import CASES, EVENTS, FAMILY, by_index_put, found_of, places, values
+from torch import Tensor
+
+from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.graph.reference import evaluate_fp64, to_graph_module
+from kevolve_inductor.kernel import Kernel
+from kevolve_inductor.synthesis.family import Match, Rejection
+
+# Eager rounds after every addition here.
+_ROUNDED = "index_put bfloat16"
+_SCHEDULES: tuple[dict[str, int], ...] = (
+    {}, {"across": 1, "vector": 8, "steps": 13}, {"num_warps": 4, "across": 1, "block": 256}, {"num_warps": 2}
+)  # fmt: skip
+
+
+def ran(
+    kernel: Kernel, inputs: Sequence[Tensor], expected: Sequence[Tensor], symbols: Mapping[str, int]
+) -> list[Tensor]:
+    from kevolve_inductor.platforms.cuda import launch
+
+    outputs = [empty_like(value) for value in expected]
+    launch(kernel, inputs, outputs, symbols)
+    return outputs
+
+
+def chosen(match: Match, wanted: Mapping[str, int]) -> dict[str, Any]:
+    space = FAMILY.space(match, CUDA)
+    return {**space.default, **{name: value for name, value in wanted.items() if value in space.choices[name]}}
+
+
+def interpret() -> None:
+    for turn, name in enumerate(CASES):
+        if name != _ROUNDED:
+            found = found_of(name)
+            assert_triton_agrees(FAMILY, found, [chosen(found.match, _SCHEDULES[turn % len(_SCHEDULES)])])
+
+
+def interpret_rounded() -> None:
+    found = found_of(_ROUNDED)
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    reference = evaluate_fp64(region_of(found.match), inputs)
+    exact, eager = reference.exact[0], reference.eager[0]
+    (output,) = ran(kernel_of(FAMILY, found.match, chosen(found.match, {}), "triton"), inputs, expected, {})
+    error = (output.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    # The interpreter cuts off where a GPU rounds.
+    assert bool((error <= allowed_error(exact, eager) + exact.abs().nan_to_num(0.0) * 2**-7).all())
+    assert torch.equal(output.isfinite(), exact.isfinite())
+
+
+def interpret_unevenly() -> None:
+    """All events in one row (which is a very long one), in order of their rows, and rows without any."""
+    found = found_of("index_put")
+    kernels = [kernel_of(FAMILY, found.match, chosen(found.match, change), "triton") for change in _SCHEDULES[:3]]
+    given = values().nan_to_num(0.0, 0.0, 0.0)
+    few = torch.randint(3, (EVENTS,)) * 12
+    for number, at in enumerate((torch.full((EVENTS,), -1), places().sort().values, few, torch.arange(EVENTS) % 2)):
+        inputs = [given if spec.dtype == "float32" else at for spec in region_of(found.match).inputs]
+        expected = to_graph_module(region_of(found.match))(*inputs)
+        results = [ran(kernel, inputs, expected, {}) for kernel in kernels[: 1 + number % 3]]
+        for outputs in results:
+            assert_same(outputs, expected)
+
+
+def interpret_any_number() -> None:
+    def added(x: Tensor, at: Tensor) -> Tensor:
+        return torch.zeros(300, 8).index_add(0, at, x)
+
+    match = find(FAMILY, added, [torch.randn(600, 8), places(600, rows=300)], dynamic=True).match
+    region = region_of(match)
+    kernel = kernel_of(FAMILY, match, chosen(match, {}), "triton")
+    for events in (2, 2000):
+        given = {"float32": torch.randn(events, 8), "int64": places(events, rows=300)}
+        inputs = [given[spec.dtype] for spec in region.inputs]
+        expected = to_graph_module(region)(*inputs)
+        symbols = dict.fromkeys(region.symbol_names, events)
+        assert_same(ran(kernel, inputs, expected, symbols), expected)
+
+
+@pytest.mark.parametrize("function", ["interpret", "interpret_rounded", "interpret_unevenly", "interpret_any_number"])
+def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:
+    interpreted("test_scatter_triton", function)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype)
+
+
+def segments(x: Tensor, at: Tensor) -> Tensor:
+    return torch.zeros(100_000, x.shape[1], dtype=x.dtype).index_add(0, at, x)
+
+
+def messages(nodes: Tensor, weights: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    return torch.zeros_like(nodes).index_add(0, targets, nodes[sources] * weights[:, None])
+
+
+LARGE: dict[str, tuple[Callable[..., Any], Callable[[], Sequence[Tensor]]]] = {
+    "segments": (segments, lambda: [empty(2_000_000, 128, dtype=torch.bfloat16), places(2_000_000, rows=100)]),
+    "messages": (messages, lambda: [empty(20_000, 32), empty(300_000), *(places(300_000, rows=9) for _ in "st")]),
+}
+_LARGE_FOUND: dict[str, Found] = {}
+
+
+def large(name: str) -> Found:
+    if name not in _LARGE_FOUND:
+        function, inputs = LARGE[name]
+        _LARGE_FOUND[name] = find(FAMILY, function, inputs())
+    return _LARGE_FOUND[name]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_triton_compiles_for_hopper_without_spilling(name: str, folder: Path) -> None:
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    match = large(name).match
+    for schedule in FAMILY.space(match, CUDA).seeds[:4]:
+        resources = compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)
+        assert resources.spills in (0, None) and (resources.registers or 0) <= 128
+
+
+def test_first_schedules_differ_and_have_a_row_of_usual_length_in_flight() -> None:
+    space = FAMILY.space(large("segments").match, CUDA)
+    assert len({tuple(sorted(seed.items())) for seed in space.seeds}) == len(space.seeds)
+    events = [int(seed["across"]) * int(seed["steps"]) for seed in space.seeds[:2]]
+    assert all(20 <= count <= 32 for count in events)
+
+
+def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
+    match = found_of("gradient of bags").match
+    schedules = [s for s in schedules_of(FAMILY, match, CUDA) if int(s["across"]) <= 2]
+    kernels = [kernel_of(FAMILY, match, schedule, "triton") for schedule in schedules]
+    assert kernels[0] == kernel_of(FAMILY, match, schedules[0], "triton")
+    assert len({kernel.digest for kernel in kernels}) == len(schedules)
+
+
+def on_meta(graph: torch.fx.Graph) -> list[Match | Rejection]:
+    """What is found where the graph's tensors are on a device other than the CPU."""
+    moved = copy.deepcopy(graph)
+    for node in moved.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return list(FAMILY.find(moved, "meta"))
+
+
+def test_few_rows_or_short_ones_are_left_to_atomic_operations() -> None:
+    short = find(FAMILY, by_index_put, [empty(700_000, 4), places(700_000)])
+    for found in (found_of("index_put"), short):
+        (rejection,) = on_meta(found.graph)
+        assert isinstance(rejection, Rejection) and rejection.code == "size"
+    assert all(isinstance(result, Match) for name in LARGE for result in on_meta(large(name).graph))
