@@ -36,7 +36,7 @@ _MODE_GAIN = 1.03
 _MODE_NODE_LIMIT = 200
 _LEAST_MODE_GRAPH_S = 20e-6
 # What kernels alone speed up this much is not looked at in other modes.
-_HOPELESSLY_BEATEN = 2.0
+_HOPELESSLY_BEATEN = 6.0
 _LEAST_MODES_S, _MOST_MODES_S = 20.0, 1200.0
 # Settings that change nothing but for graphs with one of these operators.
 _ABOUT = {"layout_optimization": frozenset({"aten.convolution.default", "aten.convolution_backward.default"})}

@@ -474,6 +474,6 @@ def test_of_several_modes_the_fastest_is_taken_and_layouts_only_matter_to_convol
 
 
 def test_no_mode_is_looked_at_where_kernels_are_the_whole_graph_and_far_ahead(settings, with_a_mode):
-    judge = Judge((100.0, 45.0), mode_times=ModeTimes(100.0, 45.0, 60.0, 40.0))
+    judge = Judge((100.0, 15.0), mode_times=ModeTimes(100.0, 15.0, 60.0, 10.0))
     tuned, _ = seen_settings(gate, settings, judge, (torch.randn(100, 64),))
     assert not tuned and judge.modes == []

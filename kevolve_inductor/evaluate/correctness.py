@@ -82,12 +82,23 @@ class Judge:
     def _own_reference(self, distribution: str) -> Reference | None:
         """With eager's own selections; ``None`` where eager raises for an index."""
         if distribution not in self._references:
-            inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
-            reference = self._evaluate(distribution, inputs)
+            try:
+                reference = self._generated(distribution)
+            except torch.OutOfMemoryError:
+                # What is remembered may be what is missing.
+                self._references.clear()
+                self._spreads.clear()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                reference = self._generated(distribution)
             self._references[distribution] = reference
             while len(self._references) > 1 and self._remembered_bytes() > self._most_remembered:
                 self._references.popitem(last=False)
         return self._references[distribution]
+
+    def _generated(self, distribution: str) -> Reference | None:
+        inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
+        return self._evaluate(distribution, inputs)
 
     def _evaluate(self, distribution: str, inputs: list[torch.Tensor]) -> Reference | None:
         try:

@@ -265,7 +265,14 @@ class WorkerSlot:
     def rest(self) -> bool:
         """End the session and keep the process; whether there is one that can be kept."""
         self._session = None
-        return self._process is not None and isinstance(self.ask(RestJob(), _REST_LIMIT_S, in_session=False), dict)
+        answer = self.ask(RestJob(), _REST_LIMIT_S, in_session=False) if self._process is not None else None
+        return isinstance(answer, dict) and "error" not in answer
+
+    def renew(self) -> None:
+        """End the session and the process, and begin starting another for the next session."""
+        self._session = None
+        self.replace()
+        self.start()
 
     def replace(self) -> None:
         """Use a new process from the next question on."""

@@ -127,8 +127,12 @@ class BenchSession:
             return {"evaluation": to_json(built)}
         if not self._contest.known_us:
             return {"evaluation": to_json(Refused("baselines", f"none could be measured: {self._failures}"))}
-        candidate = self._in_turn([self._candidate(built.compiled, inputs) for inputs in self._inputs])
-        timing = self._contest.time(candidate, job.decide_at)
+        try:
+            candidate = self._in_turn([self._candidate(built.compiled, inputs) for inputs in self._inputs])
+            timing = self._contest.time(candidate, job.decide_at)
+        except RuntimeError as error:
+            # A kernel that is timed before it was checked may do anything.
+            return {"evaluation": to_json(Crashed(None, str(error)[:500]))}
         if job.decide_at is not None and timing.too_noisy_for(job.decide_at):
             interval = f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f} after {timing.rounds} rounds"
             return {

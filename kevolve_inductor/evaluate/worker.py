@@ -57,10 +57,6 @@ class Worker:
     def _executor(self) -> Executor:
         return executor_for(self.setup.platform)
 
-    @cached_property
-    def _allowed_bytes(self) -> int:
-        return self._executor.bound_memory(self.setup.memory_share)
-
     def do(self, job: Job) -> dict[str, Any]:
         match job:
             case OpenJob():
@@ -97,7 +93,9 @@ class Worker:
         raise ValueError(f"no session is open for {type(job).__name__}")
 
     def _open(self, job: OpenJob) -> dict[str, Any]:
-        needed, allowed = needed_bytes(job.region, job.workload.symbols), self._allowed_bytes
+        # Of what is free now: since the last session the user's process may have taken memory, or given some back.
+        allowed = self._executor.bound_memory(self.setup.memory_share)
+        needed = needed_bytes(job.region, job.workload.symbols)
         if needed > allowed:
             return {"error": "the region does not fit in memory", "needed_bytes": needed, "allowed_bytes": allowed}
         if job.role == "referee":

@@ -151,9 +151,15 @@ class Workers:
             self._slot("bench").replace()
 
     def rest(self) -> bool:
-        """Drop the session and keep the processes; false where there are none worth keeping."""
-        rested = [slot.rest() for slot in self._slots.values()]
-        return bool(rested) and all(rested)
+        """Drop the session and be ready for another; false where there was none.
+
+        The referee's process is kept. The bench's, in which candidates and compilers have been, is not: the next one
+        starts while the user's process goes on.
+        """
+        if not self._slots.keys() >= {"bench", "referee"} or not self._slots["referee"].rest():
+            return False
+        self._slots["bench"].renew()
+        return True
 
     def close(self) -> None:
         """May be called twice; the next question starts new processes."""

@@ -68,14 +68,14 @@ def test_it_ends_by_itself():
     assert idle.closed == 1 and not kept._kept
 
 
-def test_workers_judge_another_region_in_the_same_processes(tmp_path):
+def test_the_referee_stays_and_the_bench_is_a_new_process(tmp_path):
     seen = []
     for _ in range(2):
         with kept_evaluator("workers", lambda: WorkerEvaluator(CpuPlatform(), tmp_path)) as evaluator:
             evaluator.open(row_sum_region(), row_sum_workload())
             assert isinstance(evaluator.evaluate(row_sum_kernel()), Passed)
             seen.append({role: slot._process._process.pid for role, slot in evaluator._workers._slots.items()})
-    assert seen[0] == seen[1]
+    assert seen[0]["referee"] == seen[1]["referee"] and seen[0]["bench"] != seen[1]["bench"]
 
 
 def test_an_evaluator_that_started_nothing_is_not_kept(tmp_path):

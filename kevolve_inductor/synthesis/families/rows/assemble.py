@@ -201,8 +201,8 @@ class _Assembler:
             mean = _divided(total, number)
             off = ex.make("sub", held, (ex.cast(value, held), mean))
             squares = self._reduced("sum", axis, ex.make("mul", held, (off, off)))
-            results = [_divided(squares, max(0.0, number - correction)), mean if known is None else ex.make(
-                "where", held, (known, mean, ex.const(float("nan"), held)))]  # fmt: skip
+            known_mean = ex.make("where", held, (known, mean, ex.const(float("nan"), held)))
+            results = [_divided(squares, max(0.0, number - correction)), known_mean]
         elif kind == "mean":
             results = [_divided(self._reduced("sum", axis, ex.cast(value, held)), number)]
         elif kind == "any":
@@ -214,14 +214,16 @@ class _Assembler:
             results = [self._reduced(kind, axis, ex.cast(value, held))]  # type: ignore[arg-type]
         return [ex.cast(result, name) for result, name in zip(results, names, strict=True)]
 
-    def _total(self, axis: str, value: Expr) -> tuple[Expr, Expr | None]:
+    def _total(self, axis: str, value: Expr) -> tuple[Expr, Expr]:
         """The sum over an axis, and where it is a mean's that eager can tell.
 
         Eager's running mean is lost one position behind the first number that is not finite: on a CPU, which goes along the
-        row, only the last one may be infinite.
+        row, only the last one may be infinite. On a GPU the parts' means are joined, and whatever is not finite is lost.
         """
         if self.builder.device != "cpu":
-            return self._reduced("sum", axis, value), None
+            total = self._reduced("sum", axis, value)
+            off = ex.make("sub", value.dtype, (total, total))
+            return total, ex.make("eq", "bool", (off, ex.const(0, value.dtype)))
         end, position = ex.index(self.axes[axis] - 1), ex.var(axis, self.axes[axis])
         is_last = ex.make("eq", "bool", (ex.make("as_value", "int64", (position,)), end))
         others = self._reduced("sum", axis, ex.make("where", value.dtype, (is_last, ex.const(0, value.dtype), value)))
