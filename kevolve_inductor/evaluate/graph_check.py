@@ -89,7 +89,10 @@ def time_mode(
 
 
 def _words(what: str, error: Exception) -> str:
-    return f"not measured: {what}: {type(error).__name__}: {error}"[:500]
+    # The first line says what failed and, where another process reports it, the last one why.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"
+    return f"not measured: {what}: {type(error).__name__}: {said}"[:500]
 
 
 def _runner(

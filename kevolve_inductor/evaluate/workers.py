@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections import defaultdict
@@ -18,6 +19,8 @@ from .evaluation import Baselines, Crashed, Evaluation, Mismatch, Refused, Timed
 from .isolation import Level
 from .job import ApplyJob, BenchJob, GraphJob, Job, JudgeJob, OpenJob, Role, TimeJob, WorkerSetup
 from .process import Answer, Died, Hung, WorkerSlot
+
+logger = logging.getLogger(__name__)
 
 # Inductor's C++ takes long to compile on a busy machine, and a whole graph is compiled twice.
 _OPEN_LIMIT_S = 300.0
@@ -186,4 +189,7 @@ class Workers:
 
 
 def unexpected(answer: object) -> WorkerError:
-    return WorkerError(f"the evaluation worker failed: {answer}"[:2000])
+    """What a worker says that failed by itself: in one line, its traceback in the log."""
+    logger.debug("the evaluation worker failed: %s", answer)
+    words = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return WorkerError(f"the evaluation worker failed: {str(words).splitlines()[0]}"[:500])
