@@ -125,7 +125,7 @@ def test_a_hang_ends_within_its_limit_and_the_next_kernel_is_judged(evaluator):
 
 def test_a_slow_kernel_passes_with_a_low_speedup(evaluator):
     slow = spoiled("    float sum = 0;", "    volatile float wait = 0;\n"
-                   "    for (int w = 0; w < 20000; w++) wait = wait + 1;\n    float sum = 0;")  # fmt: skip
+                   "    for (int w = 0; w < 80000; w++) wait = wait + 1;\n    float sum = 0;")  # fmt: skip
     passed = evaluator.evaluate(slow)
     assert isinstance(passed, Passed)
     assert passed.speedup_low <= passed.speedup < 0.5
