@@ -40,9 +40,6 @@ class Draw:
     def dtype(self) -> torch.dtype:
         return self.rng.choice(_DTYPES[self.device])
 
-    def one_of(self, *choices: object) -> object:
-        return self.rng.choice(choices)
-
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.randn(*shape, device=self.device, dtype=dtype or torch.float32)
 

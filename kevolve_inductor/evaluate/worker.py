@@ -57,6 +57,10 @@ class Worker:
     def _executor(self) -> Executor:
         return executor_for(self.setup.platform)
 
+    @cached_property
+    def _allowed_bytes(self) -> int:
+        return self._executor.bound_memory(self.setup.memory_share)
+
     def do(self, job: Job) -> dict[str, Any]:
         match job:
             case OpenJob():
@@ -67,6 +71,8 @@ class Worker:
                 self._bench = self._referee = None
                 gc.collect()
                 platform_for(self.setup.platform).release_unused()
+                # What is free then counts for the next graph; within one, this process's own memory would be counted out.
+                self.__dict__.pop("_allowed_bytes", None)
                 return {}
             case RunJob() if self._bench is not None:
                 return self._bench.run(job)
@@ -93,9 +99,7 @@ class Worker:
         raise ValueError(f"no session is open for {type(job).__name__}")
 
     def _open(self, job: OpenJob) -> dict[str, Any]:
-        # Of what is free now: since the last session the user's process may have taken memory, or given some back.
-        allowed = self._executor.bound_memory(self.setup.memory_share)
-        needed = needed_bytes(job.region, job.workload.symbols)
+        needed, allowed = needed_bytes(job.region, job.workload.symbols), self._allowed_bytes
         if needed > allowed:
             return {"error": "the region does not fit in memory", "needed_bytes": needed, "allowed_bytes": allowed}
         if job.role == "referee":

@@ -17,12 +17,10 @@ from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..triton_tiles import INT32, cdiv, coordinates, needs_64_bits
-from .checks import BagPrinter, depths_of
+from .checks import COMBINED, BagPrinter, checked, in_pairs
 from .groups import Group, Parameter
 from .plan import POSITION, BagsPlan, Fold, Loop, extents
 from .tiles import steps_of, tile_of
-
-_COMBINED = {"add": "{0} + {1}", "maximum": "kv_max({0}, {1})", "minimum": "kv_min({0}, {1})"}
 
 
 def kernel_of(
@@ -198,7 +196,7 @@ class _Text:
     def _joining(self, loop: Loop, number: int) -> str:
         left, right = ([f"{side}{k}" for k in range(len(loop.folds))] for side in "ab")
         pairs = zip(loop.folds, left, right, strict=True)
-        combined = ", ".join(_COMBINED[fold.combine].format(*pair) for fold, *pair in pairs)
+        combined = ", ".join(COMBINED[fold.combine].format(*pair) for fold, *pair in pairs)
         return f"@triton.jit\ndef {self.name}_joined{number}({', '.join(left + right)}):\n    return {combined}"
 
     def _steps(self, loop: Loop, start: str, count: int, high: str | None, outer: BagPrinter) -> list[str]:
@@ -222,24 +220,13 @@ class _Text:
         lines += [line for printer in printers for line in printer.taken()]
         for fold, given in zip(loop.folds, values, strict=True):
             texts = [_kept(fold, value, mask) for value, mask in zip(given, masks, strict=True)]
-            lines.append(f"{fold.name} = {_COMBINED[fold.combine].format(fold.name, _in_pairs(fold, texts))}")
+            lines.append(f"{fold.name} = {COMBINED[fold.combine].format(fold.name, in_pairs(fold.combine, texts))}")
         return lines
 
     def _indices(self, loop: Loop, printers: Sequence[BagPrinter]) -> list[str]:
-        """What is the same along a row. Indices that other indices are looked up by are checked before those."""
+        """What is the same along a row."""
         parts = {part: None for fold in loop.folds for part in ex.walk(fold.body) if not self.bag.is_row(part)}
-        depths = depths_of(parts)
-        lines: list[str] = []
-        for depth in range(max(depths.values(), default=0) + 1):
-            for printer in printers:
-                printer.collects = True
-                for part in parts:
-                    if depths[part] - (part.op == "check_index") <= depth:
-                        printer.value(part)
-                lines += printer.taken()
-                printer.collects = False
-            lines += BagPrinter.asserted(printers)
-        return lines
+        return checked(parts, printers)
 
     def _stores(self, printer: BagPrinter) -> list[str]:
         for fold in self.bag.folds:
@@ -267,18 +254,6 @@ def _kept(fold: Fold, value: str, mask: str) -> str:
     if not mask:
         return value
     return f"tl.where({mask}, {value}, {literal(fold.neutral, fold.held)}).to({TRITON_TYPES[fold.held]})"
-
-
-def _in_pairs(fold: Fold, texts: list[str]) -> str:
-    """Combined as a tree, so that errors of sums do not add up and no addition waits for all before it."""
-    while len(texts) > 1:
-        pairs = zip(texts[::2], texts[1::2], strict=False)
-        texts = [_paired(fold, *pair) for pair in pairs] + texts[len(texts) // 2 * 2 :]
-    return texts[0]
-
-
-def _paired(fold: Fold, left: str, right: str) -> str:
-    return f"({_COMBINED[fold.combine].format(left, right)})"
 
 
 def _number(parameter: Parameter, task: int) -> str:

@@ -13,12 +13,10 @@ from ....graph.region import TensorSpec
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, literal
-from ..bags.checks import BagPrinter, depths_of
+from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
 from ..triton_tiles import coordinates, needs_64_bits
 from .plan import EVENT, ROW, Scatter, ScatterPlan
 from .tiles import Tile, elements_of
-
-_COMBINED = {"add": "{0} + {1}", "maximum": "kv_max({0}, {1})", "minimum": "kv_min({0}, {1})"}
 
 
 class SumText:
@@ -50,7 +48,7 @@ class SumText:
 
     def joined(self) -> str:
         """Joins what lies side by side, by a fixed tree."""
-        return f"@triton.jit\ndef kevolve_joined(a, b):\n    return {_COMBINED[self.scatter.combine].format('a', 'b')}"
+        return f"@triton.jit\ndef kevolve_joined(a, b):\n    return {COMBINED[self.scatter.combine].format('a', 'b')}"
 
     def _range(self, count: int, axis: int) -> str:
         """Numbers along an axis of the tile, which is a plain row where there is but one event and one row."""
@@ -95,7 +93,7 @@ class SumText:
         if tile.events > 1:
             lines.append("total = tl.reduce(total, 0, kevolve_joined, keep_dims=True)")
         base, offset = outer.value(self.scatter.base), outer.value(self.scatter.offset)
-        combined = _COMBINED[self.scatter.combine].format("total", base)
+        combined = COMBINED[self.scatter.combine].format("total", base)
         at = f"out0 + {ROW} * {self.scatter.step} + {offset}" + ("" if self.scatter.inner else " + place * 0")
         mask = "row_mask & place_mask" if self.is_ragged else "row_mask"
         return [*lines, *outer.taken(), f"tl.store({at}, {combined}, mask={mask})"]
@@ -115,51 +113,26 @@ class SumText:
         values = [printer.value(value) for printer in printers]
         lines += [line for printer in printers for line in printer.taken()]
         kept = [f"tl.where({self._spread(f'mask{k}')}, {text}, {self.neutral})" for k, text in enumerate(values)]
-        joined = self._in_pairs([f"{text}.to({self.kind})" for text in kept])
-        return [*lines, f"total = {_COMBINED[self.scatter.combine].format('total', joined)}"]
+        joined = in_pairs(self.scatter.combine, [f"{text}.to({self.kind})" for text in kept])
+        return [*lines, f"total = {COMBINED[self.scatter.combine].format('total', joined)}"]
 
     def _spread(self, name: str) -> str:
         """Numbers of events beside columns."""
         return name if self.tile.is_row else f"{name}[:, :, None]"
 
     def _numbers(self, printers: Sequence[BagPrinter]) -> list[str]:
-        """What is the same along a row: as ``[EVENTS, ROWS]``, so that a lane reads it once and not for every column.
-
-        Indices that other indices are looked up by are checked before those.
-        """
+        """What is the same along a row: as ``[EVENTS, ROWS]``, so that a lane reads it once and not for every column."""
         inner = {name for name, _ in self.scatter.inner}
         parts: dict[Expr, None] = {
             part: None for part in ex.walk(self.scatter.value) if inner.isdisjoint(ex.variables(part))
         }
-        lines = self._checked(parts, printers)
+        lines = checked(parts, printers)
         for step, printer in enumerate(printers):
             printer.masks = {**self.masks, EVENT: self._spread(f"mask{step}")}
             for part in parts:
                 if EVENT in ex.variables(part):
                     printer.name(part, self._spread(printer.value(part)))
         return lines
-
-    def _checked(self, parts: dict[Expr, None], printers: Sequence[BagPrinter]) -> list[str]:
-        depths = depths_of(parts)
-        lines: list[str] = []
-        for depth in range(max(depths.values(), default=0) + 1):
-            for printer in printers:
-                printer.collects = True
-                for part in parts:
-                    if depths[part] - (part.op == "check_index") <= depth:
-                        printer.value(part)
-                lines += printer.taken()
-                printer.collects = False
-            lines += BagPrinter.asserted(printers)
-        return lines
-
-    def _in_pairs(self, texts: list[str]) -> str:
-        """Combined as a tree, so that errors of sums do not add up and no addition waits for all before it."""
-        while len(texts) > 1:
-            pairs = zip(texts[::2], texts[1::2], strict=False)
-            joined = [f"({_COMBINED[self.scatter.combine].format(*pair)})" for pair in pairs]
-            texts = joined + texts[len(texts) // 2 * 2 :]
-        return texts[0]
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
