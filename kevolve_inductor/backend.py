@@ -1,8 +1,8 @@
 """``torch.compile(model, backend="kevolve")``.
 
 Inductor compiles the graph. In its post-grad pass the regions of the graph are found, the store is asked for each, what is
-missing is searched within the budget, and the kernels that won are swapped in. Whatever goes wrong on our side, the user
-gets Inductor's own result and one warning.
+missing is searched within the budget, and the kernels that won are swapped in. Where eager is faster than all of that, the
+graph runs as it came. Whatever goes wrong on our side, the user gets Inductor's own result and one warning.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 from .cache.store import Store
+from .eager import EagerChoice
 from .evaluate.client import SEEDS_S, WorkerEvaluator
 from .evaluate.isolation import Level
 from .evaluate.kept import kept_evaluator
@@ -52,15 +53,19 @@ def kevolve(
         return compile_fx(gm, example_inputs, config_patches=patches)
     try:
         swap_pass = _swap_pass(settings, example_inputs, patches)
+        eager = _eager_choice(gm, example_inputs, patches, swap_pass)
+        if eager is not None and eager.is_settled():
+            return eager.eager
     except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
         _fall_back(error, settings)
         return compile_fx(gm, example_inputs, config_patches=patches)
-    return compile_fx(
+    compiled: Any = compile_fx(
         gm,
         example_inputs,
         inner_compile=_guarded(settings, patches.get(_HOOK), swap_pass),
         config_patches={**patches, _HOOK: swap_pass},
     )
+    return compiled if eager is None else eager.between(compiled)
 
 
 def _inductor_patches(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +84,15 @@ def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mappi
     store = Store.open(settings.store)
     use_build_folder(store.build_folder())
     return SwapPass(settings, platform, store, _evaluator, seen_ranges(example_inputs), chain)
+
+
+def _eager_choice(
+    gm: torch.fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, Any], swap_pass: SwapPass
+) -> EagerChoice | None:
+    # Who asked for CUDA graphs asked for what eager cannot give.
+    if patches.get("triton.cudagraphs", inductor_config.triton.cudagraphs):
+        return None
+    return EagerChoice.of(gm, example_inputs, swap_pass.settings, swap_pass.platform, swap_pass.store)
 
 
 def _evaluator(platform: Platform, store: Store, settings: Settings) -> AbstractContextManager[WorkerEvaluator]:

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("tuner", "whole_graph"),
     ("report",),
-    ("swap_pass",),
+    ("swap_pass", "eager"),
     ("backend", "warm", "cli"),
     ("integrations", "testing"),
 )

@@ -34,7 +34,7 @@ def platform_for(device_type: str) -> Platform:
 
 def executor_for(name: str) -> Executor:
     """What runs kernels of a platform in this process. Raises ``PlatformError`` where none can run here."""
-    # Imported on demand: only worker processes execute anything.
+    # Imported on demand: where nothing is timed, nothing of it is loaded.
     if name == "cpu":
         from .cpu_executor import CpuExecutor
 

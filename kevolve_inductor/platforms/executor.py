@@ -1,4 +1,7 @@
-"""What the evaluation worker needs of the hardware: load kernels, run them, time them. Lives in the worker process only."""
+"""What the evaluation worker needs of the hardware: load kernels, run them, time them.
+
+Kernels that are being judged run in worker processes only; in the user's own, an executor times the user's own functions.
+"""
 
 from __future__ import annotations
 

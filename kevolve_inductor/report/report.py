@@ -36,11 +36,15 @@ class RegionRow:
 
 @dataclass(frozen=True)
 class GraphRow:
-    """A whole graph under Inductor and with its kernels; ``None`` where it was not measured, and why."""
+    """A whole graph under Inductor and with its kernels; ``None`` where it was not measured, and why.
+
+    With ``eager_us``, forward and backward together as they came, beside ``kevolve_us`` as they were compiled.
+    """
 
     inductor_us: float | None
     kevolve_us: float | None
     verdict: str
+    eager_us: float | None = None
 
 
 @dataclass
@@ -101,6 +105,8 @@ def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _graph_line(position: int, row: GraphRow) -> str:
+    if row.eager_us is not None:
+        return f"graph {position}: eager {_ms(row.eager_us)} ms, compiled {_ms(row.kevolve_us)} ms, {row.verdict}"
     if row.inductor_us is None or row.kevolve_us is None:
         return f"graph {position}: {row.verdict}"
     ratio = row.inductor_us / row.kevolve_us

@@ -1,0 +1,265 @@
+"""Eager beside what was compiled: who is asked, what is remembered, and that the user's tensors stay as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from kevolve_inductor import backend, eager, report
+from kevolve_inductor.cache.store import Store
+from kevolve_inductor.eager import EagerChoice
+from kevolve_inductor.evaluate.timing import Timing
+from kevolve_inductor.graph.dynamo import described_inputs, graph_key
+from kevolve_inductor.platforms.cpu import CpuPlatform
+from kevolve_inductor.settings import Settings
+
+
+def timing(speedup, low=None, high=None):
+    low, high = speedup if low is None else low, speedup if high is None else high
+    return Timing(1000.0, {"compiled": 1000.0 * speedup}, speedup, low, high, 20)
+
+
+def graph_of(function, *inputs):
+    """The graph that Dynamo gives a backend, and its inputs."""
+    seen = []
+
+    def spy(gm, example_inputs):
+        seen.append((gm, list(example_inputs)))
+        return gm
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=spy, dynamic=False)(*inputs)
+    ((gm, examples),) = seen
+    return gm, examples
+
+
+def key_of(function, *inputs):
+    gm, examples = graph_of(function, *inputs)
+    return graph_key(gm.graph, gm, examples)
+
+
+def choice_of(gm, examples, store, compare, **settings):
+    return EagerChoice(
+        gm, graph_key(gm.graph, gm, examples), Settings(store=store, **settings), CpuPlatform(), Store.open(store), compare
+    )  # fmt: skip
+
+
+def normalised(x, weight):
+    return functional.layer_norm(x, (8,), weight).relu()
+
+
+def test_the_key_is_the_graphs_and_not_its_names():
+    def another(values, scale):
+        inner = functional.layer_norm(values, (8,), scale)
+        return inner.relu()
+
+    x, weight = torch.randn(4, 8), torch.randn(8)
+    assert key_of(normalised, x, weight) == key_of(another, x, weight)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x, w: functional.layer_norm(x, (8,), w, eps=1e-3).relu(),
+        lambda x, w: functional.layer_norm(x, (8,), w).tanh(),
+        lambda x, w: functional.layer_norm(x, (8,), w),
+        lambda x, w: functional.layer_norm(x + w, (8,), w).relu(),
+    ],
+)
+def test_another_computation_has_another_key(other):
+    x, weight = torch.randn(4, 8), torch.randn(8)
+    assert key_of(other, x, weight) != key_of(normalised, x, weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.double(), lambda x: x[:2], lambda x: x.t().contiguous().t(), lambda x: x.clone().requires_grad_()],
+)
+def test_other_inputs_have_another_key(change):
+    x, weight = torch.randn(4, 8), torch.randn(8)
+    other = change(x)
+    assert key_of(normalised, x, weight) != key_of(normalised, other, weight.to(other.dtype))
+
+
+def test_modes_of_eager_are_in_the_key():
+    x, weight = torch.randn(4, 8), torch.randn(8)
+    gm, examples = graph_of(normalised, x, weight)
+    plain = graph_key(gm.graph, gm, examples)
+    with torch.no_grad():
+        assert graph_key(gm.graph, gm, examples) != plain
+    with torch.autocast("cpu", torch.bfloat16):
+        assert graph_key(gm.graph, gm, examples) != plain
+
+
+@pytest.mark.parametrize("function", [lambda x: torch.einsum("ij->j", x), lambda x: functional.dropout(x, 0.5) @ x.T])
+def test_functions_of_torch_are_known_again(function):
+    assert key_of(function, torch.randn(4, 8)) is not None
+
+
+def test_a_graph_that_may_do_more_than_compute_is_not_run_again():
+    @torch.library.custom_op("kevolve_tests::counted", mutates_args=())
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    counted.register_fake(torch.empty_like)
+    assert key_of(lambda x: torch.ops.kevolve_tests.counted(x) + 1, torch.randn(4)) is None
+
+
+def test_only_plain_tensors_of_fixed_sizes_are_compared():
+    assert described_inputs([torch.randn(3), 4]) is None
+    assert described_inputs([torch.randn(3).to_sparse()]) is None
+    assert described_inputs([torch.nn.Parameter(torch.randn(3))]) is not None
+
+
+def test_the_faster_side_is_taken_and_remembered(tmp_path):
+    gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
+    choice = choice_of(gm, examples, tmp_path, lambda one, other: timing(1.5))
+    compiled = lambda *inputs: (torch.zeros(1),)  # noqa: E731
+    assert not choice.is_settled()
+    report.reset()
+    torch.testing.assert_close(choice.between(compiled)(*examples)[0], normalised(*examples))
+    assert report.last_run().graph_verdicts[0].verdict.startswith("runs eagerly, 1.50×")
+    again = choice_of(gm, examples, tmp_path, None, search="lookup")
+    assert again.is_settled()
+    torch.testing.assert_close(again.eager(*examples)[0], normalised(*examples))
+
+
+@pytest.mark.parametrize("outcome", [timing(0.7), timing(1.01), timing(1.3, 0.9, 1.8)])
+def test_what_is_not_surely_slower_stays_compiled(tmp_path, outcome):
+    gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
+    choice = choice_of(gm, examples, tmp_path, lambda one, other: outcome)
+    assert float(choice.between(lambda *inputs: (torch.full((), 7.0),))(*examples)[0]) == 7.0
+    assert not choice.is_settled()
+    # A machine too noisy to decide is asked again.
+    assert (choice.known() is None) == outcome.too_noisy_for(1.02)
+
+
+def test_nothing_is_measured_where_nothing_may_be(tmp_path):
+    def refuse(one, other):
+        raise AssertionError("measured")
+
+    gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
+    compiled = lambda *inputs: (torch.zeros(1),)  # noqa: E731
+    assert choice_of(gm, examples, tmp_path, refuse, search="lookup").between(compiled) is compiled
+    choice_of(gm, examples, tmp_path, lambda one, other: timing(0.5)).between(compiled)(*examples)
+    assert choice_of(gm, examples, tmp_path, refuse).between(compiled) is compiled
+
+
+def test_a_thorough_search_measures_again_what_a_quick_one_measured(tmp_path):
+    gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
+    compiled = lambda *inputs: (torch.full((), 7.0),)  # noqa: E731
+    choice_of(gm, examples, tmp_path, lambda one, other: timing(2.0)).between(compiled)(*examples)
+    full = choice_of(gm, examples, tmp_path, lambda one, other: timing(0.5), search="full")
+    assert not full.is_settled()
+    assert float(full.between(compiled)(*examples)[0]) == 7.0
+    assert not choice_of(gm, examples, tmp_path, None).is_settled()
+
+
+def test_measuring_leaves_tensors_gradients_and_random_numbers_as_they_are(tmp_path):
+    def update(x, buffer):
+        buffer.add_(1.0)
+        return functional.dropout(x * buffer, 0.5)
+
+    x, buffer = torch.randn(64, requires_grad=True), torch.ones(64)
+    gm, examples = graph_of(update, x, buffer)
+    steps = []
+
+    def compare(one, other):
+        steps.extend([one, other])
+        for _ in range(3):
+            one(), other()
+        return timing(0.5)
+
+    buffer.fill_(1.0)
+    torch.manual_seed(3)
+    expected = update(x.detach(), buffer.clone())
+    torch.manual_seed(3)
+    result = choice_of(gm, examples, tmp_path, compare).between(gm)(*examples)
+    torch.testing.assert_close(result[0].detach(), expected)
+    assert steps and bool((buffer == 2.0).all()) and x.grad is None
+
+
+def test_both_sides_are_timed_with_their_backward(tmp_path):
+    seen = []
+
+    def compare(one, other):
+        seen.append(one())
+        return timing(0.5)
+
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    gm, examples = graph_of(normalised, x, weight)
+    choice_of(gm, examples, tmp_path, compare).between(gm)(*examples)
+    assert [gradient.shape for gradient in seen[0]] == [x.shape, weight.shape]
+
+
+def test_inputs_that_share_memory_or_lie_apart_are_copied_as_they_are(tmp_path):
+    base = torch.arange(24.0)
+    inputs = [base[2:].as_strided((3, 4), (4, 1)), base.view(4, 6)[:, ::2], base[:1].expand(5)]
+    gm, examples = graph_of(lambda a, b, c: (a.add_(1.0), b + 0, c + 0), *[one.clone() for one in inputs])
+    seen = []
+
+    def compare(one, other):
+        seen.extend(one())
+        return timing(0.5)
+
+    choice_of(gm, examples, tmp_path, compare).between(gm)
+    EagerChoice(
+        gm, "a key", Settings(store=tmp_path), CpuPlatform(), Store.open(tmp_path), compare
+    ).decide(gm, inputs)  # fmt: skip
+    assert torch.equal(base, torch.arange(24.0))
+    expected = torch.arange(24.0)
+    expected[2:14] += 1.0
+    assert torch.equal(seen[1], expected.view(4, 6)[:, ::2]) and torch.equal(seen[2], expected[:1].expand(5))
+
+
+def test_a_comparison_that_fails_leaves_what_was_compiled(tmp_path):
+    def broken(one, other):
+        raise RuntimeError("no clock")
+
+    gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
+    choice = choice_of(gm, examples, tmp_path, broken)
+    assert float(choice.between(lambda *inputs: (torch.full((), 7.0),))(*examples)[0]) == 7.0
+    assert choice.known() is None
+
+
+class _Contest:
+    """In place of the clock's: eager is three times as fast."""
+
+    def __init__(self, executor, baselines):
+        pass
+
+    def time(self, candidate, decide_at):
+        return timing(3.0)
+
+
+def test_the_backend_runs_eagerly_what_is_faster_so_and_compiles_nothing_the_next_time(store, monkeypatch):
+    monkeypatch.setattr(eager, "Contest", _Contest)
+    x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8)
+    options = {"kevolve.budget_s": 0.0, "kevolve.strict": True}
+    report.reset()
+    torch._dynamo.reset()
+    first = torch.compile(normalised, backend="kevolve", options=options)(x, weight)
+    assert report.last_run().graph_verdicts[-1].verdict.startswith("runs eagerly")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(backend, "compile_fx", refuse)
+    torch._dynamo.reset()
+    lookup = torch.compile(normalised, backend="kevolve", options={**options, "kevolve.search": "lookup"})
+    again = lookup(x, weight)
+    assert torch.equal(first, again)
+    (gradient,) = torch.autograd.grad(again.sum(), x)
+    assert gradient.shape == x.shape
+
+
+def test_who_wants_cuda_graphs_is_not_given_eager(store, monkeypatch):
+    monkeypatch.setattr(eager, "Contest", _Contest)
+    report.reset()
+    torch._dynamo.reset()
+    options = {"kevolve.budget_s": 0.0, "kevolve.strict": True}
+    torch.compile(normalised, backend="kevolve", options={**options, "triton.cudagraphs": True})(
+        torch.randn(4, 8), torch.randn(8)
+    )
+    assert all(row.eager_us is None for row in report.last_run().graph_verdicts)
