@@ -1,8 +1,8 @@
 """``torch.compile(model, backend="kevolve")``.
 
 Inductor compiles the graph. In its post-grad pass the regions of the graph are found, the store is asked for each, what is
-missing is searched within the budget, and the kernels that won are swapped in. Where eager is faster than all of that, the
-graph runs as it came. Whatever goes wrong on our side, the user gets Inductor's own result and one warning.
+missing is searched within the budget, and the kernels that won are swapped in. In the first call the whole is timed beside
+eager, which stays where it is faster. Whatever goes wrong on our side, the user gets Inductor's own result and one warning.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 from .cache.store import Store
-from .eager import EagerChoice
 from .evaluate.client import SEEDS_S, WorkerEvaluator
 from .evaluate.isolation import Level
 from .evaluate.kept import kept_evaluator
 from .exc import PlatformError
+from .final_choice import FinalChoice
 from .graph.ranges import seen_ranges
 from .platforms import use_build_folder
 from .platforms.platform import Platform
@@ -53,11 +53,14 @@ def kevolve(
         return compile_fx(gm, example_inputs, config_patches=patches)
     try:
         swap_pass = _swap_pass(settings, example_inputs, patches)
-        eager = _eager_choice(gm, example_inputs, patches, swap_pass)
-        if eager is not None and eager.is_settled():
-            return eager.eager
+        choice = _final_choice(gm, example_inputs, patches, swap_pass)
+        settled = choice.settled() if choice is not None else None
     except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
         _fall_back(error, settings)
+        return compile_fx(gm, example_inputs, config_patches=patches)
+    if settled == "eager":
+        return gm
+    if settled == "inductor":
         return compile_fx(gm, example_inputs, config_patches=patches)
     compiled: Any = compile_fx(
         gm,
@@ -65,7 +68,7 @@ def kevolve(
         inner_compile=_guarded(settings, patches.get(_HOOK), swap_pass),
         config_patches={**patches, _HOOK: swap_pass},
     )
-    return compiled if eager is None else eager.between(compiled)
+    return compiled if choice is None else choice.between(compiled, _plain(choice, patches, swap_pass))
 
 
 def _inductor_patches(mode: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -86,13 +89,26 @@ def _swap_pass(settings: Settings, example_inputs: Sequence[Any], patches: Mappi
     return SwapPass(settings, platform, store, _evaluator, seen_ranges(example_inputs), chain)
 
 
-def _eager_choice(
+def _final_choice(
     gm: torch.fx.GraphModule, example_inputs: Sequence[Any], patches: Mapping[str, Any], swap_pass: SwapPass
-) -> EagerChoice | None:
+) -> FinalChoice | None:
     # Who asked for CUDA graphs asked for what eager cannot give.
     if patches.get("triton.cudagraphs", inductor_config.triton.cudagraphs):
         return None
-    return EagerChoice.of(gm, example_inputs, swap_pass.settings, swap_pass.platform, swap_pass.store)
+    return FinalChoice.of(gm, example_inputs, swap_pass.settings, swap_pass.platform, swap_pass.store)
+
+
+def _plain(
+    choice: FinalChoice, patches: Mapping[str, Any], swap_pass: SwapPass
+) -> Callable[[Sequence[torch.Tensor]], Any]:
+    """Inductor's own result, made only where the whole with its kernels has not been measured beside it."""
+
+    def compile_plain(inputs: Sequence[torch.Tensor]) -> Any:
+        if not swap_pass.is_unconfirmed:
+            return None
+        return compile_fx(choice.untouched(), list(inputs), config_patches=dict(patches))
+
+    return compile_plain
 
 
 def _evaluator(platform: Platform, store: Store, settings: Settings) -> AbstractContextManager[WorkerEvaluator]:

@@ -73,6 +73,15 @@ class SwapPass(CustomGraphPass):
     ) -> None:
         self.settings, self.platform, self.store = settings, platform, store
         self._evaluator, self._seen, self._before = evaluator, tuple(seen), tuple(before)
+        self._changed: list[GraphVerdict | None] = []
+        self._graphs = 0
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether something was changed that has not been measured as a whole: forward and backward are measured apart,
+        and what one keeps for the other is in neither's time; some graphs cannot be rebuilt in a worker at all."""
+        measured = all(verdict is not None and verdict.kevolve_us is not None for verdict in self._changed)
+        return bool(self._changed) and not (measured and self._graphs == 1)
 
     def uuid(self) -> Any:
         """Everything the choice of kernels depends on; ``None`` (no caching) if one of the user's passes says so.
@@ -97,6 +106,9 @@ class SwapPass(CustomGraphPass):
             one(graph)
         plan = GraphPlan(self, graph)
         swaps = plan.swaps()
+        self._graphs += 1
+        if swaps or plan.mode is not None:
+            self._changed.append(plan.verdict)
         if swaps:
             apply_swaps(graph, swaps)
         if plan.mode is not None:
@@ -128,6 +140,7 @@ class GraphPlan:
         self.ranges: Ranges = propagate(graph, owner._seen)
         self.report = last_run()
         self.mode: str | None = None
+        self.verdict: GraphVerdict | None = None
         self._look_up_s = 0.0
         self._deadline = time.monotonic() + self.settings.effective_budget_s
 
@@ -150,6 +163,7 @@ class GraphPlan:
             tuner = Tuner(self.settings, self.platform, self.store, evaluator)
             decisions = self._decide(discovery, tuner)
             kept, verdict = whole.decide(evaluator, self._wanted(decisions), self._deadline)
+        self.verdict = verdict
         if self.settings.searching and any(decision.entry is None for decision in decisions):
             # Inductor will cache this graph under a key made before; the next compile must come here again and go on.
             self.store.renew_generation()

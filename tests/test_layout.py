@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("tuner", "whole_graph"),
     ("report",),
-    ("swap_pass", "eager"),
+    ("swap_pass", "final_choice"),
     ("backend", "warm", "cli"),
     ("integrations", "testing"),
 )

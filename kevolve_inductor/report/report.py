@@ -38,7 +38,7 @@ class RegionRow:
 class GraphRow:
     """A whole graph under Inductor and with its kernels; ``None`` where it was not measured, and why.
 
-    With ``eager_us``, forward and backward together as they came, beside ``kevolve_us`` as they were compiled.
+    With ``eager_us`` it is the last look at what Dynamo hands over, forward and backward together.
     """
 
     inductor_us: float | None
@@ -106,7 +106,9 @@ def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
 
 def _graph_line(position: int, row: GraphRow) -> str:
     if row.eager_us is not None:
-        return f"graph {position}: eager {_ms(row.eager_us)} ms, compiled {_ms(row.kevolve_us)} ms, {row.verdict}"
+        plain = f"Inductor {_ms(row.inductor_us)} ms, " if row.inductor_us is not None else ""
+        sides = f"{plain}eager {_ms(row.eager_us)} ms, kevolve {_ms(row.kevolve_us)} ms"
+        return f"graph {position}: in this process, {sides}: {row.verdict}"
     if row.inductor_us is None or row.kevolve_us is None:
         return f"graph {position}: {row.verdict}"
     ratio = row.inductor_us / row.kevolve_us

@@ -1,18 +1,20 @@
-"""Eager beside what was compiled: who is asked, what is remembered, and that the user's tensors stay as they are."""
+"""Compiled, plain Inductor or eager: who is asked, what is remembered, and that the user's tensors stay as they are."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch._inductor.compile_fx import compile_fx
 from torch.nn import functional
 
-from kevolve_inductor import backend, eager, report
+from kevolve_inductor import backend, final_choice, report
 from kevolve_inductor.cache.store import Store
-from kevolve_inductor.eager import EagerChoice
 from kevolve_inductor.evaluate.timing import Timing
+from kevolve_inductor.final_choice import FinalChoice
 from kevolve_inductor.graph.dynamo import described_inputs, graph_key
 from kevolve_inductor.platforms.cpu import CpuPlatform
 from kevolve_inductor.settings import Settings
+from kevolve_inductor.swap_pass import SwapPass
 
 
 def timing(speedup, low=None, high=None):
@@ -40,9 +42,13 @@ def key_of(function, *inputs):
 
 
 def choice_of(gm, examples, store, compare, **settings):
-    return EagerChoice(
+    return FinalChoice(
         gm, graph_key(gm.graph, gm, examples), Settings(store=store, **settings), CpuPlatform(), Store.open(store), compare
     )  # fmt: skip
+
+
+def nothing_else(inputs):
+    """There is nothing of ours in what was compiled."""
 
 
 def normalised(x, weight):
@@ -116,21 +122,21 @@ def test_the_faster_side_is_taken_and_remembered(tmp_path):
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     choice = choice_of(gm, examples, tmp_path, lambda one, other: timing(1.5))
     compiled = lambda *inputs: (torch.zeros(1),)  # noqa: E731
-    assert not choice.is_settled()
+    assert choice.settled() is None
     report.reset()
-    torch.testing.assert_close(choice.between(compiled)(*examples)[0], normalised(*examples))
+    torch.testing.assert_close(choice.between(compiled, nothing_else)(*examples)[0], normalised(*examples))
     assert report.last_run().graph_verdicts[0].verdict.startswith("runs eagerly, 1.50×")
     again = choice_of(gm, examples, tmp_path, None, search="lookup")
-    assert again.is_settled()
-    torch.testing.assert_close(again.eager(*examples)[0], normalised(*examples))
+    assert again.settled() == "eager"
+    torch.testing.assert_close(again.untouched()(*examples)[0], normalised(*examples))
 
 
 @pytest.mark.parametrize("outcome", [timing(0.7), timing(1.01), timing(1.3, 0.9, 1.8)])
 def test_what_is_not_surely_slower_stays_compiled(tmp_path, outcome):
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     choice = choice_of(gm, examples, tmp_path, lambda one, other: outcome)
-    assert float(choice.between(lambda *inputs: (torch.full((), 7.0),))(*examples)[0]) == 7.0
-    assert not choice.is_settled()
+    assert float(choice.between(lambda *inputs: (torch.full((), 7.0),), nothing_else)(*examples)[0]) == 7.0
+    assert choice.settled() is None
     # A machine too noisy to decide is asked again.
     assert (choice.known() is None) == outcome.too_noisy_for(1.02)
 
@@ -141,19 +147,19 @@ def test_nothing_is_measured_where_nothing_may_be(tmp_path):
 
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     compiled = lambda *inputs: (torch.zeros(1),)  # noqa: E731
-    assert choice_of(gm, examples, tmp_path, refuse, search="lookup").between(compiled) is compiled
-    choice_of(gm, examples, tmp_path, lambda one, other: timing(0.5)).between(compiled)(*examples)
-    assert choice_of(gm, examples, tmp_path, refuse).between(compiled) is compiled
+    assert choice_of(gm, examples, tmp_path, refuse, search="lookup").between(compiled, nothing_else) is compiled
+    choice_of(gm, examples, tmp_path, lambda one, other: timing(0.5)).between(compiled, nothing_else)(*examples)
+    assert choice_of(gm, examples, tmp_path, refuse).between(compiled, nothing_else) is compiled
 
 
 def test_a_thorough_search_measures_again_what_a_quick_one_measured(tmp_path):
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     compiled = lambda *inputs: (torch.full((), 7.0),)  # noqa: E731
-    choice_of(gm, examples, tmp_path, lambda one, other: timing(2.0)).between(compiled)(*examples)
+    choice_of(gm, examples, tmp_path, lambda one, other: timing(2.0)).between(compiled, nothing_else)(*examples)
     full = choice_of(gm, examples, tmp_path, lambda one, other: timing(0.5), search="full")
-    assert not full.is_settled()
-    assert float(full.between(compiled)(*examples)[0]) == 7.0
-    assert not choice_of(gm, examples, tmp_path, None).is_settled()
+    assert full.settled() is None
+    assert float(full.between(compiled, nothing_else)(*examples)[0]) == 7.0
+    assert choice_of(gm, examples, tmp_path, None).settled() is None
 
 
 def test_measuring_leaves_tensors_gradients_and_random_numbers_as_they_are(tmp_path):
@@ -175,7 +181,7 @@ def test_measuring_leaves_tensors_gradients_and_random_numbers_as_they_are(tmp_p
     torch.manual_seed(3)
     expected = update(x.detach(), buffer.clone())
     torch.manual_seed(3)
-    result = choice_of(gm, examples, tmp_path, compare).between(gm)(*examples)
+    result = choice_of(gm, examples, tmp_path, compare).between(gm, nothing_else)(*examples)
     torch.testing.assert_close(result[0].detach(), expected)
     assert steps and bool((buffer == 2.0).all()) and x.grad is None
 
@@ -184,13 +190,14 @@ def test_both_sides_are_timed_with_their_backward(tmp_path):
     seen = []
 
     def compare(one, other):
-        seen.append(one())
+        seen.append((one(), other()))
         return timing(0.5)
 
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
     gm, examples = graph_of(normalised, x, weight)
-    choice_of(gm, examples, tmp_path, compare).between(gm)(*examples)
-    assert [gradient.shape for gradient in seen[0]] == [x.shape, weight.shape]
+    choice_of(gm, examples, tmp_path, compare).between(gm, nothing_else)(*examples)
+    for side in seen[0]:
+        assert [gradient.shape for gradient in side] == [x.shape, weight.shape]
 
 
 def test_inputs_that_share_memory_or_lie_apart_are_copied_as_they_are(tmp_path):
@@ -200,13 +207,12 @@ def test_inputs_that_share_memory_or_lie_apart_are_copied_as_they_are(tmp_path):
     seen = []
 
     def compare(one, other):
-        seen.extend(one())
+        seen.extend(other())
         return timing(0.5)
 
-    choice_of(gm, examples, tmp_path, compare).between(gm)
-    EagerChoice(
+    FinalChoice(
         gm, "a key", Settings(store=tmp_path), CpuPlatform(), Store.open(tmp_path), compare
-    ).decide(gm, inputs)  # fmt: skip
+    ).decide(gm, nothing_else, inputs)  # fmt: skip
     assert torch.equal(base, torch.arange(24.0))
     expected = torch.arange(24.0)
     expected[2:14] += 1.0
@@ -219,8 +225,26 @@ def test_a_comparison_that_fails_leaves_what_was_compiled(tmp_path):
 
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     choice = choice_of(gm, examples, tmp_path, broken)
-    assert float(choice.between(lambda *inputs: (torch.full((), 7.0),))(*examples)[0]) == 7.0
+    assert float(choice.between(lambda *inputs: (torch.full((), 7.0),), nothing_else)(*examples)[0]) == 7.0
     assert choice.known() is None
+
+
+def test_plain_inductor_is_taken_where_it_is_faster_than_with_kernels(tmp_path):
+    gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
+    sides = {
+        name: (lambda *inputs, value=value: (torch.full((), value),))
+        for name, value in (("compiled", 1.0), ("plain", 2.0))
+    }
+
+    def compare(one, other):
+        return timing(1.4 if float(other()[0].flatten()[0]) == 2.0 else 1.1)
+
+    choice = choice_of(gm, examples, tmp_path, compare)
+    call = choice.between(sides["compiled"], lambda inputs: sides["plain"])
+    assert float(call(*examples)[0]) == 2.0
+    assert choice_of(gm, examples, tmp_path, None, search="lookup").settled() == "inductor"
+    # Whoever asks for more than was measured gets the kernels.
+    assert choice_of(gm, examples, tmp_path, None, min_speedup=1.5).settled() is None
 
 
 class _Contest:
@@ -234,7 +258,7 @@ class _Contest:
 
 
 def test_the_backend_runs_eagerly_what_is_faster_so_and_compiles_nothing_the_next_time(store, monkeypatch):
-    monkeypatch.setattr(eager, "Contest", _Contest)
+    monkeypatch.setattr(final_choice, "Contest", _Contest)
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(8)
     options = {"kevolve.budget_s": 0.0, "kevolve.strict": True}
     report.reset()
@@ -254,8 +278,31 @@ def test_the_backend_runs_eagerly_what_is_faster_so_and_compiles_nothing_the_nex
     assert gradient.shape == x.shape
 
 
+def test_forward_and_backward_with_kernels_are_timed_beside_plain_inductor(store, monkeypatch):
+    plain = []
+
+    class Contest(_Contest):
+        def time(self, candidate, decide_at):
+            return timing(0.5)
+
+    def spy(gm, example_inputs, **options):
+        plain.append("inner_compile" not in options)
+        return compile_fx(gm, example_inputs, **options)
+
+    monkeypatch.setattr(final_choice, "Contest", Contest)
+    monkeypatch.setattr(backend, "compile_fx", spy)
+    monkeypatch.setattr(SwapPass, "is_unconfirmed", True)
+    torch._dynamo.reset()
+    x, weight = torch.randn(64, 64, requires_grad=True), torch.randn(64, requires_grad=True)
+    options = {"kevolve.budget_s": 0.0, "kevolve.strict": True}
+    function = torch.compile(lambda x, w: functional.layer_norm(x, (64,), w).relu(), backend="kevolve", options=options)
+    function(x, weight).sum().backward()
+    assert plain == [False, True]
+    assert weight.grad is not None and weight.grad.shape == weight.shape
+
+
 def test_who_wants_cuda_graphs_is_not_given_eager(store, monkeypatch):
-    monkeypatch.setattr(eager, "Contest", _Contest)
+    monkeypatch.setattr(final_choice, "Contest", _Contest)
     report.reset()
     torch._dynamo.reset()
     options = {"kevolve.budget_s": 0.0, "kevolve.strict": True}

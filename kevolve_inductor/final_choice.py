@@ -1,0 +1,251 @@
+"""The last word on a compiled function: as it was compiled, as plain Inductor compiles it, or eager as it came.
+
+Regions and graphs are judged in worker processes, one by one. What the user gets is forward and backward together, in this
+process; and eager, which knows no graphs, is faster than any compiler here and there. So the first call times what there is
+to choose from, on copies of its inputs. What was found is remembered: where eager stays, another process compiles nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.fx
+
+from .cache.key import eager_numerics
+from .cache.store import Store
+from .evaluate.timing import Contest, Timing
+from .graph.dynamo import graph_key
+from .kernel import digest_of
+from .platforms import executor_for
+from .platforms.platform import Platform
+from .report import GraphRow, last_run
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Function = Callable[..., Any]
+Step = Callable[[], object]
+# The steps as compiled and of a challenger; the timing's speedup is the challenger's.
+Compare = Callable[[Step, Step], Timing]
+Name = Literal["compiled", "inductor", "eager"]
+
+# Copies of all inputs, and of what one step makes of them, must fit beside what is there.
+_MEMORY_SHARE = 0.2
+# Below this, what surrounds a graph's call decides, which is the same on all sides.
+_LEAST_US = 50.0
+# Some twenty steps of each side are timed: what takes longer than this is not worth the wait.
+_MOST_US = 2e6
+
+
+@dataclass(frozen=True)
+class FinalVerdict:
+    """Which side stays, microseconds per step (median) of each that was timed, and under which ``search`` that was.
+
+    ``speedup_low`` is the lower end of the 95 % confidence interval of its speedup over what was compiled.
+    """
+
+    chosen: Name
+    times_us: dict[str, float]
+    speedup_low: float
+    search: str
+
+    def in_words(self) -> str:
+        if self.chosen == "compiled":
+            return (
+                "stays as compiled: "
+                + " and ".join(name for name in self.times_us if name != "compiled")
+                + " not faster"
+            )
+        speedup = self.times_us["compiled"] / self.times_us[self.chosen]
+        how = "runs eagerly" if self.chosen == "eager" else "left to Inductor"
+        return f"{how}, {speedup:.2f}× faster than compiled with kernels"
+
+
+class FinalChoice:
+    """For one graph of Dynamo's, made before it is compiled (the compilers change it in place)."""
+
+    def __init__(
+        self, gm: torch.fx.GraphModule, key: str, settings: Settings, platform: Platform, store: Store,
+        compare: Compare | None = None,
+    ) -> None:  # fmt: skip
+        self._gm, self._graph = gm, copy.deepcopy(gm.graph)
+        self._settings, self._platform, self._store = settings, platform, store
+        target = platform.target().to_json()
+        self._key = digest_of({"graph": key, "target": target, "numerics": eager_numerics()})
+        self._compare = compare or self._timed
+
+    @classmethod
+    def of(
+        cls, gm: torch.fx.GraphModule, inputs: Sequence[Any], settings: Settings, platform: Platform, store: Store
+    ) -> FinalChoice | None:
+        """``None`` where the graph is left as compiled unseen: it does more than compute, or its sizes vary."""
+        key = graph_key(gm.graph, gm, inputs)
+        return None if key is None or not inputs else cls(gm, key, settings, platform, store)
+
+    def untouched(self) -> torch.fx.GraphModule:
+        """The graph as it came."""
+        return torch.fx.GraphModule(self._gm, copy.deepcopy(self._graph))
+
+    def known(self) -> FinalVerdict | None:
+        """What is remembered; a thorough search measures again what a quick one measured."""
+        found = self._store.recall("final", self._key)
+        if found is None or (self._settings.search == "full" and found["search"] != "full"):
+            return None
+        return FinalVerdict(**found)
+
+    def settled(self) -> Name | None:
+        """The side that is known to be surely faster than kernels are; with it nothing of ours need be compiled."""
+        verdict = self.known()
+        if verdict is None or verdict.chosen == "compiled" or verdict.speedup_low < self._settings.min_speedup:
+            return None
+        self._report(verdict)
+        return verdict.chosen
+
+    def between(self, compiled: Function, inductor: Callable[[Sequence[torch.Tensor]], Function | None]) -> Function:
+        """``compiled`` or what is faster than it; timed in the first call where that is not known yet.
+
+        ``inductor`` compiles the graph without anything of ours. It is called once ``compiled`` has run, forward and
+        backward, and gives ``None`` where there is nothing of ours in it or where its measure has been taken.
+        """
+        if not self._settings.searching or self.known() is not None:
+            return compiled
+        return _Undecided(self, compiled, inductor)
+
+    def decide(
+        self, compiled: Function, inductor: Callable[[Sequence[torch.Tensor]], Function | None],
+        inputs: Sequence[torch.Tensor],
+    ) -> Function:  # fmt: skip
+        """The fastest for ``inputs``, which are left as they are. Raises what any side raises."""
+        if not _fits(inputs, executor_for(self._platform.name).free_bytes()):
+            return compiled
+        functions: dict[Name, Function] = {"compiled": compiled, "eager": self.untouched()}
+        with _random_state_kept(inputs):
+            first = _Step(compiled, _copies(inputs))
+            first()
+            plain = inductor(_copies(inputs))
+            if plain is not None:
+                functions["inductor"] = plain
+            timings: dict[Name, Timing] = {
+                name: self._compare(first, _Step(function, _copies(inputs)))
+                for name, function in functions.items() if name != "compiled"
+            }  # fmt: skip
+        verdict = self._verdict(timings)
+        if verdict is None:
+            return compiled
+        self._store.remember("final", self._key, asdict(verdict))
+        self._report(verdict)
+        return functions[verdict.chosen]
+
+    def _verdict(self, timings: Mapping[Name, Timing]) -> FinalVerdict | None:
+        """``None`` where nothing is to be remembered: too short a step, or too noisy a machine."""
+        least = self._settings.min_speedup
+        steps = [min(timing.latency_us, *timing.baselines_us.values()) for timing in timings.values()]
+        if min(steps) < _LEAST_US:
+            return None
+        best = max(timings, key=lambda name: timings[name].speedup_low)
+        if timings[best].speedup_low < least and any(timing.too_noisy_for(least) for timing in timings.values()):
+            return None
+        chosen: Name = best if timings[best].speedup_low >= least else "compiled"
+        compiled_us = min(us for timing in timings.values() for us in timing.baselines_us.values())
+        times_us: dict[str, float] = {
+            "compiled": compiled_us,
+            **{name: timing.latency_us for name, timing in timings.items()},
+        }
+        return FinalVerdict(chosen, times_us, timings[best].speedup_low, self._settings.search)
+
+    def _timed(self, compiled: Step, challenger: Step) -> Timing:
+        executor = executor_for(self._platform.name)
+        for _ in range(2):
+            # The first call of either may compile something still.
+            compiled(), challenger()
+        (base,), (own,) = executor.measure([compiled, challenger], 1, cold=False)
+        if not _LEAST_US <= min(base, own) <= _MOST_US:
+            return Timing(own, {"compiled": base}, base / own, 0.0, base / own, 1)
+        return Contest(executor, {"compiled": compiled}).time(challenger, decide_at=self._settings.min_speedup)
+
+    def _report(self, verdict: FinalVerdict) -> None:
+        inductor_us, compiled_us = verdict.times_us.get("inductor"), verdict.times_us["compiled"]
+        last_run().graph_verdicts.append(
+            GraphRow(inductor_us, compiled_us, verdict.in_words(), verdict.times_us["eager"])
+        )
+
+
+class _Undecided:
+    """What Dynamo calls. Once decided, it is the fastest side."""
+
+    def __init__(
+        self, choice: FinalChoice, compiled: Function, inductor: Callable[[Sequence[torch.Tensor]], Function | None]
+    ) -> None:
+        self._choice, self._compiled, self._inductor = choice, compiled, inductor
+        self._lock = threading.Lock()
+        self._call: Function = self._first
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._call(*inputs)
+
+    def _first(self, *inputs: Any) -> Any:
+        if _is_capturing() or not self._lock.acquire(blocking=False):
+            return self._compiled(*inputs)
+        try:
+            self._call = self._choice.decide(self._compiled, self._inductor, inputs)
+        except Exception as error:  # noqa: BLE001 - the boundary to the user's process: a look aside must not end a call
+            logger.debug("nothing was compared: %s: %s", type(error).__name__, error)
+            self._call = self._compiled
+        finally:
+            self._lock.release()
+        return self._call(*inputs)
+
+
+class _Step:
+    """One call of a function and, where gradients are wanted, its backward."""
+
+    def __init__(self, function: Function, inputs: Sequence[torch.Tensor]) -> None:
+        self._function, self._inputs = function, inputs
+        self._trained = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() else []
+        self._gradients: list[torch.Tensor] = []
+
+    def __call__(self) -> object:
+        results = self._function(*self._inputs)
+        outputs = [value for value in results if isinstance(value, torch.Tensor) and value.requires_grad]
+        if not self._trained or not outputs:
+            return results
+        if not self._gradients:
+            self._gradients = [torch.randn_like(output) for output in outputs]
+        return torch.autograd.grad(outputs, self._trained, self._gradients, allow_unused=True)
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _fits(inputs: Sequence[torch.Tensor], free_bytes: int) -> bool:
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in inputs}
+    return 3 * sum(storages.values()) <= _MEMORY_SHARE * free_bytes
+
+
+def _copies(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of the same strides and values, which share memory where the originals do: a graph may write to its inputs."""
+    memory: dict[int, torch.UntypedStorage] = {}
+    copies = []
+    with torch.no_grad():
+        for tensor in inputs:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in memory:
+                memory[storage.data_ptr()] = storage.clone()
+            own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            own.set_(memory[storage.data_ptr()], tensor.storage_offset(), tensor.shape, tensor.stride())
+            copies.append(own.requires_grad_(tensor.requires_grad))
+    return copies
+
+
+def _random_state_kept(inputs: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+    devices = {tensor.device.index for tensor in inputs if tensor.device.type == "cuda"}
+    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=sorted(devices))
+    return kept
