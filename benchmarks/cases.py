@@ -752,8 +752,8 @@ def _projected_interaction(device: str) -> Instance:
 def _feature_interaction(features: int) -> Callable[[str], Instance]:
     def make(device: str) -> Instance:
         x, y = _halves(device, (1024, features, 224), (1024, features, 448))
-        # The least arithmetic: the products of the features with each other first.
-        flops = 2 * 1024 * features * features * (224 + 448)
+        # The least arithmetic: that of the better order of the two products.
+        flops = 2 * 1024 * features * min(features * (224 + 448), 2 * 224 * 448)
         return Instance(feature_interaction, (x, y), flops=flops, flops_dtype=torch.bfloat16)
 
     return make
@@ -906,6 +906,17 @@ def _interaction_scaled(device: str) -> Instance:
 
 
 CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
+
+# With more features the other order of the two products is the shorter one, and a vendor's products catch up.
+CURVE_FEATURES = (8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
+
+
+def curve() -> tuple[Case, ...]:
+    """X (XᵀY) as it was published (1024 samples, widths 224 and 448), over the number of features."""
+    return tuple(
+        Case(f"features-{count}", "chains", "variation", BOTH, _feature_interaction(count)) for count in CURVE_FEATURES
+    )
+
 
 CASES: tuple[Case, ...] = (
     Case("router-top8", "rows", "table", CUDA, _softmax_topk),

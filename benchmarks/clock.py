@@ -57,6 +57,14 @@ class Clock(ABC):
     @abstractmethod
     def chip(self) -> str: ...
 
+    def usable(self) -> bool:
+        """Whether the device still answers: a kernel that faulted may have ended it for this process."""
+        return True
+
+    def release_unused(self) -> None:
+        """Give memory back that nothing holds, so that worker processes find it."""
+        return
+
     def peak_bytes(self, call: Call) -> int | None:
         """The most that one call holds at a time beyond what was held before; ``None`` where nothing counts it."""
         return None
@@ -157,6 +165,17 @@ class CudaClock(Clock):
         end.record()
         end.synchronize()
         return 1e3 * float(start.elapsed_time(end))
+
+    def usable(self) -> bool:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def release_unused(self) -> None:
+        if self.usable():
+            torch.cuda.empty_cache()
 
     def peak_bytes(self, call: Call) -> int | None:
         torch.cuda.synchronize()

@@ -6,7 +6,7 @@ python -m benchmarks.merge OUT.json SHARD.json [SHARD.json ...]
 from __future__ import annotations
 
 import json
-import statistics
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +14,26 @@ from typing import Any
 
 from . import record
 from .cases import CASES
+from .summary import summary
 
 # What must be equal for rows to stand in one table.
-_SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick")
+_SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "seed")
 
 
 def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One document with every case once, in the order of ``cases.CASES``. Raises ``ValueError`` on shards that do not fit."""
+    """One document with every case once, in the order of ``cases.CASES`` or of their names.
+
+    Raises ``ValueError`` on shards that do not fit.
+    """
     first = shards[0]
     for field in _SAME:
-        if any(shard[field] != first[field] for shard in shards):
+        if any(shard.get(field) != first.get(field) for shard in shards):
             raise ValueError(f"the files differ in {field!r}")
     rows = [row | {"budget_s": shard["budget_s"]} for shard in shards for row in shard["cases"]]
     names = [row["name"] for row in rows]
     if len(set(names)) < len(names):
         raise ValueError("a case stands in two files")
-    order = [case.name for case in CASES]
-    rows.sort(key=lambda row: order.index(row["name"]))
-    speedups = [row["speedup"] for row in rows if "speedup" in row]
+    rows.sort(key=lambda row: _place(row["name"]))
     flops: dict[str, float] = {}
     for shard in shards:
         flops |= shard["ceilings"]["flops_per_s"]
@@ -39,10 +41,17 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return first | {
         "cases": rows,
         "ceilings": {"bytes_per_s": best, "flops_per_s": flops},
-        "geomean_speedup": statistics.geometric_mean(speedups) if speedups else None,
         "budget_s": max(shard["budget_s"] for shard in shards),
+        "planned": sum(shard.get("planned", len(shard["cases"])) for shard in shards),
         "shards": len(shards),
+        **summary(rows),
     }
+
+
+def _place(name: str) -> tuple[int, list[tuple[str, int]]]:
+    known = [case.name for case in CASES]
+    parts = [(word, int(digits or 0)) for word, digits in re.findall(r"(\D+)(\d*)", name)]
+    return (known.index(name) if name in known else len(known), parts)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,7 +20,11 @@ from .cases import Case, Instance
 
 # Elements of the largest input: enough to be worth a kernel, few enough to be judged in seconds.
 _ELEMENTS = {"cpu": (2**20, 2**22), "cuda": (2**23, 2**26)}
-_DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+# On a CPU most models run in float32.
+_DTYPES = {
+    "cpu": (torch.float32, torch.float32, torch.bfloat16, torch.float16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def _selections(draw: Draw) -> Instance:
     columns = draw.between(8, 256)
     count = draw.between(1, min(columns, 16))
     rows = max(1, draw.elements() // 4 // columns)
-    x = draw.normal(rows, columns)
+    x = draw.laid_out(rows, columns, dtype=draw.dtype())
 
     def top(x: Tensor) -> Tensor:
         return torch.topk(torch.softmax(x, -1), count).values
@@ -76,7 +80,7 @@ def _selections(draw: Draw) -> Instance:
 def _reductions(draw: Draw) -> Instance:
     columns, dtype = draw.between(200, 60_000), draw.dtype()
     rows = max(1, draw.elements() // columns)
-    x, residual = draw.normal(rows, columns, dtype=dtype), draw.normal(rows, columns, dtype=dtype)
+    x, residual = draw.laid_out(rows, columns, dtype=dtype), draw.normal(rows, columns, dtype=dtype)
     weight, bias = draw.normal(columns, dtype=dtype), draw.normal(columns, dtype=dtype)
     kind = draw.rng.randrange(6)
     if kind == 0:
@@ -95,7 +99,7 @@ def _reductions(draw: Draw) -> Instance:
 
 def _scans(draw: Draw) -> Instance:
     columns = draw.between(100, 20_000)
-    x = draw.laid_out(max(2, draw.elements() // 2 // columns), columns, dtype=torch.float32)
+    x = draw.laid_out(max(2, draw.elements() // 2 // columns), columns, dtype=draw.dtype())
     dim = draw.rng.choice((0, 1))
     functions: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda x: torch.cumsum(x, dim),
@@ -122,7 +126,7 @@ def _stencils(draw: Draw) -> Instance:
     side = max(8, int((draw.elements() / (batch * channels)) ** 0.5))
     size, stride = draw.rng.choice(((3, 1), (3, 2), (5, 1), (2, 2)))
     x = draw.normal(batch, channels, side, side + draw.rng.randrange(9), dtype=dtype)
-    if kind == 1:
+    if draw.rng.random() < 0.4:
         x = x.to(memory_format=torch.channels_last)
     if kind <= 2:
         weight = draw.normal(channels, 1, size, size, dtype=dtype)
@@ -181,10 +185,10 @@ def _bags(draw: Draw) -> Instance:
 
 
 def _chains(draw: Draw) -> Instance:
-    dtype = torch.bfloat16 if draw.device == "cuda" else torch.float32
+    dtype = draw.dtype()
     rows, width = draw.between(8, 128), draw.between(16, 256)
     batch = max(4, draw.elements() // 2 // (rows * width))
-    x = draw.normal(batch, rows, width, dtype=dtype)
+    x = draw.laid_out(batch, rows, width, dtype=dtype)
     kind = draw.rng.randrange(5) if draw.device == "cuda" else 0
     hidden = draw.between(16, 128)
     if kind == 0:
@@ -221,12 +225,13 @@ def _scatter(draw: Draw) -> Instance:
     width, count = draw.between(8, 128), draw.between(100, 50_000)
     events = max(1000, draw.elements() // width)
     index = torch.randint(count, (events,), device=draw.device)
-    return Instance(lambda x, i: cases.add_by_segment(x, i, count), (draw.normal(events, width), index))
+    x = draw.laid_out(events, width, dtype=draw.dtype())
+    return Instance(lambda x, i: cases.add_by_segment(x, i, count), (x, index))
 
 
 def _interaction(draw: Draw) -> Instance:
     count, width, dtype = draw.between(6, 48), draw.between(8, 128), draw.dtype()
-    features = draw.normal(max(16, draw.elements() // (count * width)), count, width, dtype=dtype)
+    features = draw.laid_out(max(16, draw.elements() // (count * width)), count, width, dtype=dtype)
     return Instance(draw.rng.choice((cases.dot_interaction, cases.interaction_scaled)), (features,))
 
 
@@ -237,9 +242,9 @@ FAMILIES: Mapping[str, Callable[[Draw], Instance]] = {
 
 
 def drawn(count: int, seed: int) -> Iterator[Case]:
-    """``count`` cases of each family, family by family."""
-    for family, make in FAMILIES.items():
-        for number in range(count):
+    """``count`` cases of each family, the families in turn."""
+    for number in range(count):
+        for family, make in FAMILIES.items():
             yield Case(
                 f"{family}-{number}", family, "random", ("cpu", "cuda"), _maker(make, f"{seed} {family} {number}")
             )

@@ -68,8 +68,8 @@ class WholeGraph:
         kept = wanted if verdict is None or holds(verdict) else ()
         if verdict is not None and kept and _leaves_nothing(captured.region, kept, verdict):
             return kept, verdict
-        full = self.settings.search == "full"
-        until = max(deadline, time.monotonic() + (_MOST_MODES_S if full else _LEAST_MODES_S))
+        unlimited = self.settings.search == "full" and self.settings.budget_s is None
+        until = max(deadline, time.monotonic() + (_MOST_MODES_S if unlimited else _LEAST_MODES_S))
         found = [self._in_mode(evaluator, captured, kept, mode, until) for mode in self.modes]
         best = min((one for one in found if one is not None), key=_share_of_inductors, default=None)
         if best is not None:
@@ -92,6 +92,9 @@ class WholeGraph:
 
     def _worthwhile_modes(self, ceilings: Ceilings) -> tuple[str, ...]:
         modes = self.platform.modes()
+        if self.settings.searching and self.settings.effective_budget_s < _LEAST_MODES_S:
+            # One mode alone may take longer than the whole search is allowed to.
+            return ()
         nodes = [node for node in self.graph.nodes if node.op == "call_function"]
         too_many = len(nodes) > (_NODE_LIMIT if self.settings.search == "full" else _MODE_NODE_LIMIT)
         if not modes or too_many or sum(estimate_s(node, ceilings) for node in nodes) < _LEAST_MODE_GRAPH_S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import longtail
+from benchmarks import contenders, longtail, merge
+from benchmarks.agreement import disagreement
 from benchmarks.cases import CASES, Instance, Selection
 from benchmarks.clock import Ceilings, Clock, Prepared
+from benchmarks.shapes import drawn
+from benchmarks.shards import Shard
 
 TOP2 = Selection(1, lambda scores: scores)
 
@@ -33,14 +37,14 @@ def test_each_family_has_published_cases_and_three_variations() -> None:
 def test_a_case_runs_in_eager_and_agrees_with_itself(case: Any) -> None:
     instance = case.make("cpu")
     outputs = instance.function(*instance.inputs)
-    assert longtail.disagreement(outputs, instance.function(*instance.inputs), instance) is None
+    assert disagreement(outputs, instance.function(*instance.inputs), instance) is None
 
 
 def test_equal_scores_may_be_selected_in_any_order() -> None:
     scores = torch.tensor([[3.0, 1.0, 3.0, 0.0]])
     values = torch.tensor([[3.0, 3.0]])
     first, second = torch.tensor([[0, 2]]), torch.tensor([[2, 0]])
-    assert longtail.disagreement((values, first), (values, second), top2(scores)) is None
+    assert disagreement((values, first), (values, second), top2(scores)) is None
 
 
 @pytest.mark.parametrize(
@@ -49,17 +53,29 @@ def test_equal_scores_may_be_selected_in_any_order() -> None:
 def test_a_wrong_selection_is_told_apart(indices: list[list[int]], problem: str) -> None:
     scores = torch.tensor([[3.0, 1.0, 3.0, 0.0]])
     values = torch.tensor([[3.0, 3.0]])
-    found = longtail.disagreement((values, torch.tensor([[0, 2]])), (values, torch.tensor(indices)), top2(scores))
+    found = disagreement((values, torch.tensor([[0, 2]])), (values, torch.tensor(indices)), top2(scores))
     assert found is not None and problem in found
 
 
 def test_integers_must_be_equal_and_nan_agrees_with_nan() -> None:
     plain = Instance(lambda x: x, (torch.zeros(2),))
-    assert longtail.disagreement(torch.tensor([1, 2]), torch.tensor([1, 3]), plain) is not None
-    assert longtail.disagreement(torch.tensor([1.0]), torch.tensor([1]), plain) is not None
+    assert disagreement(torch.tensor([1, 2]), torch.tensor([1, 3]), plain) is not None
+    assert disagreement(torch.tensor([1.0]), torch.tensor([1]), plain) is not None
     nan = torch.tensor([torch.nan, 1.0])
-    assert longtail.disagreement(nan, nan.clone(), plain) is None
-    assert longtail.disagreement(nan, torch.tensor([0.0, 1.0]), plain) is not None
+    assert disagreement(nan, nan.clone(), plain) is None
+    assert disagreement(nan, torch.tensor([0.0, 1.0]), plain) is not None
+
+
+def test_what_differs_from_eager_agrees_where_it_is_as_near_to_float64() -> None:
+    eager, better, worse = torch.tensor([1.0]), torch.tensor([1.1]), torch.tensor([0.7])
+    plain = Instance(lambda x: x, (eager,))
+
+    def exact() -> torch.Tensor:
+        return torch.tensor([1.1], dtype=torch.float64)
+
+    assert disagreement(eager, better, plain) is not None
+    assert disagreement(eager, better, plain, exact) is None
+    assert "further from float64" in str(disagreement(eager, worse, plain, exact))
 
 
 def test_the_floor_is_the_larger_of_memory_and_arithmetic() -> None:
@@ -103,3 +119,57 @@ def test_a_case_that_raises_is_a_row_and_the_run_goes_on(monkeypatch: pytest.Mon
 def test_a_name_that_matches_nothing_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert longtail.main(["--device", "cpu", "--cases", "nothing-like-this"]) == 1
     assert "nothing-like-this" in capsys.readouterr().err
+
+
+def test_shards_hold_every_case_once() -> None:
+    shards = [Shard(number, 3).of(CASES) for number in (1, 2, 3)]
+    assert sorted(case.name for shard in shards for case in shard) == sorted(case.name for case in CASES)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    with pytest.raises(argparse.ArgumentTypeError):
+        Shard.parse("4/3")
+
+
+def test_a_familys_drawn_cases_do_not_depend_on_how_many_are_drawn() -> None:
+    few, many = ({case.name: case for case in drawn(count, 0)} for count in (1, 3))
+    assert few.keys() < many.keys()
+    for name, case in few.items():
+        made = []
+        for one in (case, many[name]):
+            torch.manual_seed(0)
+            made.append(contenders.described(one.make("cpu").inputs))
+        assert made[0] == made[1]
+
+
+def test_merging_joins_shards_in_the_order_of_their_numbers() -> None:
+    def shard(*names: str) -> dict[str, Any]:
+        rows = [
+            {"name": name, "family": "chains", "error": None, "disagreements": {}, "speedup": 2.0} for name in names
+        ]
+        return {
+            "benchmark": "curve", "chip": "X", "device": "cpu", "versions": {}, "date": "2026-01-01", "search": "quick",
+            "quick": True, "budget_s": 4.0, "ceilings": {"bytes_per_s": 1.0, "flops_per_s": {}}, "cases": rows,
+        }  # fmt: skip
+
+    joined = merge.merged([shard("features-128", "features-8"), shard("features-16")])
+    assert [row["name"] for row in joined["cases"]] == ["features-8", "features-16", "features-128"]
+    assert joined["summary"]["cases"] == 3 and joined["geomean_speedup"] == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="two files"):
+        merge.merged([shard("features-8"), shard("features-8")])
+
+
+class Uneven(StillClock):
+    """What was swapped takes ten microseconds at first and half of one when it is timed again."""
+
+    def medians_us(self, calls: Any, limit_s: float, rounds: tuple[int, int]) -> dict[str, float]:
+        return {"eager": 1.0, "kevolve": 10.0 if rounds == (1, 1) else 0.5}
+
+
+def test_what_was_swapped_and_seems_to_lose_is_timed_once_more() -> None:
+    x = torch.zeros(4)
+    instance = Instance(lambda x: x, (x,))
+    prepared = {name: Prepared(lambda: x, x, replayed=False) for name in ("eager", "kevolve")}
+    limits = contenders.Limits(1.0, 0.0, (1, 1))
+    for swapped, speedup in ((True, 2.0), (False, 0.1)):
+        row = contenders.measured(prepared, instance, Uneven(), Ceilings(1e9), limits, swapped)
+        assert row["speedup"] == pytest.approx(speedup)
+        assert row.get("measured_again", False) == swapped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- {name}: written by tools/readme.py -->", "<!-- end of {name} -->"
+
+NOTHING = "No measurement is stored yet."
 
 Document = dict[str, Any]
 
@@ -33,9 +36,9 @@ def main(argv: list[str]) -> int:
 def generate(text: str, results: Path) -> str:
     """``text`` with its generated parts made anew from the JSON files in ``results``."""
     documents = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    text = replace_part(text, "longtail", longtail_part(newest_by_chip(documents, "longtail")))
-    text = replace_part(text, "quickstart", quickstart_part(newest_by_chip(documents, "quickstart")))
-    return replace_part(text, "compile", compile_part(newest_by_chip(documents, "compile")))
+    for name, part in PARTS.items():
+        text = replace_part(text, name, part(newest_by_chip(documents, name)))
+    return text
 
 
 def replace_part(text: str, name: str, content: str) -> str:
@@ -57,7 +60,7 @@ def newest_by_chip(documents: list[Document], benchmark: str) -> list[Document]:
 
 
 def longtail_part(documents: list[Document]) -> str:
-    return "\n\n".join(longtail_table(document) for document in documents) or "No measurement is stored yet."
+    return "\n\n".join(longtail_table(document) for document in documents) or NOTHING
 
 
 def longtail_table(document: Document) -> str:
@@ -73,8 +76,18 @@ def longtail_table(document: Document) -> str:
     ]
     lines += [longtail_row(row, names) for row in document["cases"]]
     if document["geomean_speedup"]:
-        lines += ["", f"Geometric mean of the speedups: {document['geomean_speedup']:.2f}×."]
+        lines += ["", f"Geometric mean of the speedups: {document['geomean_speedup']:.2f}×.{longest_compile(document)}"]
     return "\n".join(lines)
+
+
+def longest_compile(document: Document) -> str:
+    compiled = [row for row in document["cases"] if "compile_s" in row and row["trials"]]
+    if not compiled:
+        return ""
+    longest = max(compiled, key=lambda row: float(row["compile_s"]))
+    return (
+        f" The longest compile with its search from an empty store: {longest['compile_s']:.0f} s ({longest['name']})."
+    )
 
 
 def longtail_row(row: Document, names: list[str]) -> str:
@@ -95,7 +108,7 @@ def quickstart_part(documents: list[Document]) -> str:
         ratio = times["inductor"] / times["kevolve"]
         title = f"{document['chip']}, {document['rows']} rows, {document['date']}"
         lines.append(f"| {title} | " + " | ".join(figures) + f" | {ratio:.2f}× |")
-    return "\n".join(lines) if documents else "No measurement is stored yet."
+    return "\n".join(lines) if documents else NOTHING
 
 
 def compile_part(documents: list[Document]) -> str:
@@ -115,7 +128,104 @@ def compile_part(documents: list[Document]) -> str:
             lines.append(
                 f"| {name}, {document['chip']}, {document['date']} | " + " | ".join([*figures, look_up]) + " |"
             )
-    return "\n".join(lines) if documents else "No measurement is stored yet."
+    return "\n".join(lines) if documents else NOTHING
+
+
+def random_part(documents: list[Document]) -> str:
+    return "\n\n".join(random_table(document) for document in documents) or NOTHING
+
+
+def random_table(document: Document) -> str:
+    """One line a family, then all of them."""
+    counts = document["summary"]
+    lines = [
+        f"**{document['chip']}**, {document['date']}, {document['budget_s']:.0f} s of search a case",
+        "",
+        "| family | shapes | with kernels | speedup | of those with kernels | swapped at a loss | differ from eager "
+        "| candidates found wrong |",
+        "|---|" + "---:|" * 7,
+    ]
+    lines += [random_row(name, family) for name, family in counts["families"].items()]
+    return "\n".join([*lines, random_row("**all**", counts)])
+
+
+def random_row(title: str, counts: Document) -> str:
+    figures = [
+        f"{counts['cases']}",
+        f"{counts['swapped']}",
+        ratio(counts["geomean_speedup"]),
+        ratio(counts["geomean_swapped"]),
+        f"{len(counts['losing'])}",
+        f"{len(counts['disagreeing'])}",
+        f"{sum(counts['wrong'].values())} of {counts['trials']}",
+    ]
+    return f"| {title} | " + " | ".join(figures) + " |"
+
+
+def curve_part(documents: list[Document]) -> str:
+    return "\n\n".join(curve_table(document) for document in documents) or NOTHING
+
+
+def curve_table(document: Document) -> str:
+    lines = [
+        f"**{document['chip']}**, {document['date']}, microseconds",
+        "",
+        "| features | floor | Inductor | max-autotune | kevolve | speedup | taken |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in document["cases"]:
+        features = row["name"].rpartition("-")[2]
+        if row["error"]:
+            lines.append(f"| {features} | failed: {row['error'].splitlines()[0][:80]} | | | | | |")
+            continue
+        times = row["times_us"]
+        shown = [row["floor_us"], times["inductor"], times.get("max_autotune"), times["kevolve"]]
+        figures = ["–" if time_us is None else f"{time_us:.0f}" for time_us in shown]
+        taken = "kernel" if row["swapped"] else "Inductor"
+        lines.append(f"| {features} | " + " | ".join([*figures, f"{row['speedup']:.2f}×", taken]) + " |")
+    return "\n".join(lines)
+
+
+def quick_full_part(documents: list[Document]) -> str:
+    return "\n\n".join(quick_full_table(document) for document in documents) or NOTHING
+
+
+def quick_full_table(document: Document) -> str:
+    done = [row for row in document["cases"] if not row["error"]]
+    lines = [
+        f"**{document['chip']}**, {document['date']}; over the faster of eager and Inductor; compile and search in seconds",
+        "",
+        f"| case | quick ({document['quick_s']:.0f} s) | full ({document['full_s']:.0f} s) | reached | first compile "
+        "| with full search | from the store |",
+        "|---|" + "---:|" * 6,
+    ]
+    for row in done:
+        speedups = [f"{row['speedups'][name]:.2f}×" for name in ("quick", "full")]
+        seconds = [f"{row[name]['compile_s']:.0f}" for name in ("quick", "full", "warm")]
+        lines.append(f"| {row['name']} | " + " | ".join([*speedups, f"{row['reached']:.0%}", *seconds]) + " |")
+    if done:
+        longest = document["longest_s"]
+        lines += [
+            "",
+            f"In the median a quick search reaches {document['reached']:.0%} of a full one. The longest first compile took "
+            f"{longest['quick']:.0f} s with the quick search, {longest['full']:.0f} s with the full one, "
+            f"{longest['warm']:.0f} s from the store, which searched {document['warm_searches']} regions.",
+        ]
+    return "\n".join(lines)
+
+
+PARTS: Mapping[str, Callable[[list[Document]], str]] = {
+    "longtail": longtail_part,
+    "random": random_part,
+    "curve": curve_part,
+    "quick-full": quick_full_part,
+    "quickstart": quickstart_part,
+    "compile": compile_part,
+}
+
+
+def ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
 
 
 def milliseconds(time_us: float | None) -> str:
