@@ -22,7 +22,7 @@ from .cache.store import Store
 from .evaluate.client import SEEDS_S, WorkerEvaluator
 from .evaluate.isolation import Level
 from .evaluate.kept import kept_evaluator
-from .exc import PlatformError
+from .exc import PlatformError, SwapError
 from .final_choice import FinalChoice
 from .graph.ranges import seen_ranges
 from .platforms import use_build_folder
@@ -104,6 +104,9 @@ def _plain(
     """Inductor's own result, made only where the whole with its kernels has not been measured beside it."""
 
     def compile_plain(inputs: Sequence[torch.Tensor]) -> Any:
+        if swap_pass.failed:
+            # Another compile is to try again, not to find that eager was faster than a failure.
+            raise SwapError("the graph was left to Inductor")
         if not swap_pass.is_unconfirmed:
             return None
         return compile_fx(choice.untouched(), list(inputs), config_patches=dict(patches))
@@ -142,6 +145,7 @@ def _guarded(settings: Settings, previous: Any, swap_pass: SwapPass) -> Callable
                 return compile_fx_inner(gm, example_inputs, **kwargs)
         except Exception as error:  # noqa: BLE001 - the boundary to the user's process: no failure of ours may reach it
             _fall_back(error, settings)
+            swap_pass.failed = True
             # The result is cached further out, under the key of a graph with our pass: another compile must try again.
             swap_pass.store.renew_generation()
             with inductor_config.patch({_HOOK: previous}):

@@ -112,7 +112,8 @@ class FinalChoice:
         """``compiled`` or what is faster than it; timed in the first call where that is not known yet.
 
         ``inductor`` compiles the graph without anything of ours. It is called once ``compiled`` has run, forward and
-        backward, and gives ``None`` where there is nothing of ours in it or where its measure has been taken.
+        backward, and gives ``None`` where there is nothing of ours in it or where its measure has been taken; what it
+        raises ends the comparison.
         """
         if not self._settings.searching or self.known() is not None:
             return compiled

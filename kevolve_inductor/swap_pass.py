@@ -60,6 +60,7 @@ class SwapPass(CustomGraphPass):
     """Runs on every graph of one ``torch.compile``: inference, forward and, later, backward.
 
     ``seen`` are the ranges of the integer inputs. ``before`` are the user's own passes for the same hook, which run first.
+    ``failed``: some graph was compiled without this pass since it, or what came after it, raised.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SwapPass(CustomGraphPass):
     ) -> None:
         self.settings, self.platform, self.store = settings, platform, store
         self._evaluator, self._seen, self._before = evaluator, tuple(seen), tuple(before)
+        self.failed = False
         self._changed: list[GraphVerdict | None] = []
         self._graphs = 0
 
