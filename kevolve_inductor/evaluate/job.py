@@ -21,7 +21,8 @@ class WorkerSetup:
     """What a worker is told once, at its start. ``threads`` of 0 leaves the number to torch.
 
     A ``quiet`` worker's threads sleep while they have nothing to do instead of spinning, which would disturb what another
-    worker measures. A ``builder`` only compiles and never touches the device. ``memory_share`` is what the worker may take
+    worker measures. A ``builder`` only compiles and never touches the device. A ``spare`` loads ahead what its sessions
+    will need, since nobody waits for it. ``memory_share`` is what the worker may take
     of the memory that is free when it starts; whoever starts it puts that in ``memory_bytes``.
     """
 
@@ -32,6 +33,7 @@ class WorkerSetup:
     tf32: bool = False
     quiet: bool = False
     builder: bool = False
+    spare: bool = False
     memory_share: float = MEMORY_SHARE
     memory_bytes: int = 0
 

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 import weakref
+from collections import deque
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ _START_LIMIT_S = 120.0
 _LOG_TAIL_BYTES = 2000
 _EXIT_WAIT_S = 5.0
 _REST_LIMIT_S = 5.0
+# Starting a process, its context on the device and Inductor take seconds: processes that were lost this short a time ago
+# will be followed by others, and as many are kept ready.
+_LOSSES_LAST_S = 20.0
 # What the warden says last; a candidate that prints it as well is only judged more kindly.
 _OVER_MEMORY = re.compile(re.escape(OVER_MEMORY).replace(r"\{used\}", r"(\d+)").replace(r"\{allowed\}", r"(\d+)"))
 
@@ -62,7 +67,7 @@ class WorkerProcess:
 
     def __init__(self, setup: WorkerSetup, log: Path) -> None:
         """Raises ``WorkerError`` where no process can be started."""
-        self._log = log
+        self.log = log
         self._isolation: Isolation | None = None
         request_end, self._requests = os.pipe()
         self._replies, reply_end = os.pipe()
@@ -111,6 +116,10 @@ class WorkerProcess:
         up = self._greeted(deadline, limit_s)
         return self._answer(deadline, limit_s) if isinstance(up, Isolation) else up
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def isolation(self) -> Isolation | Died | Hung:
         """What the worker says of itself in its greeting. Waits until it is up."""
         return self._greeted(time.monotonic() + _START_LIMIT_S, _START_LIMIT_S)
@@ -147,7 +156,7 @@ class WorkerProcess:
             self._process.wait(_EXIT_WAIT_S)
         code = self._process.poll()
         self.kill()
-        content = self._log.read_bytes()[-_LOG_TAIL_BYTES:] if self._log.exists() else b""
+        content = self.log.read_bytes()[-_LOG_TAIL_BYTES:] if self.log.exists() else b""
         return Died(-code if code is not None and code < 0 else None, content.decode(errors="replace").strip())
 
     def kill(self) -> None:
@@ -189,12 +198,14 @@ class WorkerSlot:
     """Keeps one worker for as long as it is needed: starts it on first use and opens the session again after a loss.
 
     ``tenants`` are the kernels that have run in the current process and may have damaged it; ``owes_baselines`` says that
-    the session was opened again without them.
+    the session was opened again without them. Where processes get lost, up to ``most_spares`` are started ahead.
     """
 
-    def __init__(self, setup: WorkerSetup, log: Path) -> None:
-        self._setup, self._log = setup, log
+    def __init__(self, setup: WorkerSetup, log: Path, most_spares: int = 0) -> None:
+        self._setup, self._log, self._most_spares = setup, log, most_spares
         self._process: WorkerProcess | None = None
+        self._spares: deque[WorkerProcess] = deque()
+        self._lost_at: deque[float] = deque(maxlen=max(most_spares, 1))
         self._session: OpenJob | None = None
         self._is_open = False
         self._open_limit_s = 0.0
@@ -204,9 +215,31 @@ class WorkerSlot:
     def start(self) -> None:
         """Begin starting the process, so that it gets ready while something else is done."""
         if self._process is None:
-            self._process = WorkerProcess(self._setup, self._log)
+            self._process = self._next_process()
             self._is_open = False
             self.tenants.clear()
+
+    def _next_process(self) -> WorkerProcess:
+        self._stock()
+        while self._spares:
+            spare = self._spares.popleft()
+            if spare.alive:
+                return spare
+            spare.kill()
+        return WorkerProcess(self._setup, self._free_log())
+
+    def _stock(self) -> None:
+        """Have a spare process for each one that was lost lately."""
+        lately = time.monotonic() - _LOSSES_LAST_S
+        wanted = min(self._most_spares, sum(lost > lately for lost in self._lost_at))
+        while len(self._spares) < wanted:
+            self._spares.append(WorkerProcess(replace(self._setup, spare=True), self._free_log()))
+
+    def _free_log(self) -> Path:
+        """A name that no running process of this slot writes to."""
+        taken = {process.log for process in (*self._spares, self._process) if process is not None}
+        numbered = (self._log.with_name(f"{self._log.stem}-{number}.log") for number in count(1))
+        return next(log for log in chain((self._log,), numbered) if log not in taken)
 
     def open(self, job: OpenJob, limit_s: float) -> Answer:
         """Start a session; if that works it is opened again in every later process of this slot."""
@@ -229,6 +262,7 @@ class WorkerSlot:
 
     def settle_baselines(self) -> None:
         """Have them measured in the current process. Raises ``WorkerError`` where that fails."""
+        self._reopen()
         if self.owes_baselines:
             answer = self.ask(BaselinesJob(), self._open_limit_s)
             if not isinstance(answer, dict) or "error" in answer:
@@ -240,15 +274,27 @@ class WorkerSlot:
 
         Raises ``WorkerError`` where no process can be started or the session cannot be opened again.
         """
-        self.start()
-        if in_session and self._session is not None and not self._is_open:
-            opened = self._ask(self._session, self._open_limit_s + _START_LIMIT_S)
-            if not isinstance(opened, dict) or "error" in opened:
-                raise WorkerError(f"the evaluation worker was replaced but its session did not open: {opened}")
-            self._is_open = self.owes_baselines = True
-        if not in_session:
+        if in_session:
+            self._reopen()
+        else:
             self._is_open = False
+        self.start()
         return self._ask(job, limit_s)
+
+    def _reopen(self) -> None:
+        self.start()
+        if self._session is None or self._is_open:
+            return
+        opened: Answer = {}
+        # A spare may have ended while it waited.
+        for _ in range(2):
+            self.start()
+            opened = self._ask(self._session, self._open_limit_s + _START_LIMIT_S)
+            if isinstance(opened, dict):
+                break
+        if not isinstance(opened, dict) or "error" in opened:
+            raise WorkerError(f"the evaluation worker was replaced but its session did not open: {opened}")
+        self._is_open = self.owes_baselines = True
 
     def _ask(self, job: Job, limit_s: float) -> Answer:
         assert self._process is not None
@@ -260,6 +306,7 @@ class WorkerSlot:
             raise
         if not isinstance(answer, dict):
             self._process = None
+            self._lost()
         return answer
 
     def rest(self) -> bool:
@@ -270,8 +317,7 @@ class WorkerSlot:
 
     def renew(self) -> None:
         """End the session and the process, and begin starting another for the next session."""
-        self._session = None
-        self.replace()
+        self.close()
         self.start()
 
     def replace(self) -> None:
@@ -279,5 +325,18 @@ class WorkerSlot:
         if self._process is not None:
             self._process.kill()
             self._process = None
+            self._lost()
 
-    close = replace
+    def _lost(self) -> None:
+        self._lost_at.append(time.monotonic())
+        self._stock()
+
+    def close(self) -> None:
+        """End every process. May be called twice; the next question starts a new one."""
+        self._session = None
+        self._lost_at.clear()
+        for process in (*self._spares, self._process):
+            if process is not None:
+                process.kill()
+        self._spares.clear()
+        self._process = None

@@ -116,13 +116,18 @@ def bring_up(setup: WorkerSetup) -> None:
     if setup.builder:
         return
     try:
-        executor_for(setup.platform)
+        executor = executor_for(setup.platform)
     except PlatformError:
         # Kernels for it are only compiled here.
         return
     reason = platform_for(setup.platform).available()
     if reason is not None:
         raise PlatformError(reason)
+    if setup.spare:
+        import torch._inductor.compile_fx  # noqa: F401
+
+        torch.zeros(1, device=executor.device)
+        executor.synchronize()
 
 
 def serve(setup: WorkerSetup, requests: int, replies: int) -> None:

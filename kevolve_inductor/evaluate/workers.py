@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _OPEN_LIMIT_S = 300.0
 _GRAPH_LIMIT_S = 900.0
 _JUDGE_LIMIT_S = 120.0
+# On a GPU the processors that start a process are not those that are timed.
+_SPARES = 3
 # Patterns after which the memory of the worker cannot be trusted.
 _DAMAGING = ("out of bounds write", "input changed")
 
@@ -184,7 +186,8 @@ class Workers:
         if role not in self._slots:
             threads = self._platform.target().threads
             setup = replace(self._setup, threads=threads, quiet=role == "referee")
-            self._slots[role] = WorkerSlot(setup, self.scratch() / f"{role}.log")
+            apart = role == "bench" and self._platform.language == "triton"
+            self._slots[role] = WorkerSlot(setup, self.scratch() / f"{role}.log", _SPARES if apart else 0)
         return self._slots[role]
 
 
