@@ -16,7 +16,7 @@ from ..graph.rounding import RoundingSpread
 from ..graph.selection import outputs_of_selections
 from .causes import cause_of, cause_of_values
 from .closeness import Verdict, compare
-from .evaluation import Mismatch, Pattern
+from .evaluation import Mismatch
 from .inputs import OUT_OF_RANGE, generate
 from .patterns import find_pattern
 
