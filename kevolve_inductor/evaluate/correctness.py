@@ -13,19 +13,15 @@ from ..graph.dims import evaluate
 from ..graph.reference import Reference, evaluate_fp64
 from ..graph.region import Region, Workload
 from ..graph.rounding import RoundingSpread
-from ..graph.selection import TOLERANCES, outputs_of_selections, typical_magnitude
+from ..graph.selection import outputs_of_selections
 from .causes import cause_of, cause_of_values
-from .evaluation import Mismatch, Pattern
+from .closeness import Verdict, compare
+from .evaluation import Mismatch
 from .inputs import OUT_OF_RANGE, generate
 from .patterns import find_pattern
 
 _REMEMBERED_BYTES = 2**29
-# A candidate may be this much worse than eager's own rounding, which is an accident of eager's order of operations.
-_EAGER_ERRORS = 2.0
-# The error of a row's sum is a draw: where eager was lucky, the typical row says what another order may give. With four
-# times the median of normal draws, twice that is beyond 5 standard deviations.
-_TYPICAL_ERRORS = 4.0
-_ENOUGH_ROWS = 16
+_DOUBLE_BYTES = 8
 # What random rounding makes of an element is a draw as well; twice four standard deviations are allowed.
 _SPREADS = 8.0
 # All elements together are no draw: their errors' norm stays near what rounding gives.
@@ -82,6 +78,7 @@ class Judge:
     def _own_reference(self, distribution: str) -> Reference | None:
         """With eager's own selections; ``None`` where eager raises for an index."""
         if distribution not in self._references:
+            self._make_room()
             try:
                 reference = self._generated(distribution)
             except torch.OutOfMemoryError:
@@ -92,8 +89,6 @@ class Judge:
                     torch.cuda.empty_cache()
                 reference = self._generated(distribution)
             self._references[distribution] = reference
-            while len(self._references) > 1 and self._remembered_bytes() > self._most_remembered:
-                self._references.popitem(last=False)
         return self._references[distribution]
 
     def _generated(self, distribution: str) -> Reference | None:
@@ -118,6 +113,14 @@ class Judge:
         except (RuntimeError, NotImplementedError, ValueError):
             return False
 
+    def _make_room(self) -> None:
+        """Forget what one more reference leaves no room for, before that takes the memory."""
+        outputs = self.region.output_specs
+        numel = sum(evaluate(spec.numel, self.workload.symbols) for spec in outputs)
+        one = _DOUBLE_BYTES * numel + sum(spec.size_bytes(self.workload.symbols) for spec in outputs)
+        while self._references and self._remembered_bytes() + one > self._most_remembered:
+            self._references.popitem(last=False)
+
     def _remembered_bytes(self) -> int:
         references = [reference for reference in self._references.values() if reference is not None]
         return sum(t.numel() * t.element_size() for r in references for t in (*r.exact, *r.eager))
@@ -133,12 +136,12 @@ class Judge:
     def _compare(self, distribution: str, reference: Reference, outputs: Sequence[torch.Tensor]) -> Agreed | Mismatch:
         if reference.faults:
             fault = reference.faults[0]
-            chosen = _Verdict("valid selection", fault.wrong, None, pattern="selection")
+            chosen = Verdict("valid selection", fault.wrong, None, pattern="selection")
             return _mismatch(chosen, distribution, fault.output, cause_of(chosen.check, "selection"))
         max_error = 0.0
         for number, output in enumerate(outputs):
             exact, eager = reference.exact[number], reference.eager[number]
-            verdict = _compare_one(output, exact, eager, reference.bitwise[number])
+            verdict = compare(output, exact, eager, reference.bitwise[number])
             if verdict.by_rounding:
                 verdict = self._with_other_orders(distribution, number, verdict)
             if verdict.wrong.any():
@@ -149,7 +152,7 @@ class Judge:
                 max_error = max(max_error, float(verdict.error.max()))
         return Agreed(max_error)
 
-    def _with_other_orders(self, distribution: str, number: int, verdict: _Verdict) -> _Verdict:
+    def _with_other_orders(self, distribution: str, number: int, verdict: Verdict) -> Verdict:
         """The verdict where eager's error may have been any that rounding gives, not only the one that it has."""
         assert verdict.error is not None
         spread = self._spread_of(distribution)
@@ -191,97 +194,7 @@ def _of_row(values: torch.Tensor) -> torch.Tensor:
     return values.amax(-1, keepdim=True) if values.dim() and values.numel() else values
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    """``wrong`` and ``error`` have the output's shape; ``error`` is 0 where no difference is defined.
-
-    ``pattern`` where what is wrong, not where, makes it. ``by_rounding``: finite values, each near the right one or not.
-    """
-
-    check: str
-    wrong: torch.Tensor
-    error: torch.Tensor | None
-    pattern: Pattern | None = None
-    by_rounding: bool = False
-    allowed_norm: float = 0.0
-
-
-def _compare_one(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitwise: bool) -> _Verdict:
-    if output.dtype is torch.bool:
-        # Compared as bytes: a truth value is 0 or 1, and whoever reads it later relies on that.
-        output, eager = output.view(torch.uint8), eager.to(torch.uint8)
-        exact = exact.to(torch.uint8)
-    if not output.is_floating_point():
-        return _Verdict("equal integers", (output != eager) & (output != exact), None)
-    nan_differs = output.isnan() != eager.isnan()
-    if bool(nan_differs.any()):
-        # Where rounding alone decides (an overflow, 0/0 of underflowed values), the fp64 placement counts as well.
-        nan_differs &= output.isnan() != exact.isnan()
-    if bitwise:
-        wrong = (output != eager) & ~(output.isnan() & eager.isnan())
-        return _Verdict("equal bits", wrong, _distance(output, exact), _nan_placement(nan_differs))
-    error = _distance(output, exact)
-    allowed = allowed_error(exact, eager)
-    same_infinity = (output == eager) | (output.double() == exact) | _rounds_to_infinity(output, exact, allowed)
-    not_finite = ~same_infinity & (output.isinf() | (eager.isinf() & exact.isinf())) & ~output.isnan()
-    not_finite |= nan_differs
-    wrong = not_finite | (error > allowed)
-    each = torch.maximum(_tolerance(exact, eager.dtype), _EAGER_ERRORS * _distance(eager, exact))
-    allowed_norm = float(each.norm())
-    if float(error.norm()) > allowed_norm:
-        wrong |= error > each
-    by_rounding = bool(wrong.any()) and not bool(not_finite.any())
-    return _Verdict("fp64 reference", wrong, error, _nan_placement(nan_differs), by_rounding, allowed_norm)
-
-
-def _rounds_to_infinity(output: torch.Tensor, exact: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Where a value within the allowed error of the exact one is beyond the dtype's largest."""
-    beyond = exact.abs() + allowed >= torch.finfo(output.dtype).max
-    return output.isinf() & beyond & ((output > 0) == (exact > 0))
-
-
-def _nan_placement(differs: torch.Tensor) -> Pattern | None:
-    return "nan placement" if bool(differs.any()) else None
-
-
-def _distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Absolute distance, 0 wherever either side is not finite."""
-    distance = (output.double() - exact).abs()
-    return distance.nan_to_num_(0.0, 0.0, 0.0)
-
-
-def allowed_error(exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:
-    """Largest permitted distance to the fp64 value, element by element.
-
-    The greater of the tolerance that ``torch.testing`` has for the dtype (its absolute part scaled down where all values
-    are small) and twice eager's own error: at the element, the worst of its row, or what is typical of all rows relative
-    to their magnitudes, since which element of which row eager happens to round badly is not a property of the region.
-    """
-    error = _distance(eager, exact)
-    if error.dim() and error.numel():
-        error = torch.maximum(error, _error_of_rows(error, exact))
-    return torch.maximum(_tolerance(exact, eager.dtype), _EAGER_ERRORS * error)
-
-
-def _tolerance(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    relative, absolute = TOLERANCES[dtype]
-    return (relative * exact.abs() + absolute * typical_magnitude(exact)).nan_to_num(0.0, 0.0, 0.0)
-
-
-def _error_of_rows(error: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Eager's error row by row, ``[..., 1]``: the row's worst, or four times the median row's, scaled to this row."""
-    worst = error.amax(-1, keepdim=True)
-    if worst.numel() < _ENOUGH_ROWS:
-        return worst
-    scale = exact.nan_to_num(0.0, 0.0, 0.0).square().mean(-1, keepdim=True).sqrt()
-    usable = (scale > 0) & scale.isfinite()
-    if not bool(usable.any()):
-        return worst
-    typical = (worst[usable] / scale[usable]).median()
-    return torch.maximum(worst, (_TYPICAL_ERRORS * typical * scale).nan_to_num(0.0, 0.0, 0.0))
-
-
-def _mismatch(verdict: _Verdict, distribution: str, number: int, cause: str | None) -> Mismatch:
+def _mismatch(verdict: Verdict, distribution: str, number: int, cause: str | None) -> Mismatch:
     wrong, error = verdict.wrong, verdict.error
     if error is None:
         at = int(wrong.reshape(-1).to(torch.uint8).argmax())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from ..graph.blocks import BLOCK_ELEMENTS
+from ..graph.cost import FREE
 from ..graph.dims import evaluate
+from ..graph.reference import dtype_of, is_entwined, last_uses, references
 from ..graph.region import Region, TensorSpec
 
 # What the bench was measured to hold at once where it is most, while a kernel is checked: of the inputs two sets that are
@@ -12,26 +15,63 @@ from ..graph.region import Region, TensorSpec
 # that is as timed, and of the baselines.
 _INPUT_COPIES, _OUTPUT_COPIES = 6, 6
 _DOUBLE_BYTES = 8
+# Inputs are drawn in single precision, the most intricate ones from four tensors at once.
+_DRAWN_BYTES = 4 * 4
+# The distance of every element and whether it is wrong; what is held beside them of a block.
+_COMPARED_BYTES, _BLOCK_DOUBLES = 9, 10
 
 
 def needed_bytes(region: Region, symbols: dict[str, int]) -> int:
     """An estimate of the most that the bench or the referee holds at once, in bytes of the region's device.
 
-    The referee computes in float64 beside eager's own precision; of the values between, the largest counts.
+    The referee computes in float64 beside eager's own precision, which is done first where that is possible.
     """
-    inputs, outputs = _bytes(region.inputs, symbols), _bytes(region.output_specs, symbols)
-    largest = max((_bytes(node.specs, symbols) for node in region.nodes), default=0)
-    in_double = max((_doubles(node.specs, symbols) for node in region.nodes), default=0)
-    bench = _INPUT_COPIES * inputs + _OUTPUT_COPIES * outputs + largest
-    referee = (
-        inputs + 2 * outputs + _doubles(region.inputs, symbols) + _doubles(region.output_specs, symbols) + in_double
-    )
+    specs = region.output_specs
+    inputs, outputs, doubles = _bytes(region.inputs, symbols), _bytes(specs, symbols), _in_double(specs, symbols)
+    drawn = _DRAWN_BYTES * max((evaluate(spec.numel, symbols) for spec in region.inputs), default=0)
+    own = _peak(region, lambda spec: spec.size_bytes(symbols)) - inputs
+    exact = _peak(region, lambda spec: _in_double((spec,), symbols))
+    evaluated = own + exact if is_entwined(region) else max(own, outputs + exact)
+    compared = outputs + doubles + _compared(specs, symbols)
+    bench = max(_INPUT_COPIES * inputs + _OUTPUT_COPIES * outputs + own, inputs + drawn)
+    referee = inputs + max(drawn, outputs + max(evaluated, compared))
     return max(bench, referee)
+
+
+def _compared(outputs: Iterable[TensorSpec], symbols: dict[str, int]) -> int:
+    largest = max((evaluate(spec.numel, symbols) for spec in outputs), default=0)
+    return _COMPARED_BYTES * largest + _BLOCK_DOUBLES * _DOUBLE_BYTES * min(largest, BLOCK_ELEMENTS)
+
+
+def _peak(region: Region, size_of: Callable[[TensorSpec], int]) -> int:
+    """The most that is held of the inputs and of what is computed from them, one node after the other."""
+    sizes = {f"i{k}": size_of(spec) for k, spec in enumerate(region.inputs)}
+    # By value, whose memory it is: views lie in that of what they are views of.
+    owner = {name: name for name in sizes}
+    last = last_uses(region)
+    peak = sum(sizes.values())
+    for position, node in enumerate(region.nodes):
+        name = f"n{position}"
+        source = next(references(node), None)
+        if node.target in FREE and source is not None:
+            owner[name] = owner[source]
+        else:
+            owner[name] = name
+            sizes[name] = sum(map(size_of, node.specs))
+        peak = max(peak, sum(sizes[one] for one in set(owner.values())))
+        for old in last.get(position, ()):
+            del owner[old]
+    return peak
 
 
 def _bytes(specs: Iterable[TensorSpec], symbols: dict[str, int]) -> int:
     return sum(spec.size_bytes(symbols) for spec in specs)
 
 
-def _doubles(specs: Iterable[TensorSpec], symbols: dict[str, int]) -> int:
-    return sum(_DOUBLE_BYTES * evaluate(spec.numel, symbols) for spec in specs)
+def _in_double(specs: Iterable[TensorSpec], symbols: dict[str, int]) -> int:
+    """Floating values are widened, integers are not."""
+    widths = ((spec, dtype_of(spec.dtype)) for spec in specs)
+    return sum(
+        spec.size_bytes(symbols) * (_DOUBLE_BYTES // dtype.itemsize if dtype.is_floating_point else 1)
+        for spec, dtype in widths
+    )

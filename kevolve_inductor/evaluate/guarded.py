@@ -175,7 +175,8 @@ def read_outputs(region: Region, symbols: dict[str, int], path: Path, device: to
     for spec in region.output_specs:
         shape, _ = sizes_of(spec, symbols)
         size = ITEM_SIZES[spec.dtype] * int(numpy.prod(shape, dtype=numpy.int64))
-        piece = content[at : at + size].clone()
+        piece = content[at : at + size]
+        piece = piece if at % ITEM_SIZES[spec.dtype] == 0 else piece.clone()
         outputs.append(piece.view(dtype_of(spec.dtype)).reshape(shape).to(device))
         at += size
     if at != content.numel():

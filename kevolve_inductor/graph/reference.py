@@ -202,13 +202,20 @@ def evaluate_fp64(
     return _Interpreter(region, inputs, chosen or {}).run()
 
 
+def is_entwined(region: Region) -> bool:
+    """Whether fp64 and the region's own precision have to be evaluated side by side: selections go by both, and a value's
+    bits are eager's. Else one is done before the other begins, which takes less memory."""
+    return any(is_selection(node.target) or node.target in BITCASTS for node in region.nodes)
+
+
 class _Interpreter:
     def __init__(self, region: Region, inputs: Sequence[torch.Tensor], chosen: Mapping[int, torch.Tensor]) -> None:
         self.region = region
         self.symbols = {name: int(inputs[index].shape[dim]) for name, index, dim in region.symbols}
-        self.eager: dict[str, Any] = {f"i{k}": tensor for k, tensor in enumerate(inputs)}
-        self.exact: dict[str, Any] = {f"i{k}": widened(tensor) for k, tensor in enumerate(inputs)}
-        self.bitwise: dict[str, bool] = dict.fromkeys(self.eager, True)
+        self.inputs = {f"i{k}": tensor for k, tensor in enumerate(inputs)}
+        self.eager: dict[str, Any] = {}
+        self.exact: dict[str, Any] = {}
+        self.bitwise: dict[str, bool] = dict.fromkeys(self.inputs, True)
         self.device = inputs[0].device if inputs else None
         self.chosen = {
             node: Chosen(output, chosen[output])
@@ -219,11 +226,11 @@ class _Interpreter:
 
     @torch.no_grad()
     def run(self) -> Reference:
-        last_use = last_uses(self.region)
-        for position, node in enumerate(self.region.nodes):
-            self._step(f"n{position}", node)
-            for name in last_use.get(position, ()):
-                del self.eager[name], self.exact[name]
+        if is_entwined(self.region):
+            self._go_through(eager=True, exact=True)
+        else:
+            self._go_through(eager=True, exact=False)
+            self._go_through(eager=False, exact=True)
         names = self.region.outputs
         return Reference(
             tuple(self.exact[name] for name in names),
@@ -232,12 +239,29 @@ class _Interpreter:
             tuple(self.faults),
         )
 
-    def _step(self, name: str, node: RegionNode) -> None:
-        operands = list(references(node))
-        self.bitwise[name] = self._is_bitwise(node, operands)
+    def _go_through(self, eager: bool, exact: bool) -> None:
+        if eager:
+            self.eager |= self.inputs
+        if exact:
+            self.exact |= {name: widened(tensor) for name, tensor in self.inputs.items()}
+        last_use = last_uses(self.region)
+        for position, node in enumerate(self.region.nodes):
+            name = f"n{position}"
+            if eager:
+                self._own(name, node)
+            if exact:
+                self._widened(name, node)
+            for old in last_use.get(position, ()):
+                self.eager.pop(old, None)
+                self.exact.pop(old, None)
+
+    def _own(self, name: str, node: RegionNode) -> None:
+        self.bitwise[name] = self._is_bitwise(node, list(references(node)))
         self.eager[name] = self._call(node, self.eager, widen=False)
+
+    def _widened(self, name: str, node: RegionNode) -> None:
         if is_selection(node.target):
-            self._select(name, node, exact_operand=self.bitwise[operands[0]])
+            self._select(name, node, exact_operand=self.bitwise[next(references(node))])
         elif node.target in BITCASTS:
             self.exact[name] = widened(self.eager[name])
         else:

@@ -6,12 +6,14 @@ therefore takes a candidate's indices, checks them against the fp64 scores, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .blocks import row_blocks
 from .region import Region, RegionNode
 
 # Relative and absolute tolerance by dtype, those of torch.testing.assert_close.
@@ -224,10 +226,11 @@ def _slack(
 
 def typical_magnitude(values: torch.Tensor) -> float:
     """Root mean square of the finite values, at most 1: scales absolute tolerances down for outputs that are all small."""
-    finite = values[torch.isfinite(values)]
-    if finite.numel() == 0:
-        return 1.0
-    return min(1.0, float(finite.square().mean().sqrt()))
+    squares, count = 0.0, 0
+    for at in row_blocks(values.shape):
+        squares += float(values[at].nan_to_num(0.0, 0.0, 0.0).square_().sum())
+        count += int(values[at].isfinite().sum())
+    return min(1.0, math.sqrt(squares / count)) if count else 1.0
 
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference, _compare_one, allowed_error
+from kevolve_inductor.evaluate.closeness import allowed_error, compare
+from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference
 from kevolve_inductor.evaluate.evaluation import Mismatch
 from kevolve_inductor.evaluate.inputs import generate
 from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
@@ -204,7 +205,7 @@ def test_overflow_beside_the_largest_value_is_rounding():
     inf = float("inf")
 
     def wrong(*values):
-        return _compare_one(torch.tensor(values, dtype=torch.float16), exact, eager, False).wrong.tolist()
+        return compare(torch.tensor(values, dtype=torch.float16), exact, eager, False).wrong.tolist()
 
     assert wrong(inf, 65504.0, -inf, 32752.0) == [False] * 4
     assert wrong(-inf, 65504.0, inf, inf) == [True, False, True, True]

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 
-from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.exc import EmissionError, KernelIndexError, ResourceError
 from kevolve_inductor.graph.reference import evaluate_fp64, to_graph_module
 from kevolve_inductor.synthesis.families.chains import ChainsFamily

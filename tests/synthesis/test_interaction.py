@@ -22,7 +22,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn import functional
 
-from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.evaluate.gate import check_kernel
 from kevolve_inductor.exc import BuildError, CompilerMissingError, EmissionError, KernelIndexError
 from kevolve_inductor.graph.capture import canonical_kernel, capture

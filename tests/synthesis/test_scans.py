@@ -30,7 +30,7 @@ from family_checks import (
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.evaluate.overflow import index_overflow
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.synthesis.families.scans import ScansFamily

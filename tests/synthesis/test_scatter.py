@@ -25,7 +25,7 @@ from family_checks import (
 )
 from torch import Tensor
 
-from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.exc import KernelIndexError
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.synthesis.families.scatter import ScatterFamily

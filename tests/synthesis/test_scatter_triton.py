@@ -26,7 +26,7 @@ from family_checks import (
 from test_scatter import CASES, EVENTS, FAMILY, by_index_put, found_of, places, values
 from torch import Tensor
 
-from kevolve_inductor.evaluate.correctness import allowed_error
+from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.graph.reference import evaluate_fp64, to_graph_module
 from kevolve_inductor.kernel import Kernel
 from kevolve_inductor.synthesis.family import Match, Rejection
