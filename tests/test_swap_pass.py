@@ -81,7 +81,7 @@ def settings(tmp_path):
     return Settings(store=tmp_path / "store", trials=3, budget_s=30.0)
 
 
-def compiled(function, settings, judge, inputs, *, dynamic=False, before=()):
+def compiled(function, settings, judge, inputs, *, dynamic=False, before=(), passes=None):
     @contextmanager
     def factory(platform, store, chosen):
         yield judge
@@ -93,6 +93,8 @@ def compiled(function, settings, judge, inputs, *, dynamic=False, before=()):
         swap = SwapPass(
             settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before
         )
+        if passes is not None:
+            passes.append(swap)
         with swap.settings_restored():
             return compile_fx(gm, example_inputs, config_patches={"post_grad_custom_post_pass": swap})
 
@@ -250,8 +252,22 @@ def test_training_swaps_forward_and_keeps_gradients(settings):
 
     x, w = torch.randn(64, 16), torch.randn(16, 32, requires_grad=True)
     expected = torch.autograd.grad(loss(x, w), w)[0]
-    _, result = compiled(loss, settings, Judge(), (x, w))
+    passes = []
+    _, result = compiled(loss, settings, Judge(), (x, w), passes=passes)
     torch.testing.assert_close(torch.autograd.grad(result, w)[0], expected, rtol=1e-4, atol=1e-5)
+    # Each graph was measured, but not both together.
+    assert passes[0].is_unconfirmed
+
+
+@pytest.mark.parametrize(
+    ("judge", "unconfirmed"),
+    [(Judge(), False), (Judge(graph_us=(None, None)), True), (Judge(evaluation=BuildFailed("compile", "no")), False)],
+    ids=["measured", "not measured", "nothing of ours"],
+)
+def test_what_was_not_measured_as_a_whole_is_said_so(settings, judge, unconfirmed):
+    passes = []
+    compiled(gate, settings, judge, (torch.randn(100, 64),), passes=passes)
+    assert passes[0].is_unconfirmed is unconfirmed
 
 
 def test_undecided_region_is_searched_by_the_next_compile_although_inductor_caches(settings):
