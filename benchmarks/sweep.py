@@ -1,176 +1,148 @@
-"""Schedules of a case's regions, one by one: what each takes, and what of the hardware. For whoever writes a family.
+"""Every schedule of a case's kernels, built and timed without the search: where does a family stand, and do its seeds lead?
 
-    python -m benchmarks.sweep CASE [CASE ...] [--device cpu|cuda] [--limit-s 60] [--seed 0] [--family NAME] [--out FILE]
+    python -m benchmarks.sweep low-rank-cross perceptron [--family chains] [--limit-s 60] [--random 100] [--out FILE]
+    python -m benchmarks.sweep low-rank-cross --target sm_90      compile only: registers, spills, shared memory
 
-Every region that the families find in the case (forward and backward) is opened for evaluation; then the seeds of its
-schedule space, the default and random schedules are built side by side and timed beside eager and Inductor until the limit.
-Nothing is swapped or remembered. A schedule that ends its process, does not build or does not fit is a row as well.
+Seeds come first, then the default, then schedules drawn from the space until there are ``--random`` of them or the time
+is up. Kernels are built in several processes. Each is compared with the region in eager (roughly: this is no judge), then
+timed by replay of a CUDA graph with a cold cache, and the best are timed once more, interleaved. What faults takes its
+process along; the next one goes on behind it. Prints the best of each region; ``--out`` is written as JSON, one row a
+kernel, of which ``order`` tells in which place the search would try it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.fx
-from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from kevolve_inductor.evaluate.client import WorkerEvaluator
-from kevolve_inductor.evaluate.evaluation import Passed, to_json
-from kevolve_inductor.exc import EmissionError
-from kevolve_inductor.graph.capture import canonical_kernel
-from kevolve_inductor.graph.discovery import Found, discover
-from kevolve_inductor.graph.ranges import propagate, seen_ranges
-from kevolve_inductor.kernel import Kernel
-from kevolve_inductor.platforms import platform_for
-from kevolve_inductor.platforms.platform import Ceilings
-from kevolve_inductor.search.evolution import EvolutionSearcher
-from kevolve_inductor.synthesis.families import FAMILIES
-
-from . import record
 from .cases import CASES, Case
-from .clock import clock_for
-from .contenders import bound
+from .longtail import select
+from .regions import instance_of, regions_of
+from .swept import Sweep, compile_only
 
-_BATCH = 16
-_SHOWN = 8
-
-
-class _Regions(CustomGraphPass):
-    """Notes the regions of every graph that is compiled and changes nothing."""
-
-    def __init__(self, device: str, ceilings: Ceilings) -> None:
-        self._device, self._ceilings = device, ceilings
-        self.seen: Sequence[Any] = ()
-        self.found: list[Found] = []
-
-    def __call__(self, graph: torch.fx.Graph) -> None:
-        kept = copy.deepcopy(graph)
-        self.found += discover(kept, FAMILIES, propagate(kept, self.seen), self._ceilings, self._device).found
-
-    def uuid(self) -> None:
-        """Nothing is cached: a graph that is found compiled is never seen."""
+_FAULTED, _CHILD_GRACE_S, _MOST_FAULTS = 7, 60.0, 12
+_COLUMNS = ("time_us", "order", "registers", "spills", "shared_bytes", "worst")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 where every region had a schedule that passed."""
     arguments = _parser().parse_args(argv)
-    cases = [case for case in CASES if case.name in arguments.cases]
-    unknown = set(arguments.cases) - {case.name for case in cases}
-    if unknown:
-        print(f"no such case: {', '.join(sorted(unknown))}; see benchmarks/cases.py", file=sys.stderr)
-        return 2
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    document = record.header("sweep", clock_for(device)) | {"regions": []}
-    for case in cases:
-        for found in regions_of(case, device):
-            if arguments.family in (None, found.family.name):
-                rows = sweep(found, device, arguments.limit_s, arguments.seed)
-                document["regions"].append({"case": case.name, "region": found.title, **rows})
-                print(in_words(case.name, found, rows), flush=True)
-                if arguments.out is not None:
-                    record.write(arguments.out, document)
-    return int(not document["regions"] or any(not _passed(region["rows"]) for region in document["regions"]))
+    chosen = [
+        case for case in select(arguments.cases, "cuda", CASES) if not arguments.exact or case.name in arguments.cases
+    ]
+    if not chosen:
+        print(f"no case for cuda matches {' '.join(arguments.cases)}", file=sys.stderr)
+        return 1
+    if arguments.rows:
+        return _sweep(chosen[0], arguments)
+    rows: list[dict[str, Any]] = []
+    for case in chosen:
+        rows += _case(case, arguments)
+        print(summary(case.name, rows, arguments.best), flush=True)
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sweep", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="+", metavar="CASE", help="names as in benchmarks/cases.py")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("cases", nargs="+", help="cases whose name or family contains one of these")
+    parser.add_argument("--exact", action="store_true", help="only cases that are called so")
     parser.add_argument("--family", help="only regions of this family")
-    parser.add_argument("--limit-s", type=float, default=60.0, help="seconds for each region (default 60)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random schedules")
-    parser.add_argument("--out", type=Path, help="write every row here as JSON")
+    parser.add_argument("--limit-s", type=float, default=60.0, help="seconds for each case (default 60)")
+    parser.add_argument("--random", type=int, default=100, metavar="COUNT", help="schedules drawn beside the seeds")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--jobs", type=int, default=8, help="processes that build (default 8)")
+    parser.add_argument("--best", type=int, default=8, help="how many of a region are printed (default 8)")
+    parser.add_argument("--target", help="compile for this chip (sm_90) instead of running")
+    parser.add_argument("--out", type=Path, help="all rows, as JSON")
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def regions_of(case: Case, device: str) -> list[Found]:
-    """Each different region once, in the order in which the graphs are compiled."""
-    noted = _Regions(device, platform_for(device).ceilings())
+def _case(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of a case, from as many processes as it takes."""
+    deadline = time.monotonic() + arguments.limit_s
+    with tempfile.TemporaryDirectory(prefix="kevolve-sweep-") as folder:
+        path = Path(folder, "rows")
+        for _ in range(_MOST_FAULTS):
+            left = deadline - time.monotonic()
+            if left <= 0 or not _child(case, arguments, path, left):
+                break
+        return settled(path.read_text().splitlines() if path.exists() else [])
 
-    def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
-        noted.seen = seen_ranges(inputs)
-        return compile_fx(gm, inputs, config_patches={"post_grad_custom_post_pass": noted})
 
-    torch._dynamo.reset()
+def _child(case: Case, arguments: argparse.Namespace, path: Path, limit_s: float) -> bool:
+    """Runs a process that appends to ``path``; was it ended by a kernel's fault?"""
+    options = ["--exact", "--limit-s", limit_s, "--random", arguments.random, "--seed", arguments.seed]
+    options += ["--jobs", arguments.jobs, "--rows", path]
+    options += ["--family", arguments.family] if arguments.family else []
+    options += ["--target", arguments.target] if arguments.target else []
+    command = [sys.executable, "-m", "benchmarks.sweep", case.name, *map(str, options)]
+    try:
+        return subprocess.run(command, check=False, timeout=limit_s + _CHILD_GRACE_S).returncode not in (0, 1)
+    except subprocess.TimeoutExpired:
+        return True
+
+
+def _sweep(case: Case, arguments: argparse.Namespace) -> int:
+    """The process that does the work: appends a row before each run and another one after it."""
     torch.manual_seed(0)
-    instance = case.make(device)
-    with torch.no_grad():
-        bound(torch.compile(instance.function, backend=backend, dynamic=False), instance)()
-    return list({found.captured.region.digest: found for found in noted.found}.values())
+    deadline = time.monotonic() + arguments.limit_s
+    done = settled(arguments.rows.read_text().splitlines() if arguments.rows.exists() else [])
+    regions = regions_of(instance_of(case, "cuda"), "cuda")
+    regions = [found for found in regions if arguments.family in (None, found.family.name)]
+    for number, found in enumerate(regions):
+        known = {row["digest"] for row in done if row["region"] == found.title}
+        with arguments.rows.open("a") as file:
+            sweep = Sweep(case.name, found, arguments.random, arguments.seed, known, file)
+            share = time.monotonic() + (deadline - time.monotonic()) / (len(regions) - number)
+            if arguments.target:
+                compile_only(sweep, arguments.target, arguments.jobs, share)
+            elif not sweep.run(arguments.jobs, share):
+                return _FAULTED
+    return 0
 
 
-def sweep(found: Found, device: str, limit_s: float, seed: int) -> dict[str, Any]:
-    """The baselines' times, and a row for each different kernel."""
-    platform = platform_for(device)
-    candidates = _kernels(found, device, seed)
-    rows: list[dict[str, Any]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="kevolve-sweep-") as folder,
-        WorkerEvaluator(platform, Path(folder)) as evaluator,
-    ):
-        baselines = evaluator.open(found.captured.region, found.workload)
-        until = time.monotonic() + limit_s
-        while time.monotonic() < until and (batch := list(islice(candidates, _BATCH))):
-            evaluator.prepare(tuple(kernel for _, kernel in batch))
-            for schedule, kernel in batch:
-                if time.monotonic() > until:
-                    break
-                # Only timed (what is small is also screened): no speedup is enough.
-                evaluation = evaluator.evaluate(kernel, beat=math.inf)
-                rows.append({"schedule": schedule, "kernel": kernel.digest, "evaluation": to_json(evaluation)})
-    return {"baselines_us": baselines.times_us, "floor_us": found.floor_us, "rows": rows}
+def settled(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The last row of each kernel: one that only began has taken its process along."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in lines:
+        row = json.loads(line)
+        key = (row["region"], row["digest"])
+        rows[key] = {**rows.get(key, {}), **row}
+    return list(rows.values())
 
 
-def _kernels(found: Found, device: str, seed: int) -> Iterator[tuple[dict[str, Any], Kernel]]:
-    """Schedules in the order in which a search without any news would ask for them."""
-    platform = platform_for(device)
-    searcher = EvolutionSearcher(found.family.space(found.match, platform.target()), seed, drafts=10_000)
-    seen: set[str] = set()
-    while (candidate := searcher.ask()) is not None:
-        try:
-            kernel = found.family.emit(found.match, candidate.schedule, platform.language)
-        except EmissionError:
-            continue
-        kernel = canonical_kernel(kernel, found.match.inputs)
-        if kernel.digest not in seen:
-            seen.add(kernel.digest)
-            yield dict(candidate.schedule), kernel
+def summary(case: str, rows: Sequence[dict[str, Any]], best: int) -> str:
+    """The fastest kernels of each region of a case, and how the others ended."""
+    lines = []
+    for region in dict.fromkeys(row["region"] for row in rows if row["case"] == case):
+        own = [row for row in rows if row["case"] == case and row["region"] == region]
+        good = sorted((row for row in own if row["status"] == "ok"), key=lambda row: row["time_us"] or row["order"])
+        ends = {status: sum(row["status"] == status for row in own) for status in {row["status"] for row in own}}
+        lines.append(f"{case}: {region}: {', '.join(f'{count} {status}' for status, count in sorted(ends.items()))}")
+        for row in [row for row in own if row["origin"] == "baseline"]:
+            lines.append(f"  {row['digest']}: {row['time_us']:.1f} us")
+        for row in good[:best]:
+            figures = " ".join(f"{name} {_figure(row.get(name))}" for name in _COLUMNS)
+            lines.append(f"  {figures} {row['origin']} {json.dumps(row['schedule'])}")
+        for row in [row for row in own if row["status"] in ("fault", "disagrees")]:
+            lines.append(f"  {row['status']} {json.dumps(row['schedule'])} {row.get('message', '')[:120]}")
+    return "\n".join(lines)
 
 
-def _passed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    passed = [row for row in rows if row["evaluation"]["status"] == Passed.status]
-    return sorted(passed, key=lambda row: row["evaluation"]["latency_us"])
-
-
-def in_words(name: str, found: Found, swept: dict[str, Any]) -> str:
-    """The fastest schedules with what they take, and how the others ended."""
-    rows = swept["rows"]
-    baselines = ", ".join(f"{side} {us:.1f}" for side, us in swept["baselines_us"].items())
-    lines = [f"{name}: {found.title}: floor {swept['floor_us']:.1f} us, {baselines}; {len(rows)} kernels"]
-    for row in _passed(rows)[:_SHOWN]:
-        diagnosis = row["evaluation"]["diagnosis"]
-        taken = (
-            f"{diagnosis['registers']} registers, {diagnosis['spills']} spilled, {diagnosis['shared_bytes']} B shared"
-        )
-        number = rows.index(row)
-        lines.append(
-            f"  {row['evaluation']['latency_us']:8.1f} us  #{number:<3} {taken}  {json.dumps(row['schedule'])}"
-        )
-    others = [row["evaluation"] for row in rows if row["evaluation"]["status"] != Passed.status]
-    counts = {status: sum(other["status"] == status for other in others) for status in {o["status"] for o in others}}
-    return "\n".join([*lines, f"  others: {counts}"] if counts else lines)
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

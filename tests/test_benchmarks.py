@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import contenders, longtail, merge
+from benchmarks import contenders, longtail, merge, sweep
 from benchmarks.agreement import disagreement
 from benchmarks.cases import CASES, Instance, Selection
 from benchmarks.clock import Ceilings, Clock, Prepared
+from benchmarks.regions import instance_of, regions_of
 from benchmarks.shapes import drawn
 from benchmarks.shards import Shard
+from benchmarks.swept import distance
 
 TOP2 = Selection(1, lambda scores: scores)
 
@@ -173,3 +175,29 @@ def test_what_was_swapped_and_seems_to_lose_is_timed_once_more() -> None:
         row = contenders.measured(prepared, instance, Uneven(), Ceilings(1e9), limits, swapped)
         assert row["speedup"] == pytest.approx(speedup)
         assert row.get("measured_again", False) == swapped
+
+
+def test_regions_of_a_gpu_are_found_without_one() -> None:
+    case = next(case for case in CASES if case.name == "projected-interaction")
+    found = regions_of(instance_of(case, "cuda"), "cuda")
+    assert [one.family.name for one in found] == ["chains"]
+    assert {spec.device for spec in found[0].captured.region.inputs} == {"cuda"}
+
+
+def test_a_sweep_knows_the_kernel_that_ended_its_process() -> None:
+    begun = {"region": "r", "digest": "a", "case": "c", "order": 0, "origin": "seed", "schedule": {}, "time_us": None}
+    lines = [
+        {**begun, "status": "fault"},
+        {"region": "r", "digest": "a", "status": "ok", "time_us": 3.0},
+        {**begun, "digest": "b", "status": "fault"},
+    ]
+    rows = sweep.settled([json.dumps(line) for line in lines])
+    assert [(row["digest"], row["status"], row["order"]) for row in rows] == [("a", "ok", 0), ("b", "fault", 0)]
+    assert "1 fault, 1 ok" in sweep.summary("c", rows, 4)
+
+
+def test_the_distance_of_results_is_a_part_of_the_largest() -> None:
+    expected = torch.tensor([1.0, -4.0, float("inf")])
+    assert distance(torch.tensor([1.0, -3.0, 9.0]), expected) == 0.25
+    assert distance(torch.tensor([1.0, float("nan"), 9.0]), expected) == float("inf")
+    assert distance(torch.tensor([1, 2]), torch.tensor([1, 3])) == 0.5
