@@ -202,6 +202,8 @@ def _packed(name: str, content: bytes, kernels: dict[str, Kernel]) -> Packed:
         if name != f"entries/{entry.key}.json":
             raise ValueError(f"an entry for another cache key, {entry.key}")
         _check_entry(entry)
+        if canonical(entry.to_json()).encode() != content:
+            raise ValueError("not in the form in which entries are exported")
         return Packed(entry, kernels[f"kernels/{entry.kernel}.json"])
     except _MALFORMED as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error)
