@@ -11,7 +11,8 @@ KevolveError
 ├── EmissionError          a family cannot write a kernel for this schedule
 ├── UnsupportedError       a structure the expression language cannot hold (becomes a rejection)
 ├── StoreError             the store cannot be read or written
-│   └── CorruptEntryError
+│   ├── CorruptEntryError
+│   └── BundleError        a file that cannot be imported
 ├── WorkerError            the evaluation machinery (not a candidate) failed
 ├── UndecidedError         the machine is too noisy to decide about a region now
 ├── SwapError              a kernel could not be put into the graph
@@ -102,6 +103,17 @@ class CorruptEntryError(StoreError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class BundleError(StoreError):
+    """An exported file that does not verify; nothing of it is imported. ``member`` is the part that is wrong."""
+
+    def __init__(self, member: str, reason: str) -> None:
+        super().__init__(member, reason)
+        self.member, self.reason = member, reason
+
+    def __str__(self) -> str:
+        return f"nothing was imported: {self.member}: {self.reason}"
 
 
 class WorkerError(KevolveError):

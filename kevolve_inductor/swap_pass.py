@@ -21,6 +21,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from . import __version__
 from .cache.entry import Entry
 from .cache.store import Store
+from .cache.trust import trusted
 from .evaluate.build import gate
 from .evaluate.evaluation import GraphVerdict, Passed, from_json
 from .evaluate.evaluator import Evaluator
@@ -200,7 +201,7 @@ class GraphPlan:
         if known is not None:
             return Decision(found, known, searched=False)
         if not self.settings.searching:
-            return Decision(found, None, searched=False, reason="not in the store")
+            return Decision(found, None, searched=False, reason=tuner.why_unknown(found))
         if seconds <= 0:
             return Decision(found, None, searched=False, reason="budget spent")
 
@@ -228,8 +229,9 @@ class GraphPlan:
         return tuple(swaps if self.settings.fuel is None else swaps[: self.settings.fuel])
 
     def _trusted(self, entry: Entry) -> Kernel | None:
-        """The entry's kernel, read back through the gate: whatever the store holds, only such text may run."""
-        if entry.verdict == "baseline" or entry.kernel is None:
+        """The entry's kernel, of a trusted source and read back through the gate: whatever the store holds, only such
+        text may run."""
+        if entry.verdict == "baseline" or entry.kernel is None or not trusted(entry, self.settings.trust):
             return None
         kernel = self.store.kernel(entry.kernel)
         refusal = gate(kernel)

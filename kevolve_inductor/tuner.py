@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cache.entry import Entry, TrialRow
+from .cache.gc import WORKLOADS
 from .cache.key import CacheKey, cache_key
 from .cache.store import Store
+from .cache.trust import trusted
 from .evaluate.evaluation import BuildFailed, Crashed, Evaluation, Passed, Refused, from_json, to_json
 from .evaluate.evaluator import Evaluator
 from .exc import EmissionError, StoreError, UndecidedError
@@ -134,14 +136,22 @@ class Tuner:
         return cache_key(found.captured.region, found.workload.symbols, self.target, self.settings)
 
     def look_up(self, found: Found) -> Entry | None:
-        """What the store knows of the region; a kernel that does not reach today's ``min_speedup`` counts as a baseline."""
+        """What the store knows of the region from trusted sources; a kernel that does not reach today's ``min_speedup``
+        counts as a baseline."""
         key = self.key(found).digest
         if key not in self._known:
             entry = self.store.get(key)
-            if entry is None:
+            if entry is None or not trusted(entry, self.settings.trust):
                 return None
             self._known[key] = self._today(entry)
         return self._known[key]
+
+    def why_unknown(self, found: Found) -> str:
+        """Why ``look_up`` finds nothing."""
+        entry = self.store.get(self.key(found).digest)
+        if entry is None or trusted(entry, self.settings.trust):
+            return "not in the store"
+        return f"in the store only from {entry.source!r}, which is not trusted"
 
     def _today(self, entry: Entry) -> Entry:
         if entry.evaluation is None or entry.verdict == "baseline" or self._accepts(from_json(entry.evaluation)):
@@ -246,6 +256,7 @@ class Tuner:
         """Schedules that won for regions of the same family, the most similar operators first."""
         operators = [node.target for node in found.captured.region.nodes]
         entries = [e for e in self.store.entries() if e.family == found.family.name and e.schedule and e.kernel]
+        entries = [entry for entry in entries if trusted(entry, self.settings.trust)]
         entries.sort(key=lambda entry: ([node["target"] for node in entry.region["nodes"]] != operators, entry.key))
         return tuple(dict(entry.schedule) for entry in entries[:_WARM_STARTS] if entry.schedule)
 
@@ -273,6 +284,7 @@ class Tuner:
             title=found.title,
             created=time.time(),
         )
+        self.store.remember(WORKLOADS, key.digest, found.workload.to_json())
         try:
             self.store.put(entry, chosen.kernel if chosen else None)
         except StoreError as error:

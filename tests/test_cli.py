@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from typing import get_args
 
@@ -16,6 +17,7 @@ from kevolve_inductor.evaluate.evaluation import BuildFailed, Diagnosis, Passed,
 from kevolve_inductor.report.doctor import format_findings
 from kevolve_inductor.settings import IsolationLevel
 from kevolve_inductor.testing.stores import example_entry, example_kernel
+from tests.packed import packed, put
 
 
 @pytest.fixture
@@ -125,3 +127,64 @@ def test_bad_factories_get_a_clear_error(name, message, tmp_path, capsys):
     path.write_text(textwrap.dedent(FACTORY).replace("import torch", ""))
     assert main(["warm", name.format(path=path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def listed(capsys, key):
+    assert main(["cache", "ls", "--json"]) == 0
+    return next(row for row in json.loads(capsys.readouterr().out) if row["key"] == key)
+
+
+def test_export_and_import_carry_kernels_that_do_not_run_until_they_are_trusted(store, tmp_path, capsys, monkeypatch):
+    one = put(Store.open(store), packed())
+    file = tmp_path / "kernels.kevolve"
+    assert main(["cache", "export", str(file)]) == 0
+    assert f"{file}: 1 kernels" in capsys.readouterr().out
+    other = tmp_path / "other"
+    monkeypatch.setenv("KEVOLVE_STORE", str(other))
+    assert main(["cache", "import", str(file), "--source", "team"]) == 0
+    assert "KEVOLVE_TRUST=local,team" in capsys.readouterr().out
+    row = listed(capsys, one.entry.key)
+    assert (row["source"], row["trusted"]) == ("team", False)
+    assert main(["cache", "show", one.entry.key[:8]]) == 0
+    text = capsys.readouterr().out
+    assert "source   team" in text and "not trusted: to run it, add 'team'" in text and one.kernel.source.strip() in text
+    assert main(["cache", "ls"]) == 0 and "(from team, not trusted)" in capsys.readouterr().out
+    assert main(["cache", "export", str(tmp_path / "none")]) == 1 and "no kernels to export" in capsys.readouterr().out
+    monkeypatch.setenv("KEVOLVE_TRUST", "local,team")
+    assert listed(capsys, one.entry.key)["trusted"]
+    assert main(["cache", "export", str(tmp_path / "again"), one.entry.key[:8], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exported"] == [one.entry.key]
+    assert (tmp_path / "again").read_bytes() == file.read_bytes()
+
+
+def test_what_is_withheld_is_named_and_the_exit_code_says_so(store, tmp_path, capsys):
+    unknown = packed(sanitizers=False)
+    Store.open(store).put(unknown.entry, unknown.kernel)
+    put(Store.open(store), packed(1))
+    assert main(["cache", "export", str(tmp_path / "file")]) == 1
+    text = capsys.readouterr().out
+    assert "1 kernels" in text and f"not exported: {unknown.entry.key[:12]}" in text and "search it again" in text
+
+
+def test_a_damaged_file_is_an_error_in_one_line(store, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"nothing of the kind")
+    assert main(["cache", "import", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("kevolve: nothing was imported: ") and error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["cache", "import", str(tmp_path / "file"), "--source", "local"])
+    assert "cannot be called" in capsys.readouterr().err
+
+
+def test_gc_says_what_it_would_remove_and_then_removes_it(filled, store, capsys):
+    target, stray = Store.open(store), TrialRow(0, (), {}, "passed", 1.0)
+    target.append_trials("a" * 64, [stray])
+    (path,) = (store / "trials" / "aa").iterdir()
+    os.utime(path, (0, 0))
+    assert main(["cache", "gc", "--dry-run"]) == 0
+    assert f"{path.relative_to(store)}: no entry needs it" in capsys.readouterr().out and path.exists()
+    assert main(["cache", "gc", "--json"]) == 0
+    assert [file["name"] for file in json.loads(capsys.readouterr().out)["files"]] == [str(path.relative_to(store))]
+    assert not path.exists() and target.get(filled.key) is not None
+    with pytest.raises(SystemExit):
+        main(["cache", "gc", "--older-than", "-1"])

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("synthesis",),
     ("graph.discovery", "graph.view"),
     ("search",),
-    ("tuner", "whole_graph"),
+    ("tuner", "whole_graph", "export"),
     ("report",),
     ("swap_pass", "final_choice"),
     ("backend", "warm", "cli"),

@@ -493,3 +493,24 @@ def test_no_mode_is_looked_at_where_kernels_are_the_whole_graph_and_far_ahead(se
     judge = Judge((100.0, 15.0), mode_times=ModeTimes(100.0, 15.0, 60.0, 10.0))
     tuned, _ = seen_settings(gate, settings, judge, (torch.randn(100, 64),))
     assert not tuned and judge.modes == []
+
+
+def test_an_imported_kernel_runs_only_where_its_source_is_trusted(settings):
+    x = torch.randn(100, 64)
+    compiled(gate, settings, Judge(), (x,))
+    store = Store.open(settings.store)
+    (entry,) = store.entries()
+    store.put(replace(entry, source="team"), store.kernel(entry.kernel))
+
+    def verdict(**changes):
+        judge = Judge()
+        compiled(gate, replace(settings, **changes), judge, (x,))
+        return report.last_run().regions[0].verdict, judge.evaluated
+
+    looking = {"search": "lookup"}
+    assert verdict(**looking) == ("left: in the store only from 'team', which is not trusted", 0)
+    assert verdict(**looking, trust=("local", "team")) == ("swapped (from store)", 0)
+    assert verdict(**looking, trust=(entry.key,)) == ("swapped (from store)", 0)
+    found, tried = verdict()
+    assert found == "swapped" and tried > 0 and store.get(entry.key).source == "local"
+    assert verdict(**looking, trust=("team",))[0].startswith("left: in the store only from 'local'")

@@ -11,6 +11,11 @@ Verdict = Literal["kernel", "baseline"]
 
 # Raise when an entry's fields change: other versions of the package may share the store and must not touch it then.
 ENTRY_SCHEMA = 1
+# Of entries that came from elsewhere: versions that do not know of sources leave them alone.
+SOURCED_SCHEMA = 2
+
+# The source of what this store's own searches found.
+LOCAL = "local"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -33,7 +38,7 @@ class Entry:
     ``verdict`` ``"kernel"``: the kernel with digest ``kernel`` is to be used, ``schedule`` made it and ``evaluation``
     (see ``evaluate.evaluation``) is its evidence. ``"baseline"``: ``trials`` trials found no kernel that beats the
     baseline; ``kernel`` is ``None`` and ``evaluation`` that of the best trial, if there was one. ``created`` is in
-    seconds since the epoch. ``title`` is for people.
+    seconds since the epoch. ``title`` is for people. ``source`` says who found it (see ``cache.trust``).
     """
 
     key: str
@@ -48,6 +53,7 @@ class Entry:
     schedule: dict[str, int | str | bool] | None
     title: str
     created: float
+    source: str = LOCAL
 
     def __post_init__(self) -> None:
         require_digest(self.key, "cache key")
@@ -59,12 +65,15 @@ class Entry:
             require_digest(self.kernel, "kernel")
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": ENTRY_SCHEMA, **asdict(self)}
+        fields = asdict(self)
+        if self.source == LOCAL:
+            del fields["source"]
+        return {"schema": ENTRY_SCHEMA if self.source == LOCAL else SOURCED_SCHEMA, **fields}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Entry:
         """Raises ``KeyError``, ``ValueError`` or ``TypeError`` on anything but what ``to_json`` wrote."""
-        if data["schema"] != ENTRY_SCHEMA:
+        if data["schema"] != (SOURCED_SCHEMA if "source" in data else ENTRY_SCHEMA):
             raise OtherSchemaError(f"schema {data['schema']!r}, where this version reads {ENTRY_SCHEMA}")
         return cls(**{name: value for name, value in data.items() if name != "schema"})
 

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,11 @@ class Folder:
         with contextlib.suppress(OSError):
             aside.parent.mkdir(mode=0o700, exist_ok=True)
             os.replace(self.root / name, aside)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete files. One that is gone already does not matter. Raises ``OSError`` where one cannot be deleted."""
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
 
     def stamp(self, folder: str) -> list[tuple[str, int]]:
         """Changes whenever a file is added to, replaced in or removed from ``folder`` or a folder right below it.

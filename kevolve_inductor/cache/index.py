@@ -27,10 +27,11 @@ class IndexRow:
     verdict: str
     kernel: str | None
     title: str
+    source: str = values.LOCAL
 
     @classmethod
     def of(cls, entry: Entry) -> IndexRow:
-        return cls(entry.verdict, entry.kernel, entry.title)
+        return cls(entry.verdict, entry.kernel, entry.title, entry.source)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Index:
 
     @cached_property
     def generation(self) -> str:
-        """Digest of every choice the store makes. Titles and dates are not choices."""
-        choices = {key: [row.verdict, row.kernel] for key, row in self.rows.items()}
+        """Digest of every choice the store makes. Titles and dates are not choices; whether a source is trusted may be."""
+        choices = {key: [row.verdict, row.kernel, row.source] for key, row in self.rows.items()}
         return digest_of({"entries": choices, "facts": dict(self.facts)})
 
     def with_entry(self, entry: Entry) -> Index:
@@ -79,4 +80,4 @@ def save(folder: Folder, index: Index, stamp: Any) -> None:
 
 def _schema() -> list[int]:
     # With the entries' own: another version's index lists entries that this one does not read.
-    return [INDEX_SCHEMA, values.ENTRY_SCHEMA]
+    return [INDEX_SCHEMA, values.ENTRY_SCHEMA, values.SOURCED_SCHEMA]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from ..kernel import Kernel, digest_of
 from . import index as index_file
 from .entry import Entry, OtherSchemaError, TrialRow, require_digest
 from .folder import Folder, canonical, parse, seal, sha256, unseal
+from .gc import BUILD, Removal, stale_files, stale_records
 from .index import Index
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Store:
     def build_folder(self) -> Path:
         """Where compiled code is kept: inside the store, or in a private temporary folder where that is not writable."""
         if self.persistent:
-            return self.path / "build"
+            return self.path / BUILD
         if self._private is None:
             self._private = tempfile.TemporaryDirectory(prefix="kevolve-build-")
         return Path(self._private.name)
@@ -81,6 +83,9 @@ class Store:
         try:
             self.kernel(entry.kernel)
         except CorruptEntryError as error:
+            if self._entry_at(_entry_name(key)) != entry:
+                # Replaced or removed since it was read, and its kernel with it.
+                return self.get(key)
             # The entry goes as well: were it kept, the generation would not change although the choice does.
             self._folder.set_aside(_entry_name(key), f"its kernel cannot be used: {error.reason}")
             return None
@@ -181,6 +186,30 @@ class Store:
                 if isinstance(row, str):
                     found.append(CorruptEntryError(str(self.path / name), f"line {number}: {row}"))
         return found
+
+    def collect(self, older_than_s: float | None = None, dry_run: bool = False) -> tuple[Removal, ...]:
+        """Remove what no entry needs and, with ``older_than_s``, what is older; with ``dry_run`` only say what that is.
+
+        Other processes may go on reading and writing. Raises ``StoreError`` where the store cannot be written.
+        """
+        if not self.persistent:
+            raise StoreError(f"the store {self.path} cannot be written, so nothing can be removed from it")
+        now = time.time()
+        try:
+            with self._folder.locked():
+                entries = list(self.entries())
+                removals = [*stale_records(self._folder, entries, older_than_s, now)]
+                if not dry_run:
+                    self._folder.remove(removal.name for removal in removals)
+            gone = {removal.name for removal in removals}
+            kernels = {entry.kernel for entry in entries if _entry_name(entry.key) not in gone}
+            files = [*stale_files(self._folder, kernels, older_than_s, now)]
+            if not dry_run:
+                self._folder.remove(removal.name for removal in files)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror or error}") from error
+        self._kernels.clear()
+        return (*removals, *files)
 
     def _entry_at(self, name: str) -> Entry | None:
         return self._verified(name, lambda text: _entry(text, _stem(name)))
