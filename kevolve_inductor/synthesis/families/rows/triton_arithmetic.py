@@ -121,6 +121,8 @@ def with_cheaper_operators(program: RowProgram, online: bool) -> RowProgram:
     left = {second.result for _, second in pairs} if online else set()
 
     def cheaper(part: Expr) -> Expr | None:
+        if part.op in ("eq", "ne"):
+            return _column_compared(program, part)
         if part.dtype != "float32":
             return None
         if part.op == "exp" and _is_below(part.args[0], tops, totals):
@@ -150,6 +152,16 @@ def with_cheaper_operators(program: RowProgram, online: bool) -> RowProgram:
         for step in program.statements
     ]
     return program.rewritten(statements, inside)
+
+
+def _column_compared(program: RowProgram, part: Expr) -> Expr | None:
+    """A comparison of which column this is with a number of the row, in 32 bits instead of 64."""
+    for position, number in (part.args, part.args[::-1]):
+        column = position.args[0] if position.op == "as_value" else position
+        is_column = position.op == "as_value" and column.op == "var" and column.value[0] == COLUMNS
+        if is_column and number.dtype == "int64" and program.axis_of(number) is None and program.columns < 2**31:
+            return ex.make(part.op, "bool", (column, ex.make("as_column", "int32", (number,), program.columns)))
+    return None
 
 
 def _tops(program: RowProgram) -> dict[Expr, Expr]:

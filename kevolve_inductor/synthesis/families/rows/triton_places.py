@@ -15,6 +15,10 @@ from .spaces import column_loads
 from .triton_space import Run, Space, SpacePrinter, Tile
 
 
+# With so many stages the one tile that is read ahead leaves shared memory at the end of a turn (``triton_ahead``).
+THROUGH_SHARED = 2
+
+
 @dataclass(frozen=True)
 class Programs:
     """``count`` persistent programs; 0: as many programs as tiles.
@@ -169,8 +173,11 @@ class TritonPlaces:
         for k in range(self.tile.pieces):
             space = self._space(COLUMNS, self.tile.shape, "[:, None, None, None]", self.position(k), self.mask(k))
             if not space.axis_mask:
-                self._mark_run(space, f"{k * self.tile.depth} + " if k else "")
+                self.mark_run(space, k)
             self.pieces.append((space, self.printers[COLUMNS]))
+
+    def mark_run(self, space: Space, piece: int) -> None:
+        self._mark_run(space, f"{piece * self.tile.depth} + " if piece else "")
 
     def _mark_run(self, space: Space, start: str) -> None:
         """Masks have the shape of the tile, which reads along the depth alone have not."""

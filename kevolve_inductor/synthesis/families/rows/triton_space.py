@@ -137,6 +137,8 @@ class SpacePrinter(TritonPrinter):
             "load": self._masked_load,
             "check_index": self._masked_check,
             "idiv": self._quotient,
+            # A number that is no column becomes one that none is.
+            "as_column": lambda e, a: f"tl.where(({a[0]} >= 0) & ({a[0]} < {e.value}), {a[0]}, -1).to(tl.int32)",
             "exp_below": lambda _, a: f"kv_exp_below({a[0]})",
             "fast_truediv": lambda _, a: f"kv_fast_divide({a[0]}, {a[1]})",
         }
