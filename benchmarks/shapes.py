@@ -19,7 +19,7 @@ from . import cases
 from .cases import Case, Instance
 
 # Elements of the largest input: enough to be worth a kernel, few enough to be judged in seconds.
-_ELEMENTS = {"cpu": (2**20, 2**22), "cuda": (2**23, 2**26)}
+_ELEMENTS = {"cpu": (2**20, 2**22), "cuda": (2**22, 2**24)}
 # On a CPU most models run in float32.
 _DTYPES = {
     "cpu": (torch.float32, torch.float32, torch.bfloat16, torch.float16),

@@ -87,6 +87,8 @@ CASES: dict[str, Case] = {
     "index_put of numbers": Case(by_index_put, lambda: [values(7000), places(7000)]),
     "index_put of blocks": Case(by_index_put, lambda: [values(300, 3, 17), places(300)]),
     "index_put bfloat16": Case(by_index_put, lambda: [values(dtype=torch.bfloat16), places(dtype=torch.int32)]),
+    "many float16 events in few rows": Case(lambda x, i: zeros(x, 3, x.shape[1]).index_add(0, i, x), lambda: [
+        torch.randn(WIDTH, 5000, dtype=torch.float16).t(), torch.randint(3, (5000,))]),
     "index_put int64": Case(by_index_put, lambda: [places(EVENTS, 8), places()]),
     "two indices": Case(
         lambda x, i, j: zeros(x, ROWS, 5, WIDTH).index_put((i, j), x, accumulate=True),
@@ -123,7 +125,9 @@ def test_cpp_agrees_with_eager(name: str, folder: Path) -> None:
     inputs, expected = values_of(found, match.inputs), values_of(found, match.outputs)
     reference = evaluate_fp64(region_of(match), inputs)
     (output,) = outputs = run_cpp(build(FAMILY, match, schedules[turn % len(schedules)], folder), inputs, expected)
-    assert_same(outputs, expected)
+    # Eager rounds sums of half precision after every event; it is not to be followed in that.
+    if output.dtype not in (torch.bfloat16, torch.float16):
+        assert_same(outputs, expected)
     if output.is_floating_point():
         error = (output.double() - reference.exact[0]).abs().nan_to_num(0.0, 0.0, 0.0)
         assert bool((error <= allowed_error(reference.exact[0], reference.eager[0])).all())

@@ -1,7 +1,8 @@
 """Scatters as C++: every thread owns some rows and some columns, and looks through all events for those of its rows.
 
 No row has two writers, so that nothing is atomic and sums are in the order of the events, the same every time. An event's
-row is found before its turn, which leaves time to fetch it.
+row is found before its turn, which leaves time to fetch it. Sums of half precision are kept in single precision until all
+events are in.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from ....graph.dims import Dim, product
 from ....graph.region import ITEM_SIZES
+from ....kernel import Argument, Kernel, Launch, Workspace
 from ...expression import CPP_PRELUDE, used_only
 from ...expression import expression as ex
 from ...expression.cpp import CPP_STORAGE, from_storage, signature, to_storage
@@ -25,15 +27,34 @@ _MOST_LINES = 8
 _COMBINED = {"add": "{0} + {1}", "maximum": "kv_max({0}, {1})", "minimum": "kv_min({0}, {1})"}
 
 
-def source_of(plan: ScatterPlan, schedule: Schedule) -> str:
+def kernel_of(plan: ScatterPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
+    if not _is_widened(plan):
+        return Kernel("cpp", _source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
+    tensors, sizes = ([one for one in arguments if (one.kind == "size") == is_size] for is_size in (False, True))
+    launch = Launch("kevolve_kernel", (*tensors, Argument("workspace", 0), *sizes))
+    numel = str(product(plan.outputs[0].shape))
+    return Kernel("cpp", _source_of(plan, schedule), (launch,), (Workspace(plan.scatter.held, numel),))
+
+
+def _is_widened(plan: ScatterPlan) -> bool:
+    return plan.scatter.combine == "add" and plan.outputs[0].dtype in ex.LOW_PRECISION
+
+
+def _sums_dtype(plan: ScatterPlan) -> str:
+    return plan.scatter.held if _is_widened(plan) else plan.outputs[0].dtype
+
+
+def _source_of(plan: ScatterPlan, schedule: Schedule) -> str:
     return used_only("\n".join([CPP_PRELUDE, *_function(plan, int(schedule["ahead"])), *_entry(plan, schedule), ""]))
 
 
 def _function(plan: ScatterPlan, ahead: int) -> list[str]:
     """``scatter(pointers, begin, end, low, high, sizes)``: the rows and the columns that one thread owns."""
-    scatter, dtype = plan.scatter, plan.outputs[0].dtype
+    scatter, dtype = plan.scatter, _sums_dtype(plan)
     parameters = [f"const {CPP_STORAGE[spec.dtype]}* __restrict a{k}" for k, spec in enumerate(plan.inputs)]
     parameters.append(f"{CPP_STORAGE[dtype]}* __restrict out")
+    if _is_widened(plan):
+        parameters.append(f"{CPP_STORAGE[plan.outputs[0].dtype]}* __restrict result")
     parameters += [f"const int64_t {name}" for name in ("begin", "end", "low", "high", *plan.symbols)]
     return [
         f"static inline int64_t scatter({', '.join(parameters)}) {{",
@@ -45,6 +66,7 @@ def _function(plan: ScatterPlan, ahead: int) -> list[str]:
         *_selected(scatter),
         *_combined(scatter, dtype, ahead),
         "}",
+        *(_rounded(scatter, plan.outputs[0].dtype) if _is_widened(plan) else []),
         "return bad;",
         "}",
     ]
@@ -52,9 +74,14 @@ def _function(plan: ScatterPlan, ahead: int) -> list[str]:
 
 def _entry(plan: ScatterPlan, schedule: Schedule) -> list[str]:
     ranges, parts, width = int(schedule["ranges"]), int(schedule["parts"]), _width(plan.scatter)
-    given = [*(f"in{k}" for k in range(len(plan.inputs))), "out0", "begin", "end", "low", "high", *plan.symbols]
+    sums = ["sums", "out0"] if _is_widened(plan) else ["out0"]
+    given = [*(f"in{k}" for k in range(len(plan.inputs))), *sums, "begin", "end", "low", "high", *plan.symbols]
+    head = signature("kevolve_kernel", plan.inputs, plan.outputs, plan.symbols)
+    if _is_widened(plan):
+        declared = f"__restrict out0, {CPP_STORAGE[plan.scatter.held]}* __restrict sums"
+        head = head.replace("__restrict out0", declared)
     return [
-        f"{signature('kevolve_kernel', plan.inputs, plan.outputs, plan.symbols)} {{",
+        f"{head} {{",
         "int64_t failed = 0;",
         f"const int64_t rows = {_number(product(plan.scatter.rows))};",
         f"#pragma omp parallel for schedule({schedule['order']}) reduction(|:failed)",
@@ -144,6 +171,14 @@ def _combined(scatter: Scatter, dtype: str, ahead: int) -> list[str]:
         *_over_row(scatter, body),
         "}",
     ]
+
+
+def _rounded(scatter: Scatter, dtype: str) -> list[str]:
+    """The sums of the rows and columns that belong here, as the result holds them."""
+    printer = CppRowPrinter("w")
+    place = f"{ROW} * {_number(scatter.step)} + {printer.value(scatter.offset)}"
+    body = [*printer.lines, f"result[{place}] = {to_storage(f'out[{place}]', dtype)};"]
+    return [f"for (int64_t {ROW} = begin; {ROW} < end; ++{ROW}) {{", *_over_row(scatter, body), "}"]
 
 
 def _fetched(scatter: Scatter, dtype: str, ahead: int) -> list[str]:

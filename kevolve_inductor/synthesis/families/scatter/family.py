@@ -15,18 +15,17 @@ import torch.fx
 from ....exc import EmissionError, UnsupportedError
 from ....graph.dims import evaluate, product
 from ....graph.meta import hint_of, tensor_of
-from ....kernel import Kernel, Language, Launch
+from ....kernel import Kernel, Language
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from .cpp import source_of
+from . import cpp, triton
 from .plan import Scatter, ScatterPlan
 from .structure import is_scatter, read
 from .tiles import elements_of, gpu_space
-from .triton import MOST_NUMBERED, kernel_of
 
 # Fewer elements than this, read in all, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 4096
@@ -72,9 +71,9 @@ class ScatterFamily(Family):
         plan: ScatterPlan = match.plan
         arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "cpp":
-            return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
+            return cpp.kernel_of(plan, arguments, schedule)
         if language == "triton":
-            return kernel_of(plan, arguments, schedule)
+            return triton.kernel_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of scatters")
 
 
@@ -111,7 +110,7 @@ def _check_gpu(match: Match) -> None:
     width = elements_of(scatter)
     if width < _LEAST_ROW or events * width < _LEAST_ON_GPU:
         raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
-    if max(events, rows) >= MOST_NUMBERED:
+    if max(events, rows) >= triton.MOST_NUMBERED:
         raise UnsupportedError("size", "events or rows cannot be numbered in 32 bits")
     exprs = (*scatter.places, scatter.value, scatter.base, *(() if scatter.condition is None else (scatter.condition,)))
     if any(part.op == "bucketize" for expr in exprs for part in ex.walk(expr)):

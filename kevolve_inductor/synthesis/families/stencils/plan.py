@@ -88,8 +88,12 @@ class StencilTask:
                 return number
         return None
 
-    def unrolled(self, mapping: Mapping[str, Expr]) -> tuple[Store, ...]:
-        """The stores at one point, ``mapping`` giving axes in other variables, with all taps written out."""
+    def unrolled(self, mapping: Mapping[str, Expr], chained: bool = False) -> tuple[Store, ...]:
+        """The stores at one point, ``mapping`` giving axes in other variables, with all taps written out.
+
+        ``chained``: every tap is added to those before it, so that products and sums are one instruction each; else the
+        taps of each window's axis are added up by themselves.
+        """
         counted = [simplified(condition, mapping) for condition in self.counted]
         term = simplified(self.term, mapping)
         stores = [Store(simplified(s.value, mapping), simplified(s.offset, mapping), s.output) for s in self.stores]
@@ -97,7 +101,8 @@ class StencilTask:
         if asked:
             results = self._greatest(term, counted, sorted(asked))
         else:
-            results = {FOLDED: self._fold(term, counted, 0, {})}
+            whole = self._chain(term, counted, 0, {}, None) if chained else self._fold(term, counted, 0, {})
+            results = {FOLDED: self._neutral if whole is None else whole}
         return tuple(Store(replace_variables(s.value, results), s.offset, s.output) for s in stores)
 
     @property
@@ -118,6 +123,25 @@ class StencilTask:
             part = chosen(condition, self._fold(term, counted, number + 1, here), self._neutral)
             total = part if total is None else ex.make(op, part.dtype, (part, total))
         return self._neutral if total is None else total
+
+    def _chain(
+        self, term: Expr, counted: list[Expr], number: int, taps: dict[str, Expr], total: Expr | None
+    ) -> Expr | None:
+        """``total`` and the taps of windows from ``number`` on, each added where its condition holds."""
+        last = number == len(self.plan.windows) - 1
+        for tap in range(self.plan.windows[number].taps):
+            here = {**taps, tap_name(number): ex.index(tap)}
+            condition = simplified(counted[number], here) if counted else ex.const(True, "bool")
+            if condition.op == "const" and not condition.value:
+                continue
+            if last:
+                part = where_inside(condition, simplified(term, here), self._neutral)
+                total = part if total is None else ex.make("add", part.dtype, (part, total))
+            else:
+                more = self._chain(term, counted, number + 1, here, total)
+                if more is not None:
+                    total = chosen(condition, more, self._neutral if total is None else total)
+        return total
 
     def _greatest(self, term: Expr, counted: list[Expr], asked: list[str]) -> dict[str, Expr]:
         """The greatest value and what is ``asked`` of its tap: the first of equal ones, of NaNs the last.
@@ -153,6 +177,18 @@ def chosen(condition: Expr, yes: Expr, no: Expr) -> Expr:
     if condition.op == "const":
         return yes if condition.value else no
     return ex.make("where", yes.dtype, (condition, yes, no))
+
+
+def where_inside(condition: Expr, value: Expr, otherwise: Expr) -> Expr:
+    """As :func:`chosen`; of a product each factor is chosen by itself, or zero, so that it can be added in one step.
+
+    The choice of a factor that is the same for neighbouring results is made once. A factor that is not a number, where it
+    does not count, is not chosen.
+    """
+    if value.op != "mul" or value.dtype not in ex.FLOATS or condition.op == "const":
+        return chosen(condition, value, otherwise)
+    zero = ex.const(0.0, value.dtype)
+    return ex.make("mul", value.dtype, tuple(chosen(condition, factor, zero) for factor in value.args))
 
 
 def affine(at: Expr) -> Place | None:

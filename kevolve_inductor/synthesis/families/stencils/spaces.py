@@ -17,7 +17,7 @@ from .weights import BackwardPlan, WeightPlan
 
 _LANES = (256, 128, 64)
 # The most taps that a thread of a GPU has written out one by one, over all of its results.
-_MOST_TEXT = 320
+_MOST_TEXT = 800
 # Running products of all taps that a program of four warps keeps in registers.
 _SUM_ELEMENTS = 6144
 
@@ -65,10 +65,11 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     row = row_axis(task)
     rows = [size for size in (1, 2, 4, 7, 8) if row is not None and int(row[1]) % size == 0] or [1]
     most = max(1, _MOST_TEXT // (plan.taps * lanes[0]))
-    # Along rows that overlap, several at once read less; results of windows far apart share nothing.
-    shares = row is not None and _overlap(plan, row[0])
+    # Along rows that overlap, several at once read less, and more of them where windows are long; results of windows far
+    # apart share nothing.
+    shared = _overlap(plan, row[0]) if row is not None else 0
     rows = [size for size in rows if size <= most] or [1]
-    rows.sort(key=lambda size: (abs(size - (2 if shares else 1)), size))
+    rows.sort(key=lambda size: (abs(size - (4 if shared > 4 else 2 if shared else 1)), size))
     choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": (128, 256, 512), "num_warps": (4, 2, 8)}
     changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[-1]}, *changes]
     return common.seeded(choices, *changes)
@@ -83,6 +84,7 @@ def _sums_space(plan: WeightPlan) -> tuple[dict[str, tuple[int | str | bool, ...
     return choices, [{"programs": 2112}, {"tile": tile // 2}]
 
 
-def _overlap(plan: StencilPlan, axis: str) -> bool:
+def _overlap(plan: StencilPlan, axis: str) -> int:
+    """How many taps along ``axis`` a window shares with the next one."""
     number = plan.task.window_of(axis)
-    return number is not None and plan.windows[number].taps > plan.windows[number].stride
+    return max(plan.windows[number].taps - plan.windows[number].stride, 0) if number is not None else 0

@@ -78,6 +78,7 @@ class _Text:
         self.plan, self.task = plan, plan.task
         self.lanes, self.rows = int(schedule["lanes"]), int(schedule["rows"])
         self.inner = self.task.inner[0]
+        self.chained = self.plan.kind == "sum" and self.task.term.op == "mul"
         row = row_axis(self.task)
         self.row = row[0] if row is not None else ""
         # Neighbouring threads are neighbours in the source's memory, where that is not in the order of the result's.
@@ -153,7 +154,7 @@ class _Text:
         printer = LanePrinter(self.plan.inputs, inside, self._is_masked())
         lines: list[str] = []
         for row in range(self.rows):
-            points = [self.task.unrolled(self._mapping(row, lane)) for lane in range(self.lanes)]
+            points = [self.task.unrolled(self._mapping(row, lane), self.chained) for lane in range(self.lanes)]
             for number in range(len(self.plan.stores)):
                 stores = [point[number] for point in points]
                 texts = [printer.value(with_fills(store.value)) for store in stores]
