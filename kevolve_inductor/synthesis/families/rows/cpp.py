@@ -8,7 +8,7 @@ columns goes block by block: all values of the block into tiles, then each tile 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....exc import EmissionError
 from ....graph.dims import Dim, product
@@ -22,10 +22,10 @@ from .cpp_columns import CppColumns
 from .cpp_prelude import pieces_for
 from .cpp_steps import step_for
 from .cpp_types import converter
-from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Store, passes
+from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Store, online_pairs, passes
 from .program import Step as ProgramStep
 from .reuse import reused
-from .simplify import shortened, with_exponentials_below, without_maxima
+from .simplify import shortened, with_constant_quotients, with_exponentials_below, without_maxima
 
 # Elements of one input kept transposed for the whole row; beyond that every sweep transposes it block by block.
 _WHOLE_TILE = 16384
@@ -46,6 +46,8 @@ class Plan:
     row_sort: str
     parallel_from: int
     order: str
+    online: bool
+    streamed: bool
 
     @classmethod
     def of(cls, schedule: Schedule, program: RowProgram) -> Plan:
@@ -59,6 +61,8 @@ class Plan:
             row_sort=str(schedule.get("row_sort", "radix")),
             parallel_from=int(schedule.get("parallel_from", 1)),
             order="dynamic, 16" if schedule.get("order") == "dynamic" else "static",
+            online=bool(schedule.get("online", False)) and not lanes,
+            streamed=schedule.get("stores") == "streamed" and not lanes,
         )
 
     @property
@@ -73,7 +77,8 @@ def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     program = with_exponentials_below(shortened(program) if simplify else program)
     if simplify:
         program = without_maxima(program)
-    body = RowBody(program, Plan.of(schedule, program))
+    plan = Plan.of(schedule, program)
+    body = RowBody(with_constant_quotients(program, plan.block), plan)
     function = body.function()
     entry = body.entry()
     text = "\n".join([*function, *entry, ""])
@@ -108,6 +113,7 @@ class RowBody:
         self.tiles: dict[str, tuple[str, str]] = {}
         self.stack_bytes = 0
         self.count = 0
+        self.joined = dict(online_pairs(program)) if plan.online else {}
         self.columns = CppColumns(program) if program.column_sums else None
         if self.columns and plan.lanes:
             raise EmissionError("sums over all rows need one row at a time")
@@ -182,6 +188,15 @@ class RowBody:
             return None
         return f"(in{expr.value} + {_inline(rest, CppPrinter(self.program.flat_inputs))})"
 
+    def streamed_to(self, store: Store, axis: str) -> str | None:
+        """Where one row of what is stored begins, if it lies in one piece and goes past the caches."""
+        if not self.plan.streamed or slope(store.offset, axis) != 1:
+            return None
+        rest = without(store.offset, (axis,))
+        if any(part.op not in ("add", "mul", "var", "const", "size") for part in ex.walk(rest)):
+            return None
+        return f"(out{store.output} + {_inline(rest, CppPrinter(self.program.flat_inputs))})"
+
     # --- loops ---
 
     def over_lanes(self, lines: Sequence[str]) -> list[str]:
@@ -200,10 +215,10 @@ class RowBody:
 
     def function(self) -> list[str]:
         lines = ["int64_t bad = 0;"]
-        steps = passes(self.program)
+        steps = passes(self.program, self.joined.items())
         lines += self._load_tiles(steps)
         if self.plan.keep and self.program.columns * max(1, self.plan.lanes) <= _WHOLE_TILE:
-            self.kept = reused(steps, self.cells)
+            self.kept = reused([self._without_joined(step) for step in steps], self.cells)
         for step in steps:
             if step.sweep:
                 lines += self._sweep(step.sweep, COLUMNS)
@@ -218,6 +233,11 @@ class RowBody:
             "return bad;",
             "}",
         ]
+
+    def _without_joined(self, one: Pass) -> Pass:
+        """Without sums of exponentials below a maximum that is not yet known."""
+        later = set(self.joined.values())
+        return replace(one, sweep=tuple(step for step in one.sweep if step not in later))
 
     def _parameters(self) -> list[str]:
         program = self.program
@@ -313,7 +333,9 @@ class RowBody:
         """Values of this sweep that a later one needs again, with the names they are kept under."""
         if axis != COLUMNS:
             return {}
-        present = {part for step in steps for part in ex.walk(self.known(_value(step)))}
+        later = set(self.joined.values())
+        values = [_value(step) for step in steps if step not in later]
+        present = {part for value in values for part in ex.walk(self.known(value))}
         return {expr: name for expr, name in self.kept.items() if expr in present and expr not in self.keeps}
 
     # --- short axes and scalars ---
@@ -406,10 +428,13 @@ class RowBody:
         else:
             body += [f"failed |= kv_rows({arguments});"]
         if columns:
-            return [*lines, *columns.rows("count", body), *columns.totals(), "return failed != 0;", "}"]
-        shared = f"if(count >= {self.plan.parallel_from}) schedule({self.plan.order})"
-        lines += [f"#pragma omp parallel for reduction(|:failed) {shared}"]
-        return [*lines, "for (int64_t item = 0; item < count; ++item) {", *body, "}", "return failed != 0;", "}"]
+            after = ["kv_streamed();"] if self.plan.streamed else []
+            return [*lines, *columns.rows("count", body, after), *columns.totals(), "return failed != 0;", "}"]
+        lines += [f"#pragma omp parallel reduction(|:failed) if(count >= {self.plan.parallel_from})", "{"]
+        lines += [f"#pragma omp for schedule({self.plan.order}) nowait"]
+        lines += ["for (int64_t item = 0; item < count; ++item) {", *body, "}"]
+        lines += ["kv_streamed();"] if self.plan.streamed else []
+        return [*lines, "}", "return failed != 0;", "}"]
 
 
 def _loads(steps: Sequence[Pass]) -> list[Expr]:

@@ -188,6 +188,58 @@ template <int L, typename T> static inline T kv_across_NAME(const T* best) {
 _PIECES["kv_fold_amax"] = _EXTREME.replace("NAME", "amax").replace("SIGN", ">")
 _PIECES["kv_fold_amin"] = _EXTREME.replace("NAME", "amin").replace("SIGN", "<")
 
+# The same of `n` neighbours along a row, into 16 accumulators. Float32 serves within a block, whose few terms go into 64
+# sums of their own.
+_PIECES["kv_total"] = r"""
+template <typename A, typename T> static inline void kv_total(A* total, const T* x, int64_t n) {
+  typedef typename kv_simd<T, 16>::type vec;
+  typedef typename kv_simd<A, 16>::type wide;
+  vec a = {}, b = {}, c = {}, d = {};
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    a += kv_get<vec>(x + i);
+    b += kv_get<vec>(x + i + 16);
+    c += kv_get<vec>(x + i + 32);
+    d += kv_get<vec>(x + i + 48);
+  }
+  for (; i + 16 <= n; i += 16) a += kv_get<vec>(x + i);
+  kv_put(total, kv_get<wide>(total) + __builtin_convertvector((a + b) + (c + d), wide));
+  for (int l = 0; i < n; ++i, ++l) total[l] += x[i];
+}
+"""
+_ALONG = r"""
+template <typename T> static inline void kv_along_NAME(T* best, const T* x, int64_t n) {
+  kv_fold_NAME<16>(best, x, n / 16);
+  int64_t i = n / 16 * 16;
+  for (int l = 0; i < n; ++i, ++l) best[l] = FUNCTION(best[l], x[i]);
+}
+"""
+_PIECES["kv_along_amax"] = _ALONG.replace("NAME", "amax").replace("FUNCTION", "kv_max")
+_PIECES["kv_along_amin"] = _ALONG.replace("NAME", "amin").replace("FUNCTION", "kv_min")
+
+# Past the caches, in whole lines: what is written is not read first, and nothing else has to make room for it.
+_PIECES["kv_stream"] = r"""
+#include <immintrin.h>
+template <typename T> static inline void kv_stream(T* __restrict to, const T* __restrict from, int64_t n) {
+  const int64_t line = 64 / int64_t(sizeof(T));
+  int64_t i = std::min<int64_t>(n, int64_t((64 - (uintptr_t(to) & 63)) & 63) / int64_t(sizeof(T)));
+  for (int64_t k = 0; k < i; ++k) to[k] = from[k];
+  for (; i + line <= n; i += line) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512((__m512i*)(to + i), _mm512_loadu_si512((const __m512i*)(from + i)));
+#elif defined(__AVX__)
+    for (int k = 0; k < 2; ++k)
+      _mm256_stream_si256((__m256i*)(to + i) + k, _mm256_loadu_si256((const __m256i*)(from + i) + k));
+#else
+    for (int k = 0; k < 4; ++k)
+      _mm_stream_si128((__m128i*)(to + i) + k, _mm_loadu_si128((const __m128i*)(from + i) + k));
+#endif
+  }
+  for (; i < n; ++i) to[i] = from[i];
+}
+static inline void kv_streamed() { _mm_sfence(); }
+"""
+
 # Exponential of what is not positive: no overflow to care for, results below the normal range are zero. Rounding to an
 # integer by a large number that leaves it in the low bits; else as kv_exp.
 _PIECES["kv_exp_below"] = r"""
@@ -208,6 +260,29 @@ static inline float kv_exp_below(float x) {
   return x != x ? x : y;
 }
 static inline double kv_exp_below(double x) { return std::exp(x); }
+"""
+
+# A block of a row that is read once for its maximum and the sum of exponentials below it. What was summed below a lower
+# maximum is scaled in double. A row without any number above -inf has no such sum, as eager has it.
+_PIECES["kv_online"] = r"""
+template <int B, typename T> static inline void kv_online(T& top, double* total, const T* x, int64_t n) {
+  alignas(64) T best[16], below[B];
+  for (int l = 0; l < 16; ++l) best[l] = -std::numeric_limits<T>::infinity();
+  kv_along_amax(best, x, n);
+  const T found = kv_across_amax<16>(best);
+  if (top == top && !(found <= top)) {
+    const double share = std::exp(double(top) - double(found));
+    for (int l = 0; l < 16; ++l) total[l] *= share;
+    top = found;
+  }
+  if (top == -std::numeric_limits<T>::infinity()) return;
+  const T shift = top;
+  for (int64_t i = 0; i < n; ++i) below[i] = kv_exp_below(x[i] - shift);
+  kv_total(total, below, n);
+}
+template <typename T> static inline double kv_online_sum(T top, const double* total) {
+  return top == -std::numeric_limits<T>::infinity() ? std::numeric_limits<double>::quiet_NaN() : kv_across_sum<16>(total);
+}
 """
 
 # One lane vector is always whole: what is missing at the end of a row is filled with `x`.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ....exc import EmissionError
 from ...expression import CppPrinter
-from ...expression.cpp import CPP_TYPES, to_storage
-from ...expression.expression import Expr
-from .cpp_types import ORDERS, code_of, highest, is_wide, lowest, work_type
+from ...expression.cpp import CPP_STORAGE, CPP_TYPES, to_storage
+from .cpp_reduce import reduce_step
+from .cpp_tiles import Step, nothing, tile_for
+from .cpp_types import ORDERS, code_of, is_wide, work_type
 from .program import ColumnSum, Element, Reduce, Select, Store
 from .program import Step as ProgramStep
 
@@ -23,20 +22,6 @@ _MOST_IN_RUNS = 16
 _MOST_SORTED = 4096
 _MOST_GROUPS = 128
 _MOST_BUFFERED = 1 << 17
-# Rows of a multiple of this length are folded where they lie; others are padded in a tile.
-_WHOLE_VECTORS = 16
-
-
-@dataclass
-class Step:
-    """``declares`` stand before the sweep, ``put`` gives the statements for one position, ``folds`` follow each block,
-    ``finish`` the sweep."""
-
-    value: Expr
-    put: Callable[[RowBody, CppPrinter], list[str]]
-    declares: list[str] = field(default_factory=list)
-    folds: list[str] = field(default_factory=list)
-    finish: list[str] = field(default_factory=list)
 
 
 def step_for(body: RowBody, step: ProgramStep, axis: str, block: int) -> Step:
@@ -46,7 +31,7 @@ def step_for(body: RowBody, step: ProgramStep, axis: str, block: int) -> Step:
     if isinstance(step, Store):
         return _store(body, step, axis, block)
     if isinstance(step, Reduce):
-        return _reduce(body, step, axis, block)
+        return reduce_step(body, step, axis, block)
     if isinstance(step, Element):
         raise EmissionError("an element is no sweep")
     if step.count == 1:
@@ -61,71 +46,10 @@ def step_for(body: RowBody, step: ProgramStep, axis: str, block: int) -> Step:
     return _whole_row(body, step, axis)
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """The values of a block, at ``name``. ``owned``: may be written, so that its last vector can be filled up."""
-
-    name: str
-    owned: bool = True
-
-    def rows(self, body: RowBody, fill: str) -> str:
-        """Number of vectors, the last one filled up with ``fill``."""
-        if body.plan.lanes:
-            return "n"
-        width = body.plan.width
-        return f"kv_pad<{width}>({self.name}, n, {fill})" if self.owned else f"n / {width}"
-
-
-def _tile(body: RowBody, step: Step, kind: str, axis: str, block: int, convert: str = "") -> _Tile:
-    """The block's values as a tile: one that is there anyway, or a new one to which they are written."""
-    if not convert:
-        there = body.tile_of(step.value, kind)
-        if there is not None:
-            return _Tile(there)
-        memory = body.memory_of(step.value, kind, axis)
-        if memory is not None and body.program.axes[axis] % _WHOLE_VECTORS == 0:
-            return _Tile(f"({memory} + c0)", owned=False)
-    tile = body.fresh("b")
-    step.declares.append(body.array(kind, tile, block))
-
-    def put(body: RowBody, printer: CppPrinter) -> list[str]:
-        value = body.value(printer, step.value)
-        return [f"{body.at(tile, f'{axis} - c0')} = {convert.format(value) if convert else value};"]
-
-    step.put = put
-    return _Tile(tile)
-
-
-def _nothing(body: RowBody, printer: CppPrinter) -> list[str]:
-    return []
-
-
-def _reduce(body: RowBody, reduce: Reduce, axis: str, block: int) -> Step:
-    step = Step(reduce.value, _nothing)
-    dtype, kind = reduce.value.dtype, work_type(reduce.value.dtype)
-    tile = _tile(body, step, kind, axis, block)
-    name, width = reduce.result.value[0], body.plan.width
-    total = body.fresh("a")
-    held = "double" if reduce.op == "sum" and dtype == "float32" else kind
-    identity = {"sum": "0", "amax": lowest(dtype, kind), "amin": highest(dtype, kind)}[reduce.op]
-    step.declares += [f"alignas(64) {held} {total}[{width}];"]
-    step.declares += [f"for (int l = 0; l < {width}; ++l) {total}[l] = {identity};"]
-    rows = tile.rows(body, f"{kind}({identity})")
-    step.folds.append(f"kv_fold_{reduce.op}<{width}>({total}, {tile.name}, {rows});")
-    final = CPP_TYPES[reduce.result.dtype]
-    body.define_scalar(name)
-    step.finish.append(body.scalar(final, name))
-    if body.plan.lanes:
-        step.finish.append(f"for (int l = 0; l < L; ++l) {name}[l] = {final}({total}[l]);")
-    else:
-        step.finish.append(f"{name} = {final}(kv_across_{reduce.op}<{width}>({total}));")
-    return step
-
-
 def _first(body: RowBody, select: Select, axis: str, block: int) -> Step:
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     kind = work_type(select.value.dtype)
-    tile = _tile(body, step, kind, axis, block)
+    tile = tile_for(body, step, kind, axis, block)
     order, width = ORDERS[select.order], body.plan.width
     value, place = body.fresh("w"), body.fresh("p")
     step.declares.append(f"alignas(64) {kind} {value}[{width}];")
@@ -176,9 +100,9 @@ def _in_lanes(body: RowBody, select: Select, axis: str, block: int) -> Step:
 
 def _rank(body: RowBody, select: Select, axis: str, block: int) -> Step:
     assert select.out is not None
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     kind = work_type(select.value.dtype)
-    tile = _tile(body, step, kind, axis, block)
+    tile = tile_for(body, step, kind, axis, block)
     value, place = body.fresh("w"), body.fresh("p")
     step.declares.append(body.array(kind, value, select.count))
     step.declares.append(body.array(f"kv_place<{kind}>::type", place, select.count))
@@ -191,9 +115,9 @@ def _rank(body: RowBody, select: Select, axis: str, block: int) -> Step:
 
 
 def _insert(body: RowBody, select: Select, axis: str, block: int) -> Step:
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     code = _code(body, select, axis, step)
-    tile = _tile(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
+    tile = tile_for(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
     best = body.fresh("q")
     step.declares.append(body.array(f"{code}::packed", best, select.count))
     step.declares.append(f"for (int j = 0; j < {select.count} * L; ++j) {best}[j] = {code}::last;")
@@ -203,9 +127,9 @@ def _insert(body: RowBody, select: Select, axis: str, block: int) -> Step:
 
 
 def _runs(body: RowBody, select: Select, axis: str, block: int) -> Step:
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     code = _code(body, select, axis, step)
-    tile = _tile(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
+    tile = tile_for(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
     best = body.fresh("q")
     kept = 1 << (select.count - 1).bit_length()
     step.declares.append(body.array(f"{code}::packed", best, kept))
@@ -219,7 +143,7 @@ def _runs(body: RowBody, select: Select, axis: str, block: int) -> Step:
 
 
 def _network(body: RowBody, select: Select, axis: str) -> Step:
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     extent = body.program.axes[axis]
     whole = max(16, 1 << (extent - 1).bit_length())
     if whole > _MOST_SORTED:
@@ -239,10 +163,10 @@ def _network(body: RowBody, select: Select, axis: str) -> Step:
 
 
 def _filter(body: RowBody, select: Select, axis: str, block: int) -> Step:
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     kind = work_type(select.value.dtype)
     code = _code(body, select, axis, step)
-    tile = _tile(body, step, kind, axis, block)
+    tile = tile_for(body, step, kind, axis, block)
     best = body.fresh("q")
     step.declares.append(body.array(f"{code}::packed", best, select.count))
     step.declares.append(f"for (int j = 0; j < {select.count}; ++j) {best}[j] = {code}::last;")
@@ -257,7 +181,7 @@ def _groups(select: Select) -> int:
 
 
 def _bound(body: RowBody, select: Select, axis: str) -> Step:
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     kind = work_type(select.value.dtype)
     code = _code(body, select, axis, step)
     best = body.fresh("q")
@@ -277,7 +201,7 @@ def _bound(body: RowBody, select: Select, axis: str) -> Step:
 
 def _whole_row(body: RowBody, select: Select, axis: str) -> Step:
     """The row packed as a whole, then sorted, or split at the last element wanted and its front sorted."""
-    step = Step(select.value, _nothing)
+    step = Step(select.value, nothing)
     extent = body.program.axes[axis]
     code = _code(body, select, axis, step)
     tile = body.fresh("q")
@@ -310,15 +234,23 @@ def _column_sum(body: RowBody, one: ColumnSum, axis: str) -> Step:
 
 
 def _store(body: RowBody, store: Store, axis: str, block: int) -> Step:
-    step = Step(store.value, _nothing)
+    step = Step(store.value, nothing)
     spec = body.program.outputs[store.output]
     if body.plan.lanes > 1 and body.is_transposed_store(store):
-        tile = _tile(body, step, CPP_TYPES[store.value.dtype], axis, block)
+        tile = tile_for(body, step, CPP_TYPES[store.value.dtype], axis, block)
         step.folds += body.store_tile(store, tile.name, "c0", "n")
         return step
 
+    target = body.streamed_to(store, axis)
+    if target is not None:
+        made = body.fresh("b")
+        step.declares.append(body.array(CPP_STORAGE[spec.dtype], made, block))
+        step.folds.append(f"kv_stream({target} + c0, {made}, n);")
+
     def put(body: RowBody, printer: CppPrinter) -> list[str]:
         value = to_storage(body.value(printer, store.value), spec.dtype)
+        if target is not None:
+            return [f"{made}[{axis} - c0] = {value};"]
         return [f"out{store.output}[{body.value(printer, store.offset)}] = {value};"]
 
     step.put = put

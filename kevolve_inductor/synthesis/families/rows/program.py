@@ -211,7 +211,9 @@ def online_pairs(program: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:
     pairs = []
     maxima = {s.result: s for s in program.statements if isinstance(s, Reduce) and s.op == "amax" and s.axis == COLUMNS}
     for step in program.statements:
-        if not isinstance(step, Reduce) or step.op != "sum" or step.axis != COLUMNS or step.value.op != "exp":
+        if not isinstance(step, Reduce) or step.op != "sum" or step.axis != COLUMNS:
+            continue
+        if step.value.op not in ("exp", "exp_below"):
             continue
         shifted = step.value.args[0]
         if shifted.op == "sub" and shifted.args[1] in maxima and maxima[shifted.args[1]].value is shifted.args[0]:

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 from ...expression import expression as ex
 from ...expression.expression import FLOATS, Expr
-from .program import Element, Reduce, RowProgram, Select, Statement, online_pairs, results_of, used_by, without_unused
+from .program import COLUMNS, Element, Reduce, RowProgram, Select, Statement, online_pairs, results_of, used_by, without_unused
 from .single import with_choices, without_single_sums
 
+# The first column of the current block.
+FIRST = "c0"
 _RISING = {"exp", "sigmoid", "tanh"}
 
 
@@ -82,6 +84,23 @@ def with_exponentials_below(program: RowProgram) -> RowProgram:
         s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, marked)) for s in program.statements
     ]
     return program.rewritten(statements, lambda value: ex.substitute(value, marked))
+
+
+def with_constant_quotients(program: RowProgram, block: int) -> RowProgram:
+    """Which channel a column is of, where all columns of a block are of the same: that of the block's first."""
+    first = ex.var(FIRST, program.columns)
+
+    def constant(part: Expr) -> Expr | None:
+        if part.op != "idiv" or part.args[1].op != "const" or int(part.args[1].value) % block:
+            return None
+        position, by = part.args
+        is_column = position.op == "var" and position.value[0] == COLUMNS
+        return ex.make("idiv", part.dtype, (first, by)) if is_column else None
+
+    statements = [
+        s if isinstance(s, Element) else replace(s, value=ex.substitute(s.value, constant)) for s in program.statements
+    ]
+    return program.rewritten(statements, lambda value: ex.substitute(value, constant))
 
 
 def selected_early(program: RowProgram) -> RowProgram:

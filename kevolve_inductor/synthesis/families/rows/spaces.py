@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ....exc import UnsupportedError
+from ....graph.dims import product
 from ....graph.region import ITEM_SIZES
 from ....platforms.platform import Target
 from ...expression import expression as ex
@@ -32,6 +33,11 @@ _SHORTEST_SCANNED = 64
 _WIDEST = 512
 _LANE_COLUMNS = 1024
 _SHORT_COLUMNS = 512
+# Columns of a block of reductions; longer ones where a block is gone through for its maximum, then for its exponentials.
+_BLOCKS = (256, 1024, 128)
+_BLOCKS_ONLINE = (1024, 4096, 256)
+# Outputs beyond so many times the threads' own caches are written past them.
+_STREAMED_CACHES = 2
 _PARALLEL_ELEMENTS = 1 << 15
 _NEVER = 1 << 62
 # Chips whose double-precision units are few: there doubles are slower to compare than pairs of integers.
@@ -75,11 +81,16 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     choices: dict[str, tuple[Choice, ...]] = {
         "algorithm": tuple(algorithms),
         "lanes": ((16, 8, 32) if columns <= _SHORT_COLUMNS else (8, 16)) if in_lanes else (1,),
-        "block": (128, 512, 64),
+        "block": (128, 512, 64) if program.selects else _BLOCKS,
         "parallel_from": _parallel_choices(program),
         "order": ("static", "dynamic"),
     }
+    if _may_stream(program, target):
+        choices["stores"] = ("streamed", "cached")
     simple = simplified(program)
+    if online_pairs(simple):
+        choices["online"] = (True, False)
+        choices["block"] = _BLOCKS_ONLINE
     if simple != program:
         choices["simplify"] = (True, False)
     if reused(passes(simple), {}) or reused(passes(program), {}):
@@ -90,7 +101,19 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["row_select"] = ("bound", "filter", "split")
     if sorts:
         choices["row_sort"] = ("radix", "std")
-    return ScheduleSpace(choices)
+    first: dict[str, Choice] = {name: values[0] for name, values in choices.items()}
+    others = [{**first, name: choices[name][1]} for name in ("stores", "block") if name in choices]
+    return ScheduleSpace(choices, () if program.selects else (first, *others))
+
+
+def _may_stream(program: RowProgram, target: Target) -> bool:
+    """Whether what is written is too much for caches to hold until somebody reads it."""
+    if not any(feature.startswith("avx") for feature in target.features):
+        return False
+    least = _STREAMED_CACHES * target.shared_bytes * max(1, target.threads)
+    stored = [program.outputs[store.output] for store in program.stores if store.axis == COLUMNS]
+    sizes = [product((*spec.shape, ITEM_SIZES[spec.dtype])) for spec in stored]
+    return any(isinstance(size, int) and size >= least for size in sizes)
 
 
 def _lane_selections(chosen: list[Select]) -> tuple[str, ...]:
