@@ -147,7 +147,9 @@ def test_export_and_import_carry_kernels_that_do_not_run_until_they_are_trusted(
     assert (row["source"], row["trusted"]) == ("team", False)
     assert main(["cache", "show", one.entry.key[:8]]) == 0
     text = capsys.readouterr().out
-    assert "source   team" in text and "not trusted: to run it, add 'team'" in text and one.kernel.source.strip() in text
+    assert (
+        "source   team" in text and "not trusted: to run it, add 'team'" in text and one.kernel.source.strip() in text
+    )
     assert main(["cache", "ls"]) == 0 and "(from team, not trusted)" in capsys.readouterr().out
     assert main(["cache", "export", str(tmp_path / "none")]) == 1 and "no kernels to export" in capsys.readouterr().out
     monkeypatch.setenv("KEVOLVE_TRUST", "local,team")

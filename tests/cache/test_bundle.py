@@ -143,7 +143,12 @@ def test_members_of_other_names_are_refused(path, store, name):
 def test_members_that_are_no_files_are_refused(path, store, kind):
     member = tarfile.TarInfo("kernels/" + 64 * "a" + ".json")
     member.type, member.linkname = kind, "/etc/passwd"
-    refused(path, store, tar_of(members_of(pack([packed()])), extra=(member,)), "no bundle has a member of that name or kind")
+    refused(
+        path,
+        store,
+        tar_of(members_of(pack([packed()])), extra=(member,)),
+        "no bundle has a member of that name or kind",
+    )
 
 
 def test_members_that_are_too_large_or_there_twice_are_refused(path, store):

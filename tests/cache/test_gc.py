@@ -96,7 +96,9 @@ def test_with_an_age_old_entries_go_with_all_that_is_theirs(store):
     removals = {removal.name: removal.reason for removal in target.collect(10 * DAY_S)}
     key = example_entry(1).key
     assert removals[f"entries/{key[:2]}/{key}.json"] == "older than 10 days"
-    assert f"objects/{kernel.digest[:2]}/{kernel.digest}.json" in removals and f"trials/{key[:2]}/{key}.jsonl" in removals
+    assert (
+        f"objects/{kernel.digest[:2]}/{kernel.digest}.json" in removals and f"trials/{key[:2]}/{key}.jsonl" in removals
+    )
     assert removals["build/cpp/bb/y.so"] == "older than 10 days"
     again = Store.open(store)
     assert again.get(key) is None and again.get(example_entry(0).key) is not None
