@@ -118,8 +118,8 @@ def test_a_flipped_byte_or_a_missing_end_is_noticed(path, store, share):
     data = pack([packed(0), packed(1)])
     texts = [start for start in range(0, len(data), 512) if data[start : start + 1] == b"{"]
     at = texts[int(share * len(texts))] + 20
-    refused(path, store, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "")
-    refused(path, store, data[: int(share * texts[-1])], "")
+    refused(path, store, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "nothing was imported")
+    refused(path, store, data[: int(share * texts[-1])], "nothing was imported")
 
 
 def test_what_is_no_bundle_says_so(path, store, tmp_path):
