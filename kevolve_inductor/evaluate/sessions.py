@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ..exc import ResourceError, WorkerError
-from ..graph.reference import to_graph_module
+from ..graph.dims import evaluate
+from ..graph.reference import dtype_of, to_graph_module
 from ..kernel import Kernel
 from ..platforms.executor import Call, CompiledKernel, Executor
 from ..platforms.platform import Ceilings
@@ -100,6 +101,9 @@ class BenchSession:
             return {"evaluation": to_json(built)}
         inputs = generate(self._region, self._workload, job.distribution, self._seed, self._executor.device)
         symbols = named(job.distribution, self._workload)[1].symbols
+        too_large = self._too_large(job.kernel, symbols)
+        if too_large is not None:
+            return {"evaluation": to_json(too_large)}
         try:
             suspect = Suspect(built.compiled, job.kernel.workspaces, self._region, symbols, self._executor)
             result = suspect.run(inputs, job.distribution)
@@ -121,15 +125,26 @@ class BenchSession:
             self._built = {kernel.digest: built}
         return self._built[kernel.digest]
 
+    def _too_large(self, kernel: Kernel, symbols: dict[str, int]) -> ResourceFailed | None:
+        """What no attempt is needed for; one would be taken for a crash, and cost the process."""
+        needed = sum(evaluate(w.numel, symbols) * dtype_of(w.dtype).itemsize for w in kernel.workspaces)
+        free = self._executor.free_bytes()
+        return ResourceFailed("bytes of workspace", needed, free) if needed > free else None
+
     def time(self, job: TimeJob) -> dict[str, Any]:
         built = self._build(job.kernel)
         if not isinstance(built, Built):
             return {"evaluation": to_json(built)}
         if not self._contest.known_us:
             return {"evaluation": to_json(Refused("baselines", f"none could be measured: {self._failures}"))}
+        too_large = self._too_large(job.kernel, self._symbols)
+        if too_large is not None:
+            return {"evaluation": to_json(too_large)}
         try:
             candidate = self._in_turn([self._candidate(built.compiled, inputs) for inputs in self._inputs])
             timing = self._contest.time(candidate, job.decide_at)
+        except ResourceError as error:
+            return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
         except RuntimeError as error:
             # A kernel that is timed before it was checked may do anything.
             return {"evaluation": to_json(Crashed(None, str(error)[:500]))}

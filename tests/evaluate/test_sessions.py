@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from kevolve_inductor.evaluate.evaluation import Passed, Refused, from_json
+from kevolve_inductor.evaluate.evaluation import Passed, Refused, ResourceFailed, from_json
 from kevolve_inductor.evaluate.job import OpenJob, RunJob, TimeJob
 from kevolve_inductor.evaluate.sessions import BenchSession, recorded_ceilings
+from kevolve_inductor.kernel import Workspace
 from kevolve_inductor.platforms.cpu_executor import CpuExecutor
 from kevolve_inductor.platforms.platform import Ceilings
 from kevolve_inductor.testing.evaluators import row_sum_kernel, row_sum_region, row_sum_workload
@@ -110,3 +111,16 @@ def test_ceilings_are_remembered_and_survive_a_spoiled_file(tmp_path):
     (path,) = tmp_path.glob("ceilings-*")
     path.write_text("{")
     assert recorded_ceilings(SmallMachine(7.0), tmp_path).bytes_per_s == 7.0
+
+
+def test_workspaces_that_do_not_fit_are_a_limit_and_no_crash(tmp_path):
+    huge = replace(row_sum_kernel(), workspaces=(Workspace("float32", str(2**42)),))
+    job = OpenJob("bench", row_sum_region(), row_sum_workload(), ("inductor",), later=True)
+    session = BenchSession(job, 0, SmallMachine(1e15), tmp_path)
+    for answer in (
+        session.run(RunJob(huge, "normal", str(tmp_path / "outputs"))),
+        session.time(TimeJob(huge, 0.0, 0.0)),
+    ):
+        failed = from_json(answer["evaluation"])
+        assert isinstance(failed, ResourceFailed)
+        assert failed.needed == 4 * 2**42 > failed.available
