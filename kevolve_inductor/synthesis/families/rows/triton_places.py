@@ -15,10 +15,6 @@ from .spaces import column_loads
 from .triton_space import Run, Space, SpacePrinter, Tile
 
 
-# With so many stages the one tile that is read ahead leaves shared memory at the end of a turn (``triton_ahead``).
-THROUGH_SHARED = 2
-
-
 @dataclass(frozen=True)
 class Programs:
     """``count`` persistent programs; 0: as many programs as tiles.

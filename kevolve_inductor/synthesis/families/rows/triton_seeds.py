@@ -24,6 +24,8 @@ _NARROWEST = 32
 _MANY_HELD = 32
 # The same where sums over all rows are kept as well: a thread's numbers, not its columns.
 _MANY_SUMMED = 40
+# Stages of persistent programs whose one tile read ahead leaves shared memory at the end of a turn (``triton_ahead``).
+THROUGH_SHARED = 2
 # A row of up to this many numbers is held by one program.
 MOST_HELD = 32768
 _MOST_IN_THREAD = 128
@@ -106,8 +108,9 @@ def _held(facts: RowFacts) -> Iterable[Seed]:
         yield _seed("tile", n)
     # With more than one tensor Triton may choose layouts in which every thread holds the whole row.
     fills = facts.programs(lanes[0]) < 2 and facts.loads == 1 and not facts.weights
-    if fills and 2 * facts.row_bytes <= facts.shared_bytes:
-        yield _seed("tile", lanes[0], programs=facts.units, stages=3)
+    if fills and facts.row_bytes <= facts.shared_bytes:
+        stages = 3 if 2 * facts.row_bytes <= facts.shared_bytes else THROUGH_SHARED
+        yield _seed("tile", lanes[0], programs=facts.units, stages=stages)
     for n in lanes[2:4]:
         yield _seed("tile", n)
 
@@ -124,7 +127,7 @@ def _walked(facts: RowFacts) -> Iterable[Seed]:
 
 
 def _spread(facts: RowFacts) -> Iterable[Seed]:
-    for lanes, depth in ((256, 1), (512, 1), (128, 2), (256, 2), (1024, 1), (128, 1)):
+    for lanes, depth in ((256, 2), (256, 1), (512, 2), (512, 1), (128, 2), (1024, 1)):
         if lanes * facts.vector * depth <= 2 * facts.columns:
             yield _seed("spread", lanes, depth=depth)
     yield from _walked(facts)

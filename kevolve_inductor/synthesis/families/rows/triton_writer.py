@@ -13,7 +13,8 @@ from .spaces import column_loads
 from .triton_ahead import Ahead, AheadThroughShared
 from .triton_arithmetic import sums_below
 from .triton_folds import Fold, OnlineFold, ReduceFold, combined, identity, of_row, reduced
-from .triton_places import THROUGH_SHARED, Programs, TritonPlaces
+from .triton_places import Programs, TritonPlaces
+from .triton_seeds import THROUGH_SHARED
 from .triton_space import Space, SpacePrinter, Tile
 from .triton_steps import Selector
 
