@@ -11,10 +11,12 @@ from ...family import Schedule, ScheduleSpace
 from .. import common
 from .cpp import is_gathered, phases
 from .lanes import VECTOR_BYTES
+from .padded import padded
 from .plan import StencilPlan
 from .triton import row_axis
 from .weights import BackwardPlan, WeightPlan
 
+_SHORT_ROW = 128
 _LANES = (256, 128, 64)
 # The most taps that a thread of a GPU has written out one by one, over all of its results.
 _MOST_TEXT = 800
@@ -43,7 +45,11 @@ def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], thread
     blocks.sort(key=lambda size: (others * -(-rows // size) < 4 * threads, -size))
     choices["rows"] = tuple(dict.fromkeys(blocks))[:3]
     choices["order"] = ("static", "dynamic")
-    return common.seeded(choices, {"order": "dynamic"}, {"lanes": 64})
+    copied = padded(plan)
+    if copied is not None and copied.most_rows:
+        # The longer a row, the less its ends matter.
+        choices["padded"] = (True, False) if extent < _SHORT_ROW else (False, True)
+    return common.seeded(choices, {"order": "dynamic"}, {"padded": extent >= _SHORT_ROW}, {"lanes": 64})
 
 
 def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
