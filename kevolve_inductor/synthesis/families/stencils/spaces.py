@@ -18,8 +18,8 @@ from .weights import BackwardPlan, WeightPlan
 
 _SHORT_ROW = 128
 _LANES = (256, 128, 64)
-# The most taps that a thread of a GPU has written out one by one, over all of its results.
-_MOST_TEXT = 800
+# The most taps that a thread of a GPU has written out one by one, in a row of its results and in all of them.
+_MOST_IN_ROW, _MOST_TEXT = 640, 800
 # Running products of all taps that a program of four warps keeps in registers.
 _SUM_ELEMENTS = 6144
 
@@ -64,7 +64,7 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     extent = task.inner[1]
     widest = VECTOR_BYTES // min(ITEM_SIZES.get(spec.dtype, 4) for spec in (*plan.inputs, *plan.outputs))
     lanes = [size for size in (8, 4, 2, 1) if isinstance(extent, int) and extent % size == 0] or [1]
-    lanes = [size for size in lanes if plan.taps * size <= 2 * _MOST_TEXT] or [1]
+    lanes = [size for size in lanes if plan.taps * size <= _MOST_IN_ROW] or [1]
     # Vectors of 16 bytes first, then wider units, then narrower ones.
     preferred = min(widest, lanes[0])
     lanes.sort(key=lambda size: (size != preferred, -size))
@@ -77,7 +77,7 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     rows = [size for size in rows if size <= most] or [1]
     rows.sort(key=lambda size: (abs(size - (4 if shared > 4 else 2 if shared else 1)), size))
     choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": (128, 256, 512), "num_warps": (4, 2, 8)}
-    changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[-1]}, *changes]
+    changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[:3][-1]}, *changes]
     return common.seeded(choices, *changes)
 
 
