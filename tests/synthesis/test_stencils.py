@@ -321,6 +321,55 @@ def test_every_schedule_agrees(name: str, folder: Path) -> None:
             assert_same(run_cpp(build(FAMILY, found.match, schedule, folder), inputs, expected), expected)
 
 
+def unbounded_weight() -> Tensor:
+    weight = finite(5, 1, 3, 3)
+    weight[0, 0, 0, 0], weight[1, 0, 2, 1], weight[2, 0, 1, 1] = math.inf, math.nan, -math.inf
+    return weight
+
+
+PADDED: dict[str, Case] = {
+    "seven by seven": Case(lambda x, w, b: conv2d(x, w, b, padding=3, groups=x.shape[1]) + x,
+                           lambda: [finite(2, 5, 27, 28), finite(5, 1, 7, 7), finite(5)]),
+    "strided and dilated": Case(lambda x, w: depthwise(x, w, stride=2, padding=(2, 1), dilation=2),
+                                lambda: [finite(2, 5, 23, 37), finite(5, 1, 3, 3)]),
+    "bfloat16": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+        finite(3, 5, 18, 20, dtype=torch.bfloat16), finite(5, 1, 3, 3, dtype=torch.bfloat16)]),
+    "float16, whose padding is multiplied": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+        finite(3, 5, 18, 20, dtype=torch.float16), unbounded_weight().half()]),
+    "weights that are no numbers": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+        finite(3, 5, 18, 20), unbounded_weight()]),
+    "maximum": Case(lambda x: max_pool2d(relu(x), 3, 2, 1), lambda: [tied(2, 3, 33, 35)]),
+    "average": Case(lambda x: avg_pool2d(x, 3, 1, 1), lambda: [finite(2, 3, 30, 31)]),
+    "windows side by side": Case(lambda x: avg_pool2d(x, 2), lambda: [finite(2, 3, 62, 64)]),
+    "padded beforehand": Case(padded_maximum, lambda: [tied(2, 3, 33, 35)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_planes_are_copied_with_their_padding(name: str, folder: Path) -> None:
+    found = find(FAMILY, PADDED[name].function, PADDED[name].inputs())
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    space = FAMILY.space(found.match, CPU)
+    assert space.choices["padded"] == (True, False)
+    for rows in space.choices["rows"]:
+        schedule = {**space.default, "rows": rows}
+        assert "kv_block" in kernel_of(FAMILY, found.match, schedule).source
+        assert_same(run_cpp(build(FAMILY, found.match, schedule, folder), inputs, expected), expected)
+
+
+@pytest.mark.parametrize(
+    "function, inputs",
+    [
+        (lambda x: avg_pool2d(x, 3, 2, 1, count_include_pad=False), [finite(2, 3, 32, 32)]),
+        (lambda x: max_pool2d(x, 3, 2, 1, return_indices=True), [finite(2, 3, 32, 32)]),
+        (lambda x: max_pool3d(x, 2), [finite(2, 3, 12, 12, 12)]),
+        (lambda x: avg_pool2d(x, 3, 1, 1), [finite(1, 1, 3, 20000)]),
+    ],
+)
+def test_what_a_copy_does_not_hold_is_not_copied(function: Callable[..., Any], inputs: list[Tensor]) -> None:
+    assert "padded" not in FAMILY.space(find(FAMILY, function, inputs).match, CPU).choices
+
+
 def test_a_dynamic_batch_takes_any_size(folder: Path) -> None:
     match = find(FAMILY, lambda x: avg_pool2d(x, 3, 2, 1) * 2, [finite(9, 6, 20, 24)], dynamic=True).match
     assert region_of(match).symbol_names == ("s0",)
@@ -361,6 +410,8 @@ TRITON_CASES: dict[str, tuple[Case, dict[str, int]]] = {
     "plane as wide as a vector": (Case(with_residual, lambda: [finite(3, 3, 16, 8), finite(3, 1, 3, 3), finite(3)]),
                                   {"lanes": 8, "rows": 2}),
     "odd plane": (depthwise_case(3, 19, padding=1), {}),
+    "weights that are no numbers": (Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+        finite(2, 5, 12, 16), unbounded_weight()]), {"lanes": 4, "rows": 4}),
     "channels last": (Case(lambda x, w: depthwise(x, w, padding=1, stride=2),
                            lambda: [channels_last(finite(2, 16, 12, 16)), finite(16, 1, 3, 3)]), {"rows": 2}),
     "average of what is there": (Case(lambda x: avg_pool2d(x, 3, 2, 1, True, False), lambda: [finite(2, 3, 32, 32)]), {}),

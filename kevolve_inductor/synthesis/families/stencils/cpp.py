@@ -19,6 +19,7 @@ from ...expression.flat import FlatCppPrinter
 from ...expression.loops import Store
 from ...expression.remainder import CPP_REMAINDER
 from ...family import Schedule
+from .padded import block_text, guard_text, padded
 from .plan import StencilPlan
 from .windows import MARKS, Window
 
@@ -53,7 +54,7 @@ def source_of(*texts: str) -> str:
 def stencil_text(plan: StencilPlan, schedule: Schedule) -> str:
     """The function ``kevolve_kernel`` and what it calls, without the prelude."""
     text = _Text(plan, schedule)
-    return f"{text.row()}\n{text.entry()}"
+    return "\n".join([*text.functions(), text.entry()])
 
 
 class WindowPrinter(FlatCppPrinter):
@@ -81,6 +82,9 @@ class _Text:
         outer = self.task.axes[:-1]
         self.rows, self.outer = (outer[-1], outer[:-1]) if outer else (("row", 1), ())
         self.block, self.order = int(schedule["rows"]), schedule["order"]
+        self.padded = padded(plan) if schedule.get("padded") else None
+        if self.padded is not None:
+            self.block = min(self.block, self.padded.most_rows)
         self.window = self.task.window_of(self.inner)
         self.lanes = phases(plan)
         # Channels that are the fastest axis have weights far apart: they are gathered once for many rows.
@@ -91,6 +95,15 @@ class _Text:
     def _signature(self, function: str, *numbers: str) -> str:
         head = signature(function, self.plan.inputs, self.plan.outputs, (*self.plan.symbols, *numbers))
         return head.replace("__restrict in", "__restrict a")
+
+    def functions(self) -> list[str]:
+        """What the entry calls."""
+        if self.padded is None:
+            return [self.row()]
+        head = self._signature("kv_block", *(name for name, _ in self.outer), "first", "last")
+        head = head.replace('extern "C" int64_t', "static inline int64_t")
+        block = block_text(self.padded, head, lambda: WindowPrinter(lambda number: "false"), self.block)
+        return [self.row(), block] if self.padded.guarded else [block]
 
     # --- a row ---
 
@@ -193,11 +206,21 @@ class _Text:
                 lines.append(f"failed |= kv_row<{across}, {along}, {column}>({arguments});")
             return lines
 
-        return [
+        if self.padded is not None and not self.padded.guarded:
+            return [self._block_call()]
+        rows = [
             f"for (int64_t {self.rows[0]} = first; {self.rows[0]} < last; ++{self.rows[0]}) {{",
             f"if ({self._is_free_across()}) {{", *calls("true"), "} else {", *calls("false"), "}",
             "}",
         ]  # fmt: skip
+        if self.padded is None:
+            return rows
+        guard = guard_text(self.padded, WindowPrinter(lambda number: "false"))
+        return [*guard, "if (guard == 0) {", self._block_call(), "} else {", *rows, "}"]
+
+    def _block_call(self) -> str:
+        arguments = [*self.names, *self.plan.symbols, *(name for name, _ in self.outer), "first", "last"]
+        return f"failed |= kv_block({', '.join(arguments)});"
 
     def _spans(self) -> list[tuple[str, str, str, int]]:
         """A row's parts: whether windows stay within the source along it, from where to where, and the column if it is one.

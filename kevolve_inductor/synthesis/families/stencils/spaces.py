@@ -11,13 +11,15 @@ from ...family import Schedule, ScheduleSpace
 from .. import common
 from .cpp import is_gathered, phases
 from .lanes import VECTOR_BYTES
+from .padded import padded
 from .plan import StencilPlan
 from .triton import row_axis
 from .weights import BackwardPlan, WeightPlan
 
+_SHORT_ROW = 128
 _LANES = (256, 128, 64)
-# The most taps that a thread of a GPU has written out one by one, over all of its results.
-_MOST_TEXT = 800
+# The most taps that a thread of a GPU has written out one by one, in a row of its results and in all of them.
+_MOST_IN_ROW, _MOST_TEXT = 640, 800
 # Running products of all taps that a program of four warps keeps in registers.
 _SUM_ELEMENTS = 6144
 
@@ -43,7 +45,11 @@ def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], thread
     blocks.sort(key=lambda size: (others * -(-rows // size) < 4 * threads, -size))
     choices["rows"] = tuple(dict.fromkeys(blocks))[:3]
     choices["order"] = ("static", "dynamic")
-    return common.seeded(choices, {"order": "dynamic"}, {"lanes": 64})
+    copied = padded(plan)
+    if copied is not None and copied.most_rows:
+        # The longer a row, the less its ends matter.
+        choices["padded"] = (True, False) if extent < _SHORT_ROW else (False, True)
+    return common.seeded(choices, {"order": "dynamic"}, {"padded": extent >= _SHORT_ROW}, {"lanes": 64})
 
 
 def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
@@ -58,7 +64,7 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     extent = task.inner[1]
     widest = VECTOR_BYTES // min(ITEM_SIZES.get(spec.dtype, 4) for spec in (*plan.inputs, *plan.outputs))
     lanes = [size for size in (8, 4, 2, 1) if isinstance(extent, int) and extent % size == 0] or [1]
-    lanes = [size for size in lanes if plan.taps * size <= 2 * _MOST_TEXT] or [1]
+    lanes = [size for size in lanes if plan.taps * size <= _MOST_IN_ROW] or [1]
     # Vectors of 16 bytes first, then wider units, then narrower ones.
     preferred = min(widest, lanes[0])
     lanes.sort(key=lambda size: (size != preferred, -size))
@@ -71,7 +77,7 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     rows = [size for size in rows if size <= most] or [1]
     rows.sort(key=lambda size: (abs(size - (4 if shared > 4 else 2 if shared else 1)), size))
     choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": (128, 256, 512), "num_warps": (4, 2, 8)}
-    changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[-1]}, *changes]
+    changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[:3][-1]}, *changes]
     return common.seeded(choices, *changes)
 
 

@@ -1,0 +1,240 @@
+"""Stencils of small planes as C++: a block of rows is copied with its padding first, and whole vectors read the copy.
+
+Beside the borders of a plane every tap is a condition, and in a row of 28 results these are a good part. The copy holds the
+fold's neutral value where the source ends, in the type of the sums. A weight that is not a number would show there, where
+its tap does not count: such a block goes the other way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...expression import expression as ex
+from ...expression.access import replace_variables
+from ...expression.cpp import CPP_TYPES, CppPrinter, literal, to_storage
+from ...expression.expression import Expr
+from .plan import FOLDED, PLACE, REACH, StencilPlan, StencilTask, tap_name
+from .windows import MARKS, Window, simplified
+
+# Rows of results that share what they read of the copy.
+_GROUP = 4
+# Values of a copy: it stays in the first-level cache beside what is written.
+_MOST_COPIED = 8192
+# Sums are computed for whole vectors of the widest kind.
+_VECTOR = 16
+# Variables that stand for a position of the source along the rows and along a row.
+_DOWN, _ALONG = "down", "along"
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One window's axis: place ``a`` has tap ``k`` at position ``a * stride + base + k * dilation`` of ``size``."""
+
+    axis: str
+    number: int
+    window: Window
+    base: int
+
+    @property
+    def reach(self) -> int:
+        return (self.window.taps - 1) * self.window.dilation + 1
+
+
+@dataclass(frozen=True)
+class Padded:
+    """What is copied (``source``, over ``down`` and ``along``) and what a tap makes of it."""
+
+    task: StencilTask
+    down: _Side
+    along: _Side
+    source: Expr
+    weight: Expr | None
+    guarded: bool
+
+    @property
+    def pitch(self) -> int:
+        """Columns of the copy."""
+        return (self.columns - 1) * self.along.window.stride + self.along.reach
+
+    @property
+    def columns(self) -> int:
+        """Results of a row, rounded up to whole vectors."""
+        return -(-int(self.task.inner[1]) // _VECTOR) * _VECTOR
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of results whose copy is small enough, 0 if not one is."""
+        fitting = (_MOST_COPIED // self.pitch - self.down.reach) // self.down.window.stride + 1
+        return max(fitting // self.group * self.group, 0)
+
+    @property
+    def group(self) -> int:
+        """Rows of results that are computed at once."""
+        return _GROUP if self.down.reach > self.down.window.stride else 1
+
+    def copied_rows(self, block: int) -> int:
+        whole = -(-block // self.group) * self.group
+        return (whole - 1) * self.down.window.stride + self.down.reach
+
+
+def padded(plan: StencilPlan) -> Padded | None:
+    """``None`` where a stencil is not of the kind: two windows, one along the result's rows, all sizes known."""
+    task = plan.task
+    if len(plan.windows) != 2 or len(task.axes) < 2 or any(w.divide != 1 for w in plan.windows):
+        return None
+    down, along = (_side(task, task.axes[which]) for which in (-2, -1))
+    asked = {name for store in task.stores for name in ex.variables(store.value)}
+    marked = any(part.op in MARKS for store in task.stores for part in ex.walk(store.value))
+    if down is None or along is None or asked & {PLACE, REACH} or marked:
+        return None
+    factors = task.term.args if task.term.op == "mul" else (task.term,)
+    sources = [factor for factor in factors if any(part.op in MARKS for part in ex.walk(factor))]
+    if len(sources) != 1 or (len(factors) == 2 and plan.kind != "sum"):
+        return None
+    source = _at_positions(sources[0], {down.number: _DOWN, along.number: _ALONG})
+    weight = next((factor for factor in factors if factor is not sources[0]), None)
+    moving = {down.axis, along.axis, *(tap_name(number) for number in range(2))}
+    if source is None or ex.variables(source) & moving or (weight and ex.variables(weight) & {down.axis, along.axis}):
+        return None
+    return Padded(task, down, along, source, weight, weight is not None and bool(task.counted))
+
+
+def _side(task: StencilTask, axis: tuple[str, object]) -> _Side | None:
+    number = task.window_of(axis[0])
+    if number is None or not isinstance(axis[1], int):
+        return None
+    window, place = task.plan.windows[number], task.plan.places[number]
+    if not isinstance(window.size, int) or place is None:
+        return None
+    return _Side(axis[0], number, window, place[1] * window.stride + window.base + window.shift)
+
+
+def _at_positions(source: Expr, names: Mapping[int, str]) -> Expr | None:
+    """``source`` at positions that are known to lie inside."""
+    done: dict[Expr, Expr] = {}
+    for part in ex.walk(source):
+        if part.op in ("clamped", "inside"):
+            size, number = part.value
+            inside = ex.var(names[number], size)
+            done[part] = inside if part.op == "clamped" else ex.const(True, "bool")
+        elif part.op in MARKS:
+            return None
+        else:
+            args = tuple(done[argument] for argument in part.args)
+            done[part] = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
+    return simplified(done[source], {})
+
+
+def block_text(found: Padded, head: str, new_printer: Callable[[], CppPrinter], rows: int) -> str:
+    """The function of signature ``head`` that computes rows ``first`` to ``last``, ``rows`` of them at most.
+
+    Every scope has a printer of its own.
+    """
+    kind = CPP_TYPES[found.task.plan.held]
+    lines = [
+        f"{head} {{",
+        "int64_t bad = 0;",
+        f"alignas(64) {kind} copy[{found.copied_rows(rows) * found.pitch}];",
+        *_copied(found, kind, new_printer()),
+    ]
+    printer = new_printer()
+    for number, weight in enumerate(_weights(found)):
+        lines += _taken(printer, f"const {kind} w{number} = {printer.value(weight)};")
+    (name, extent), group, row = found.task.inner, found.group, found.down.axis
+    step = found.down.window.stride * found.pitch
+    lines += [
+        f"alignas(64) {kind} sums[{group}][{found.columns}];",
+        f"for (int64_t begin = first; begin < last; begin += {group}) {{",
+        f"const {kind}* __restrict top = copy + (begin - first) * {step};",
+        "#pragma GCC ivdep",
+        f"for (int64_t c = 0; c < {found.columns}; ++c) {{",
+        *_folded(found, kind),
+        "}",
+        f"for (int64_t {row} = begin; {row} < std::min<int64_t>(begin + {group}, last); ++{row}) {{",
+        "#pragma GCC ivdep",
+        f"for (int64_t {name} = 0; {name} < {extent}; ++{name}) {{",
+        *_stores(found, new_printer(), f"sums[{row} - begin][{name}]"),
+        "}", "}", "}", "return bad;", "}",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _folded(found: Padded, kind: str) -> list[str]:
+    """The sums of a group of rows at column ``c``: what is read once goes to every row that it belongs to."""
+    plan, down, along = found.task.plan, found.down.window, found.along.window
+    lines = [f"{kind} s{row} = {literal(_neutral(found), plan.held)};" for row in range(found.group)]
+    for line in range(found.copied_rows(found.group)):
+        taps = [(row, line - row * down.stride) for row in range(found.group)]
+        used = [
+            (row, at // down.dilation) for row, at in taps if 0 <= at < found.down.reach and at % down.dilation == 0
+        ]
+        for column in range(along.taps) if used else ():
+            place = line * found.pitch + column * along.dilation
+            lines.append(f"{{ const {kind} x = top[c * {along.stride} + {place}];")
+            for row, tap in used:
+                weight = f" * w{tap * along.taps + column}" if found.weight is not None else ""
+                lines.append(f"s{row} += x{weight};" if plan.kind == "sum" else f"s{row} = kv_greater(x, s{row});")
+            lines.append("}")
+    return [*lines, *(f"sums[{row}][c] = s{row};" for row in range(found.group))]
+
+
+def guard_text(found: Padded, printer: CppPrinter) -> list[str]:
+    """Lines after which ``guard`` is 0 where all weights are numbers."""
+    texts = [f"({printer.value(weight)}) * 0" for weight in _weights(found)]
+    return _taken(printer, f"const {CPP_TYPES[found.task.plan.held]} guard = {' + '.join(texts)};")
+
+
+def _copied(found: Padded, kind: str, printer: CppPrinter) -> list[str]:
+    """Lines that fill ``copy``."""
+    down, along = found.down, found.along
+    whole = f"(last - first + {found.group - 1}) / {found.group} * {found.group}"
+    rows = f"({whole} - 1) * {down.window.stride} + {down.reach}"
+    begin, end = max(-along.base, 0), min(int(along.window.size) - along.base, found.pitch)
+    value = printer.value(found.source)
+    return [
+        f"for (int64_t r = 0; r < {rows}; ++r) {{",
+        f"{kind}* __restrict line = copy + r * {found.pitch};",
+        f"std::fill_n(line, {found.pitch}, {literal(_neutral(found), found.task.plan.held)});",
+        f"const int64_t {_DOWN} = first * {down.window.stride} + ({down.base}) + r;",
+        f"if ({_DOWN} < 0 || {_DOWN} >= {down.window.size}) continue;",
+        "#pragma GCC ivdep",
+        f"for (int64_t c = {begin}; c < {end}; ++c) {{",
+        f"const int64_t {_ALONG} = c + ({along.base});",
+        *_taken(printer, f"line[c] = {value};"),
+        "}",
+        "}",
+    ]
+
+
+def _stores(found: Padded, printer: CppPrinter, total: str) -> list[str]:
+    plan = found.task.plan
+    folded = ex.make("copied", plan.held, (), FOLDED)
+    printer.name(folded, total)
+    lines = []
+    for store in found.task.stores:
+        value = replace_variables(store.value, {FOLDED: folded})
+        stored = to_storage(printer.value(value), plan.outputs[store.output].dtype)
+        lines += _taken(printer, f"out{store.output}[{printer.value(store.offset)}] = {stored};")
+    return lines
+
+
+def _taken(printer: CppPrinter, *texts: str) -> list[str]:
+    """What was printed since, then ``texts``."""
+    lines = [*printer.lines, *texts]
+    printer.lines.clear()
+    return lines
+
+
+def _weights(found: Padded) -> list[Expr]:
+    """The other factor of each tap, in order."""
+    if found.weight is None:
+        return []
+    taps = itertools.product(*(range(window.taps) for window in found.task.plan.windows))
+    return [simplified(found.weight, {tap_name(k): ex.index(tap) for k, tap in enumerate(here)}) for here in taps]
+
+
+def _neutral(found: Padded) -> float:
+    return 0.0 if found.task.plan.kind == "sum" else -math.inf
