@@ -30,13 +30,16 @@ _CALLS: dict[str, Callable[..., None]] = {}
 _ISA_PREFIXES = ("sse", "ssse", "avx", "fma", "bmi", "f16c", "popcnt", "amx", "aes", "vaes", "pclmul", "vpclmul", "gfni",
                  "sha", "adx", "movbe", "abm", "asimd", "sve", "neon", "fphp", "bf16", "i8mm", "cx16")  # fmt: skip
 
-# Triad of McCalpin's STREAM over three arrays, each beyond the last-level cache, and chains of independent
-# multiply-adds in registers; best of a few repeats.
+# Triad of McCalpin's STREAM over three arrays, each beyond the last-level cache; a copy with stores past the caches, which
+# do not read first what they overwrite; and chains of independent multiply-adds in registers; best of a few repeats.
 _CEILINGS = r"""
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <omp.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 typedef float lanes __attribute__((vector_size(64)));
 static double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -59,6 +62,26 @@ extern "C" __attribute__((visibility("default"))) double triad(int64_t n, int re
   }
   std::free(a); std::free(b); std::free(c);
   return 12.0 * n / best;
+}
+extern "C" __attribute__((visibility("default"))) double copy_past_caches(int64_t n, int repeats) {
+  double best = 1e30;
+#if defined(__AVX__)
+  float* a = (float*)std::aligned_alloc(64, n * 4);
+  float* b = (float*)std::aligned_alloc(64, n * 4);
+  if (a && b) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < n; i++) { a[i] = 0; b[i] = 1; }
+    for (int r = 0; r < repeats; r++) {
+      double start = now();
+#pragma omp parallel for
+      for (int64_t i = 0; i < n; i += 8) _mm256_stream_ps(a + i, _mm256_load_ps(b + i));
+      double took = now() - start;
+      best = took < best ? took : best;
+    }
+  }
+  std::free(a); std::free(b);
+#endif
+  return 8.0 * n / best;
 }
 extern "C" __attribute__((visibility("default"))) double multiply_add(int64_t steps, int repeats) {
   double best = 1e30;
@@ -228,6 +251,7 @@ def measured_ceilings() -> Ceilings:
         library = ctypes.CDLL(str(compile_cpp(_CEILINGS, Path(folder), checked=False)))
     for name, arguments in (
         ("triad", (ctypes.c_int64, ctypes.c_int)),
+        ("copy_past_caches", (ctypes.c_int64, ctypes.c_int)),
         ("multiply_add", (ctypes.c_int64, ctypes.c_int)),
         ("fork_join", (ctypes.c_int,)),
     ):
@@ -236,7 +260,7 @@ def measured_ceilings() -> Ceilings:
     floats = min(_TRIAD_CACHES * last_level_cache_bytes(), 2**28) // 64 * 16
     single = library.multiply_add(2_000_000, 5)
     return Ceilings(
-        bytes_per_s=library.triad(floats, 6),
+        bytes_per_s=max(library.triad(floats, 6), library.copy_past_caches(floats, 6)),
         flops_per_s={"float32": single, "float64": single / 2},
         launch_s=min(library.fork_join(200) for _ in range(3)),
     )

@@ -30,6 +30,8 @@ from .simplify import shortened, with_constant_quotients, with_exponentials_belo
 # Elements of one input kept transposed for the whole row; beyond that every sweep transposes it block by block.
 _WHOLE_TILE = 16384
 _STACK_BYTES = 1 << 21
+# Exponentials of a row that are kept until their maximum is known.
+_MOST_BELOW = 1 << 17
 # From here on reductions of a short axis go through tiles as well.
 _LONG_AXIS = 32
 
@@ -82,7 +84,13 @@ def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     function = body.function()
     entry = body.entry()
     text = "\n".join([*function, *entry, ""])
-    return used_only(f"{CPP_PRELUDE}{pieces_for(text)}\n{text}")
+    return used_only(f"{_vectors(schedule)}{CPP_PRELUDE}{pieces_for(text)}\n{text}")
+
+
+def _vectors(schedule: Schedule) -> str:
+    """Compilers take half of the longest vectors for chips that they do not know, and for those that once ran slower by them."""
+    bits = schedule.get("vector")
+    return f'#pragma GCC target("prefer-vector-width={bits}")\n' if bits else ""
 
 
 class RowPrinter(CppPrinter):
@@ -114,9 +122,25 @@ class RowBody:
         self.stack_bytes = 0
         self.count = 0
         self.joined = dict(online_pairs(program)) if plan.online else {}
+        self.kept_below = self._used_again() if plan.keep else set()
         self.columns = CppColumns(program) if program.column_sums else None
         if self.columns and plan.lanes:
             raise EmissionError("sums over all rows need one row at a time")
+
+    def _used_again(self) -> set[Expr]:
+        """Exponentials that are computed for a sum while the maximum is not yet known and fit into a core's own cache."""
+        sums = list(self.joined.values())
+        if self.program.columns > _MOST_BELOW:
+            return set()
+        ends = (*self.program.statements, *self.program.column_sums, *self.program.stores)
+        values = [_value(step) for step in ends if step not in sums]
+        used = {part for value in values for part in ex.walk(value)}
+        return {one.value for one in sums if one.value in used}
+
+    def keep(self, expr: Expr, name: str, text: str) -> None:
+        """From now on ``expr`` prints as ``text``."""
+        self.keeps[expr] = ex.var(name, None, expr.dtype)
+        self.texts[name] = text
 
     # --- names ---
 

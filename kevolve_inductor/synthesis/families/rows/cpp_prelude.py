@@ -241,7 +241,7 @@ static inline void kv_streamed() { _mm_sfence(); }
 """
 
 # Exponential of what is not positive: no overflow to care for, results below the normal range are zero. Rounding to an
-# integer by a large number that leaves it in the low bits; else as kv_exp.
+# integer by a large number that leaves it in the low bits; else as kv_exp. The last choice is one maximum, NaN last.
 _PIECES["kv_exp_below"] = r"""
 static inline float kv_exp_below(float x) {
   float t = x * 1.44269504088896341f + 12582912.0f;
@@ -254,19 +254,19 @@ static inline float kv_exp_below(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  p = (p * r + 1.0f) * r + 1.0f;
   float y = std::bit_cast<float>(std::bit_cast<int32_t>(p) + (std::bit_cast<int32_t>(t) << 23));
-  y = x < -87.33f ? 0.0f : y;
-  return x != x ? x : y;
+  return x >= -87.33f ? y : 0.0f > x ? 0.0f : x;
 }
 static inline double kv_exp_below(double x) { return std::exp(x); }
 """
 
 # A block of a row that is read once for its maximum and the sum of exponentials below it. What was summed below a lower
-# maximum is scaled in double. A row without any number above -inf has no such sum, as eager has it.
+# maximum is scaled in double, and so is what was kept. A row without any number above -inf has no such sum, as eager has it.
 _PIECES["kv_online"] = r"""
-template <int B, typename T> static inline void kv_online(T& top, double* total, const T* x, int64_t n) {
-  alignas(64) T best[16], below[B];
+template <typename T>
+static inline void kv_online(T& top, double* total, const T* __restrict x, T* __restrict below, int64_t n) {
+  alignas(64) T best[16];
   for (int l = 0; l < 16; ++l) best[l] = -std::numeric_limits<T>::infinity();
   kv_along_amax(best, x, n);
   const T found = kv_across_amax<16>(best);
@@ -275,10 +275,18 @@ template <int B, typename T> static inline void kv_online(T& top, double* total,
     for (int l = 0; l < 16; ++l) total[l] *= share;
     top = found;
   }
-  if (top == -std::numeric_limits<T>::infinity()) return;
-  const T shift = top;
-  for (int64_t i = 0; i < n; ++i) below[i] = kv_exp_below(x[i] - shift);
+  const T shift = top == -std::numeric_limits<T>::infinity() ? T(0) : top;
+  // The next block comes while this one's exponentials are computed.
+  for (int64_t i = 0; i < n; i += 256) {
+    const int64_t end = std::min<int64_t>(i + 256, n);
+    for (int64_t k = i; k < end; k += 64 / sizeof(T)) __builtin_prefetch(x + n + k);
+#pragma GCC ivdep
+    for (int64_t k = i; k < end; ++k) below[k] = kv_exp_below(x[k] - shift);
+  }
   kv_total(total, below, n);
+}
+template <typename T> static inline T kv_online_share(T shift, T top) {
+  return shift == top && top != -std::numeric_limits<T>::infinity() ? T(1) : T(std::exp(double(shift) - double(top)));
 }
 template <typename T> static inline double kv_online_sum(T top, const double* total) {
   return top == -std::numeric_limits<T>::infinity() ? std::numeric_limits<double>::quiet_NaN() : kv_across_sum<16>(total);

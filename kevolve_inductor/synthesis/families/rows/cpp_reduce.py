@@ -75,15 +75,29 @@ def _all_but_last(reduce: Reduce, axis: str, extent: int) -> Expr | None:
 
 
 def _online(body: RowBody, top: Reduce, total: Reduce, axis: str, block: int) -> Step:
-    """A maximum and the sum of exponentials below it: a block's own maximum is known before its exponentials are."""
+    """A maximum and the sum of exponentials below it: a block's own maximum is known before its exponentials are.
+
+    Where later sweeps need these again, they are kept, below the maximum that was known then, with what that makes of them.
+    """
     step = Step(top.value, nothing)
     kind = CPP_TYPES[top.value.dtype]
     tile = tile_for(body, step, kind, axis, block, padded=False)
-    sums, width = body.fresh("a"), body.plan.width
-    for one in (top, total):
-        body.define_scalar(one.result.value[0])
+    sums, below, width = body.fresh("a"), body.fresh("m"), body.plan.width
     name, sum_name = top.result.value[0], total.result.value[0]
+    for scalar in (name, sum_name):
+        body.define_scalar(scalar)
     step.declares += [f"{kind} {name} = {lowest(top.value.dtype, kind)};", f"alignas(64) double {sums}[{width}] = {{}};"]
-    step.folds.append(f"kv_online<{block}>({name}, {sums}, {tile.name}, n);")
     step.finish.append(f"const {kind} {sum_name} = {kind}(kv_online_sum({name}, {sums}));")
+    extent = body.program.axes[axis]
+    if total.value not in body.kept_below:
+        step.declares.append(body.array(kind, below, block))
+        step.folds.append(f"kv_online({name}, {sums}, {tile.name}, {below}, n);")
+        return step
+    shares, blocks = body.fresh("k"), -(-extent // block)
+    step.declares += [body.array(kind, below, extent), body.array(kind, shares, blocks)]
+    step.folds.append(f"kv_online({name}, {sums}, {tile.name}, {below} + c0, n);")
+    step.folds.append(f"{shares}[c0 / {block}] = {name};")
+    share = f"kv_online_share({shares}[i], {name})"
+    step.finish.append(f"for (int i = 0; i < {blocks}; ++i) {shares}[i] = {share};")
+    body.keep(total.value, below, f"({below}[{axis}] * {shares}[c0 / {block}])")
     return step

@@ -85,6 +85,8 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
         "parallel_from": _parallel_choices(program),
         "order": ("static", "dynamic"),
     }
+    if "avx512f" in target.features and not program.selects:
+        choices["vector"] = (512, 256)
     if _may_stream(program, target):
         choices["stores"] = ("streamed", "cached")
     simple = simplified(program)
@@ -102,7 +104,7 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if sorts:
         choices["row_sort"] = ("radix", "std")
     first: dict[str, Choice] = {name: values[0] for name, values in choices.items()}
-    others = [{**first, name: choices[name][1]} for name in ("stores", "block") if name in choices]
+    others = [{**first, name: choices[name][1]} for name in ("stores", "block", "vector") if name in choices]
     return ScheduleSpace(choices, () if program.selects else (first, *others))
 
 
