@@ -1,10 +1,13 @@
 """Joins result files of one benchmark that ran in shards on equal devices of one machine.
 
-python -m benchmarks.merge OUT.json SHARD.json [SHARD.json ...]
+python -m benchmarks.merge OUT.json SHARD.json [SHARD.json ...] [--keep EARLIER.json]
+
+``--keep``: cases that no shard has stand with their figures, and the date, of an earlier run on the same chip.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -20,10 +23,10 @@ from .summary import summary
 _SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "seed")
 
 
-def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """One document with every case once, in the order of ``cases.CASES`` or of their names.
 
-    Raises ``ValueError`` on shards that do not fit.
+    A row of ``earlier`` has a ``date`` of its own. Raises ``ValueError`` on files that do not fit.
     """
     first = shards[0]
     for field in _SAME:
@@ -33,6 +36,11 @@ def merged(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = [row["name"] for row in rows]
     if len(set(names)) < len(names):
         raise ValueError("a case stands in two files")
+    if earlier is not None:
+        if any(earlier[field] != first[field] for field in ("benchmark", "chip")):
+            raise ValueError("the earlier file is of another benchmark or chip")
+        old = ({"date": earlier["date"], "budget_s": earlier["budget_s"]} | row for row in earlier["cases"])
+        rows += [row for row in old if row["name"] not in names]
     rows.sort(key=lambda row: _place(row["name"]))
     flops: dict[str, float] = {}
     for shard in shards:
@@ -54,14 +62,16 @@ def _place(name: str) -> tuple[int, list[tuple[str, int]]]:
     return (known.index(name) if name in known else len(known), parts)
 
 
-def main(argv: Sequence[str]) -> int:
-    if len(argv) < 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    out, *shards = map(Path, argv)
-    record.write(out, merged([json.loads(path.read_text()) for path in shards]))
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="merge", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--keep", type=Path, metavar="EARLIER", help="rows of cases that were not measured again")
+    arguments = parser.parse_args(argv)
+    earlier = json.loads(arguments.keep.read_text()) if arguments.keep is not None else None
+    record.write(arguments.out, merged([json.loads(path.read_text()) for path in arguments.shards], earlier))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

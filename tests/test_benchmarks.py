@@ -159,6 +159,27 @@ def test_merging_joins_shards_in_the_order_of_their_numbers() -> None:
         merge.merged([shard("features-8"), shard("features-8")])
 
 
+def test_cases_that_were_not_measured_again_stand_with_their_own_date() -> None:
+    def run(date: str, *names: str) -> dict[str, Any]:
+        fields = dict.fromkeys(("benchmark", "chip", "device", "versions", "search", "quick", "seed"))
+        rows = [{"name": name, "family": "chains", "error": None, "disagreements": {}} for name in names]
+        return fields | {
+            "date": date,
+            "ceilings": {"bytes_per_s": 1.0, "flops_per_s": {}},
+            "budget_s": 1,
+            "cases": rows,
+        }
+
+    earlier = run("2026-01-01", "features-8", "features-16")
+    joined = merge.merged([run("2026-02-02", "features-16")], earlier)
+    assert [(row["name"], row.get("date")) for row in joined["cases"]] == [
+        ("features-8", "2026-01-01"),
+        ("features-16", None),
+    ]
+    with pytest.raises(ValueError, match="another"):
+        merge.merged([run("2026-02-02", "features-16")], earlier | {"chip": "another"})
+
+
 class Uneven(StillClock):
     """What was swapped takes ten microseconds at first and half of one when it is timed again."""
 

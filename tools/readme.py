@@ -92,6 +92,7 @@ def longest_compile(document: Document) -> str:
 
 def longtail_row(row: Document, names: list[str]) -> str:
     title = row["name"] if row["origin"] == "table" else f"*{row['name']}*"
+    title += f", {row['date']}" if "date" in row else ""
     if row["error"]:
         return f"| {title} | failed: {row['error'].splitlines()[0][:80]} |" + " |" * (len(names) + 3)
     times = [milliseconds(row["times_us"].get(name)) for name in names]
