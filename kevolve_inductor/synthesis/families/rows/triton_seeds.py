@@ -104,13 +104,17 @@ def _seed(algorithm: str, lanes: int, **others: Choice) -> Seed:
 def _held(facts: RowFacts) -> Iterable[Seed]:
     """Rows in registers, read once; where one of them fills a unit, the next one is read into shared memory meanwhile."""
     lanes = facts.lanes(_MANY_HELD, facts.loads)
-    for n in lanes[:2]:
-        yield _seed("tile", n)
     # With more than one tensor Triton may choose layouts in which every thread holds the whole row.
     fills = facts.programs(lanes[0]) < 2 and facts.loads == 1 and not facts.weights
-    if fills and facts.row_bytes <= facts.shared_bytes:
-        stages = 3 if 2 * facts.row_bytes <= facts.shared_bytes else THROUGH_SHARED
-        yield _seed("tile", lanes[0], programs=facts.units, stages=stages)
+    if fills and 2 * facts.row_bytes > facts.shared_bytes:
+        if facts.row_bytes <= facts.shared_bytes:
+            yield _seed("tile", lanes[0], programs=facts.units, stages=THROUGH_SHARED)
+        # Nothing else hides their waiting for each other: few threads wait the least.
+        lanes = sorted(lanes)
+    for n in lanes[:2]:
+        yield _seed("tile", n)
+    if fills and 2 * facts.row_bytes <= facts.shared_bytes:
+        yield _seed("tile", lanes[0], programs=facts.units, stages=3)
     for n in lanes[2:4]:
         yield _seed("tile", n)
 
@@ -127,7 +131,7 @@ def _walked(facts: RowFacts) -> Iterable[Seed]:
 
 
 def _spread(facts: RowFacts) -> Iterable[Seed]:
-    for lanes, depth in ((256, 2), (256, 1), (512, 2), (512, 1), (128, 2), (1024, 1)):
+    for lanes, depth in ((64, 2), (128, 2), (64, 4), (256, 2), (128, 4), (256, 1)):
         if lanes * facts.vector * depth <= 2 * facts.columns:
             yield _seed("spread", lanes, depth=depth)
     yield from _walked(facts)
