@@ -233,7 +233,10 @@ class WorkerSlot:
         lately = time.monotonic() - _LOSSES_LAST_S
         wanted = min(self._most_spares, sum(lost > lately for lost in self._lost_at))
         while len(self._spares) < wanted:
-            self._spares.append(WorkerProcess(replace(self._setup, spare=True), self._free_log()))
+            self._spares.append(self._spare())
+
+    def _spare(self) -> WorkerProcess:
+        return WorkerProcess(replace(self._setup, spare=True), self._free_log())
 
     def _free_log(self) -> Path:
         """A name that no running process of this slot writes to."""
@@ -316,9 +319,11 @@ class WorkerSlot:
         return isinstance(answer, dict) and "error" not in answer
 
     def renew(self) -> None:
-        """End the session and the process, and begin starting another for the next session."""
+        """End the session and the process, and begin starting another, which has time to load what the next session needs."""
         self.close()
-        self.start()
+        self._process = self._spare()
+        self._is_open = False
+        self.tenants.clear()
 
     def replace(self) -> None:
         """Use a new process from the next question on."""
