@@ -301,6 +301,90 @@ def test_numbers_that_are_not_finite_go_where_eager_has_them(name: str, tmp_path
     assert_matches_eager(FAMILY, match, inputs, (), tmp_path, FAMILY.space(match, CPU).default)
 
 
+# Caches so small that every output goes past them.
+STREAMED = replace(CPU, shared_bytes=64, threads=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_choice_in_cpp_agrees_with_eager(name: str, tmp_path: Path) -> None:
+    """Of the choices that change the order or the precision of what is summed, or the way that results are written."""
+    kinds = ("stores", "terms", "online", "keep", "block")
+    for found in found_on(name, "cpu"):
+        for match in found.matches:
+            space = FAMILY.space(match, STREAMED)
+            expected = values_of(found, match.outputs)
+            for kind in (kind for kind in kinds if kind in space.choices):
+                schedule = {**space.default, kind: space.choices[kind][-1]}
+                assert_same(
+                    run_cpp(build(FAMILY, match, schedule, tmp_path), values_of(found, match.inputs), expected),
+                    expected,
+                )
+
+
+def test_what_is_streamed_is_whole_wherever_rows_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of odd lengths begin anywhere within a line of memory, and may be shorter than one."""
+    monkeypatch.setattr(worth, "LEAST_ELEMENTS", 1)
+    for columns, dtype in ((7, torch.float32), (77, torch.bfloat16), (1301, torch.float32), (1301, torch.bfloat16)):
+        found = find(
+            FAMILY, lambda x: torch.softmax(x.float() * 2, -1).to(x.dtype), [torch.randn(9, columns).to(dtype)]
+        )
+        space = FAMILY.space(found.match, STREAMED)
+        schedule = {**space.default, "algorithm": "scan"}
+        assert "kv_stream(" in kernel_of(FAMILY, found.match, schedule).source
+        expected = values_of(found, found.match.outputs)
+        call = build(FAMILY, found.match, schedule, tmp_path)
+        assert_same(run_cpp(call, values_of(found, found.match.inputs), expected), expected)
+
+
+def test_only_what_no_cache_holds_goes_past_the_caches() -> None:
+    found = find(FAMILY, lambda x: torch.softmax(x, -1), [torch.randn(1100, 1000)])
+    assert "stores" in FAMILY.space(found.match, STREAMED).choices
+    assert "stores" not in FAMILY.space(found.match, replace(CPU, shared_bytes=2**22)).choices
+    assert "stores" not in FAMILY.space(found.match, replace(STREAMED, features=("asimd",))).choices
+
+
+def test_a_row_that_ends_in_its_maximum_is_as_good_as_one_that_begins_with_it(tmp_path: Path) -> None:
+    """What was summed and kept below lower maxima is scaled when a higher one comes; whole blocks may be -inf."""
+    rows = torch.stack([torch.linspace(-60, 70, 9000), torch.linspace(70, -60, 9000), torch.randn(9000)])
+    rows = rows.repeat(100, 1)
+    rows[3, :5000], rows[4, 4000:] = -math.inf, -math.inf
+    rows[5, 8999], rows[6, 4500], rows[7] = math.inf, math.nan, -math.inf
+    found = find(FAMILY, lambda x: torch.softmax(x, -1), [rows])
+    expected = torch.softmax(rows.double(), -1)
+    for choice in ({}, {"keep": False}, {"block": 256}, {"online": False}):
+        schedule = {**FAMILY.space(found.match, CPU).default, **choice}
+        source = kernel_of(FAMILY, found.match, schedule).source
+        assert ("kv_online(" in source) == schedule["online"] and ("kv_online_share(" in source) == (
+            choice in ({}, {"block": 256})
+        )
+        (output,) = run_cpp(build(FAMILY, found.match, schedule, tmp_path), [rows], [rows])
+        torch.testing.assert_close(output.double(), expected, rtol=2e-6, atol=1e-12, equal_nan=True)
+
+
+def test_sums_over_rows_lose_no_more_than_eager_does(tmp_path: Path) -> None:
+    """16384 numbers of either sign, some a hundred times as large: added up in one float32 they lose four times as much."""
+    found = find(
+        FAMILY, gradients_by_hand, [*(torch.randn(16384, 80) for _ in "gx"), torch.randn(80), torch.rand(16384, 1)]
+    )
+    match = found.match
+    inputs = values_of(found, match.inputs)
+    for which in (value for value in inputs if value.shape == (16384, 80)):
+        which *= torch.where(torch.rand(16384, 80) < 0.06, 100.0, 1.0)
+    region = to_graph_module(region_of(match))
+    exact, eager = region(*(value.double() for value in inputs)), region(*inputs)
+    outputs = run_cpp(build(FAMILY, match, FAMILY.space(match, CPU).default, tmp_path), inputs, eager)
+    for output, value, truth in zip(outputs, eager, exact, strict=True):
+        assert (output - truth).norm() < 1.1 * (value - truth).norm()
+
+
+def test_a_channel_of_many_columns_is_looked_up_once_a_block() -> None:
+    found = find(FAMILY, group_norm, [torch.randn(9, 4, 256, 256), torch.randn(4), torch.randn(4)])
+    space = FAMILY.space(found.match, CPU)
+    assert "(c0 / int64_t(65536))" in kernel_of(FAMILY, found.match, space.default).source
+    odd = find(FAMILY, group_norm, [torch.randn(9, 4, 259, 259), torch.randn(4), torch.randn(4)])
+    assert "(c / int64_t(67081))" in kernel_of(FAMILY, odd.match, FAMILY.space(odd.match, CPU).default).source
+
+
 def gradients_by_hand(x: Tensor, gradient: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     normal, scaled = x * scale, gradient * weight
     of_input = (scaled - normal * (scaled * normal).mean(-1, keepdim=True)) * scale

@@ -7,21 +7,25 @@ columns goes block by block: all values of the block into tiles, then each tile 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ....exc import EmissionError
-from ....graph.dims import Dim, product
+from ....graph.dims import Dim
 from ...expression import CPP_PRELUDE, CppPrinter, used_only
 from ...expression import expression as ex
-from ...expression.cpp import CPP_STORAGE, CPP_TYPES, signature, to_storage
+from ...expression.cpp import CPP_STORAGE, CPP_TYPES, to_storage
 from ...expression.expression import Expr
 from ...family import Schedule
 from .address import slope, without
 from .cpp_columns import CppColumns
+from .cpp_entry import entry_of
+from .cpp_plan import Plan
 from .cpp_prelude import pieces_for
+from .cpp_printer import RowPrinter, inline
 from .cpp_steps import step_for
 from .cpp_types import converter
+from .precise import in_double
 from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Store, online_pairs, passes
 from .program import Step as ProgramStep
 from .reuse import reused
@@ -36,53 +40,18 @@ _MOST_BELOW = 1 << 17
 _LONG_AXIS = 32
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The schedule's choices as the printer needs them. ``lanes`` rows at once; 0: one at a time."""
-
-    lanes: int
-    block: int
-    keep: bool
-    lane_select: str
-    row_select: str
-    row_sort: str
-    parallel_from: int
-    order: str
-    online: bool
-    streamed: bool
-
-    @classmethod
-    def of(cls, schedule: Schedule, program: RowProgram) -> Plan:
-        lanes = int(schedule["lanes"]) if schedule["algorithm"] == "lanes" else 0
-        return cls(
-            lanes=lanes,
-            block=min(int(schedule["block"]), -(-program.columns // 64) * 64),
-            keep=bool(schedule.get("keep", True)),
-            lane_select=str(schedule.get("lane_select", "insert")),
-            row_select=str(schedule.get("row_select", "filter")),
-            row_sort=str(schedule.get("row_sort", "radix")),
-            parallel_from=int(schedule.get("parallel_from", 1)),
-            order="dynamic, 16" if schedule.get("order") == "dynamic" else "static",
-            online=bool(schedule.get("online", False)) and not lanes,
-            streamed=schedule.get("stores") == "streamed" and not lanes,
-        )
-
-    @property
-    def width(self) -> str:
-        """Lanes of a vector, as C++."""
-        return "L" if self.lanes else "16"
-
-
 def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     """The kernel's text; its entry is ``kevolve_kernel``. Raises ``EmissionError``."""
     simplify = bool(schedule.get("simplify", True))
     program = with_exponentials_below(shortened(program) if simplify else program)
     if simplify:
         program = without_maxima(program)
+    if schedule.get("terms") == "float64":
+        program = in_double(program)
     plan = Plan.of(schedule, program)
     body = RowBody(with_constant_quotients(program, plan.block), plan)
     function = body.function()
-    entry = body.entry()
+    entry = entry_of(body.program, plan, body.rows, body.columns)
     text = "\n".join([*function, *entry, ""])
     return used_only(f"{_vectors(schedule)}{CPP_PRELUDE}{pieces_for(text)}\n{text}")
 
@@ -91,13 +60,6 @@ def _vectors(schedule: Schedule) -> str:
     """Compilers take half of the longest vectors for chips that they do not know, and for those that once ran slower by them."""
     bits = schedule.get("vector")
     return f'#pragma GCC target("prefer-vector-width={bits}")\n' if bits else ""
-
-
-class RowPrinter(CppPrinter):
-    """Knows the operators that only row programs have."""
-
-    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "exp_below": lambda e, a: f"kv_exp_below({a[0]})"}
 
 
 @dataclass(frozen=True)
@@ -210,7 +172,7 @@ class RowBody:
         simple = all(part.op in ("add", "mul", "var", "const", "size") for part in ex.walk(rest))
         if slope(expr.args[0], axis) != 1 or not simple or self.program.inputs[expr.value].dtype in ex.LOW_PRECISION:
             return None
-        return f"(in{expr.value} + {_inline(rest, CppPrinter(self.program.flat_inputs))})"
+        return f"(in{expr.value} + {inline(rest, CppPrinter(self.program.flat_inputs))})"
 
     def streamed_to(self, store: Store, axis: str) -> str | None:
         """Where one row of what is stored begins, if it lies in one piece and goes past the caches."""
@@ -219,7 +181,7 @@ class RowBody:
         rest = without(store.offset, (axis,))
         if any(part.op not in ("add", "mul", "var", "const", "size") for part in ex.walk(rest)):
             return None
-        return f"(out{store.output} + {_inline(rest, CppPrinter(self.program.flat_inputs))})"
+        return f"(out{store.output} + {inline(rest, CppPrinter(self.program.flat_inputs))})"
 
     # --- loops ---
 
@@ -228,12 +190,15 @@ class RowBody:
             return ["{", *lines, "}"]
         return ["#pragma GCC ivdep", "for (int l = 0; l < L; ++l) {", *lines, "}"]
 
-    def over(self, name: str, begin: str, end: str, lines: Sequence[str]) -> list[str]:
+    def over(self, name: str, begin: str, end: str, lines: Sequence[str], sums: Sequence[str] = ()) -> list[str]:
         """Positions on an axis, then lanes; what runs innermost is what vectors hold."""
         head = f"for (int64_t {name} = {begin}; {name} < {end}; ++{name}) {{"
         if self.plan.lanes:
             return [head, *self.over_lanes(lines), "}"]
-        return ["#pragma GCC ivdep", head, *lines, "}"]
+        if not sums:
+            return ["#pragma GCC ivdep", head, *lines, "}"]
+        flag = " reduction(|:bad)" if any("bad" in line for line in lines) else ""
+        return [f"#pragma omp simd reduction(+:{', '.join(sums)}){flag}", head, *lines, "}"]
 
     # --- the function ---
 
@@ -301,7 +266,7 @@ class RowBody:
         step = slope(offset, self.inner)
         printer = CppPrinter(self.program.flat_inputs)
         rest = without(offset, (axis, self.inner))
-        texts = [_inline(rest, printer), f"first * int64_t({step})"]
+        texts = [inline(rest, printer), f"first * int64_t({step})"]
         return " + ".join(texts), f"int64_t({step})"
 
     # --- sweeps ---
@@ -328,7 +293,8 @@ class RowBody:
         lines += [f"const int64_t n = std::min<int64_t>({block}, {extent} - c0);"]
         lines += [line for tile in tiles for line in tile.loaded]
         evaluated = [*printer.lines, *writes, *puts]
-        lines += self.over(axis, "c0", "c0 + n", evaluated) if writes or puts else []
+        sums = [name for step in made for name in step.sums]
+        lines += self.over(axis, "c0", "c0 + n", evaluated, sums) if writes or puts else []
         lines += [line for step in made for line in step.folds]
         lines += ["}", *(line for step in made for line in step.finish)]
         for tile in tiles:
@@ -424,42 +390,6 @@ class RowBody:
         target = f"out{step.output} + ({base}) + {begin}"
         return [f"kv_store_tile<L, {converter(spec.dtype, step.value.dtype)}>({target}, {tile}, {row_step}, {count});"]
 
-    # --- the entry ---
-
-    def entry(self) -> list[str]:
-        program = self.program
-        columns = self.columns
-        names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
-        names += [f"a{k}" for k in range(len(program.column_sums))] + list(program.symbols)
-        outer = self.rows[:-1] if self.plan.lanes else self.rows
-        step = self.plan.lanes or 1
-        inner = self.rows[-1][1] if self.plan.lanes else 1
-        total = product(tuple(extent for _, extent in outer))
-        outputs = (*program.outputs, *(columns.specs if columns else ()))
-        head = signature("kevolve_kernel", program.inputs, outputs, program.symbols)
-        lines = [f"{head} {{", f"const int64_t inner = {inner}, tiles = (inner + {step - 1}) / {step};"]
-        lines += [f"const int64_t count = int64_t({total}) * tiles;", "int64_t failed = 0;"]
-        body = []
-        rest = "(item / tiles)" if self.plan.lanes else "item"
-        for name, extent in reversed(outer):
-            body += [f"const int64_t {name} = {rest} % ({extent}), rest_{name} = {rest} / ({extent});"]
-            rest = f"rest_{name}"
-        arguments = ", ".join([*names, *(name for name, _ in outer)])
-        if self.plan.lanes:
-            body += [f"const int64_t first = (item % tiles) * {step};"]
-            body += [f"if (first + {step} <= inner) failed |= kv_rows<{step}>({arguments}, first);"]
-            body += [f"else for (int64_t one = first; one < inner; ++one) failed |= kv_rows<1>({arguments}, one);"]
-        else:
-            body += [f"failed |= kv_rows({arguments});"]
-        if columns:
-            after = ["kv_streamed();"] if self.plan.streamed else []
-            return [*lines, *columns.rows("count", body, after), *columns.totals(), "return failed != 0;", "}"]
-        lines += [f"#pragma omp parallel reduction(|:failed) if(count >= {self.plan.parallel_from})", "{"]
-        lines += [f"#pragma omp for schedule({self.plan.order}) nowait"]
-        lines += ["for (int64_t item = 0; item < count; ++item) {", *body, "}"]
-        lines += ["kv_streamed();"] if self.plan.streamed else []
-        return [*lines, "}", "return failed != 0;", "}"]
-
 
 def _loads(steps: Sequence[Pass]) -> list[Expr]:
     """Loads of the sweeps over the columns, in order."""
@@ -468,13 +398,3 @@ def _loads(steps: Sequence[Pass]) -> list[Expr]:
 
 def _value(step: ProgramStep) -> Expr:
     return step.source if isinstance(step, Element) else step.value
-
-
-def _inline(offset: Expr, printer: CppPrinter) -> str:
-    """An address as one C++ expression: sums and products of row variables and sizes."""
-    if offset.op in ("add", "mul"):
-        sign = " + " if offset.op == "add" else " * "
-        return "(" + sign.join(_inline(argument, printer) for argument in offset.args) + ")"
-    if offset.op not in ("var", "const", "size"):
-        raise EmissionError("a tile whose address depends on the data")
-    return printer.value(offset)

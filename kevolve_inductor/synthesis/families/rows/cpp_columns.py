@@ -51,7 +51,7 @@ class CppColumns:
     @property
     def parameters(self) -> list[str]:
         """Of the function that computes one row: where it adds what it has."""
-        return [f"{CPP_TYPES[one.result.dtype]}* __restrict a{k}" for k, one in enumerate(self.program.column_sums)]
+        return [f"{CPP_TYPES[one.result.dtype]}* __restrict col{k}" for k, one in enumerate(self.program.column_sums)]
 
     def with_workspaces(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
         tensors = tuple(one for one in arguments if one.kind != "size")
@@ -63,17 +63,20 @@ class CppColumns:
         columns, sums = self.program.columns, len(self.program.column_sums)
         lines = ["#pragma omp parallel for reduction(|:failed) schedule(static)"]
         lines += [f"for (int64_t part = 0; part < {self.parts}; ++part) {{"]
-        targets = [f"far{k}" if k in self.near else f"a{k}" for k in range(sums)]
-        targets += [f"a{k}" for k in self.near]
+        targets = [f"far{k}" if k in self.near else f"col{k}" for k in range(sums)]
+        targets += [f"col{k}" for k in self.near]
         for target, name, kind in zip(targets, self.names, self.kinds, strict=True):
             lines.append(f"{kind}* __restrict {target} = {name} + part * {columns};")
         lines += [f"std::fill_n({targets[k]}, {columns}, {self.kinds[k]}(0));" for k in range(sums)]
         begin, end = (f"{count} * {at} / {self.parts}" for at in ("part", "(part + 1)"))
-        lines += [f"const int64_t end = {end};", f"for (int64_t begin = {begin}; begin < end; begin += {_ROWS_AT_ONCE}) {{"]
-        lines += [f"std::fill_n(a{k}, {columns}, 0.0f);" for k in self.near]
+        lines += [
+            f"const int64_t end = {end};",
+            f"for (int64_t begin = {begin}; begin < end; begin += {_ROWS_AT_ONCE}) {{",
+        ]
+        lines += [f"std::fill_n(col{k}, {columns}, 0.0f);" for k in self.near]
         lines += [f"for (int64_t item = begin; item < std::min<int64_t>(begin + {_ROWS_AT_ONCE}, end); ++item) {{"]
         lines += [*body, "}"]
-        lines += [f"for (int64_t i = 0; i < {columns}; ++i) far{k}[i] += a{k}[i];" for k in self.near]
+        lines += [f"for (int64_t i = 0; i < {columns}; ++i) far{k}[i] += col{k}[i];" for k in self.near]
         return [*lines, "}", *after, "}"]
 
     def totals(self) -> list[str]:

@@ -46,6 +46,8 @@ def _in_lanes(body: RowBody, reduce: Reduce, axis: str, block: int) -> Step:
 
 
 def _along_row(body: RowBody, reduce: Reduce, axis: str, block: int) -> Step:
+    if reduce.op == "sum" and reduce.value.dtype == "float64":
+        return _in_place(body, reduce)
     extent = body.program.axes[axis]
     most = _all_but_last(reduce, axis, extent)
     count = "n" if most is None else f"std::min<int64_t>(n, {extent - 1} - c0)"
@@ -62,6 +64,20 @@ def _along_row(body: RowBody, reduce: Reduce, axis: str, block: int) -> Step:
     step.finish.append(body.scalar(final, name))
     step.finish.append(f"{name} = {final}(kv_across_{reduce.op}<{width}>({total}));")
     return step
+
+
+def _in_place(body: RowBody, reduce: Reduce) -> Step:
+    """Added up as they are computed: a block of doubles takes longer to write and to read than to sum."""
+    total, name = body.fresh("a"), reduce.result.value[0]
+    body.define_scalar(name)
+    final = CPP_TYPES[reduce.result.dtype]
+    return Step(
+        reduce.value,
+        lambda body, printer: [f"{total} += {body.value(printer, reduce.value)};"],
+        declares=[f"double {total} = 0;"],
+        finish=[f"const {final} {name} = {final}({total});"],
+        sums=[total],
+    )
 
 
 def _all_but_last(reduce: Reduce, axis: str, extent: int) -> Expr | None:
@@ -86,7 +102,10 @@ def _online(body: RowBody, top: Reduce, total: Reduce, axis: str, block: int) ->
     name, sum_name = top.result.value[0], total.result.value[0]
     for scalar in (name, sum_name):
         body.define_scalar(scalar)
-    step.declares += [f"{kind} {name} = {lowest(top.value.dtype, kind)};", f"alignas(64) double {sums}[{width}] = {{}};"]
+    step.declares += [
+        f"{kind} {name} = {lowest(top.value.dtype, kind)};",
+        f"alignas(64) double {sums}[{width}] = {{}};",
+    ]
     step.finish.append(f"const {kind} {sum_name} = {kind}(kv_online_sum({name}, {sums}));")
     extent = body.program.axes[axis]
     if total.value not in body.kept_below:

@@ -228,7 +228,7 @@ def _column_sum(body: RowBody, one: ColumnSum, axis: str) -> Step:
     which = body.program.column_sums.index(one)
 
     def put(body: RowBody, printer: CppPrinter) -> list[str]:
-        return [f"a{which}[{axis}] += {body.value(printer, one.value)};"]
+        return [f"col{which}[{axis}] += {body.value(printer, one.value)};"]
 
     return Step(one.value, put)
 

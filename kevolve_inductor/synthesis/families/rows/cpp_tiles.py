@@ -19,13 +19,14 @@ _WHOLE_VECTORS = 16
 @dataclass
 class Step:
     """``declares`` stand before the sweep, ``put`` gives the statements for one position, ``folds`` follow each block,
-    ``finish`` the sweep."""
+    ``finish`` the sweep. ``sums`` are variables to which ``put`` adds at every position."""
 
     value: Expr
     put: Callable[[RowBody, CppPrinter], list[str]]
     declares: list[str] = field(default_factory=list)
     folds: list[str] = field(default_factory=list)
     finish: list[str] = field(default_factory=list)
+    sums: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,18 @@ from dataclasses import replace
 
 from ...expression import expression as ex
 from ...expression.expression import FLOATS, Expr
-from .program import COLUMNS, Element, Reduce, RowProgram, Select, Statement, online_pairs, results_of, used_by, without_unused
+from .program import (
+    COLUMNS,
+    Element,
+    Reduce,
+    RowProgram,
+    Select,
+    Statement,
+    online_pairs,
+    results_of,
+    used_by,
+    without_unused,
+)
 from .single import with_choices, without_single_sums
 
 # The first column of the current block.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ....exc import UnsupportedError
 from ....graph.dims import product
 from ....graph.region import ITEM_SIZES
 from ....platforms.platform import Target
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from ...family import ScheduleSpace
+from ...family import Schedule, ScheduleSpace
 from .address import slope
 from .cpp_types import is_wide
+from .precise import cancels
 from .program import COLUMNS, Element, RowProgram, Select, online_pairs, passes
 from .reuse import reused
 from .simplify import simplified
@@ -85,6 +88,8 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
         "parallel_from": _parallel_choices(program),
         "order": ("static", "dynamic"),
     }
+    if any(cancels(step) for step in program.statements):
+        choices["terms"] = ("float64", "float32")
     if "avx512f" in target.features and not program.selects:
         choices["vector"] = (512, 256)
     if _may_stream(program, target):
@@ -103,9 +108,14 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["row_select"] = ("bound", "filter", "split")
     if sorts:
         choices["row_sort"] = ("radix", "std")
-    first: dict[str, Choice] = {name: values[0] for name, values in choices.items()}
-    others = [{**first, name: choices[name][1]} for name in ("stores", "block", "vector") if name in choices]
-    return ScheduleSpace(choices, () if program.selects else (first, *others))
+    return ScheduleSpace(choices, () if program.selects else _seeds(choices))
+
+
+def _seeds(choices: Mapping[str, tuple[Choice, ...]]) -> tuple[Schedule, ...]:
+    """The default, and what most likely is better where that is not."""
+    default = {name: values[0] for name, values in choices.items()}
+    tried = [name for name in ("stores", "terms", "block", "vector") if name in choices]
+    return (default, *({**default, name: choices[name][1]} for name in tried))
 
 
 def _may_stream(program: RowProgram, target: Target) -> bool:
