@@ -23,6 +23,7 @@ from ..kernel import Argument, Kernel, Launch
 from .executor import Resources
 from .messages import import_error, stderr_position, stderr_since, triton_error
 from .occupancy import occupancy_of
+from .ptx import mixes_swizzles
 
 # Bytes of shared memory (LDS on AMD) that one block may have.
 SHARED_LIMITS = {
@@ -145,6 +146,10 @@ def _compile_launch(kernel: Kernel, region: Region, which: int, function: Any, t
     limit = SHARED_LIMITS.get(target)
     if limit is not None and shared > limit:
         raise ResourceError("shared memory", shared, limit)
+    if mixes_swizzles(str(compiled.asm.get("ptx", ""))):
+        raise BuildError(
+            "assembler", "one place in shared memory holds operands of two layouts, which is assembled wrongly"
+        )
     registers, spills = _registers(compiled.asm)
     return Resources(registers, spills, shared, occupancy_of(target, launch.num_warps, registers, shared))
 

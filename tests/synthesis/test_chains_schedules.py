@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from family_checks import CUDA, assert_triton_agrees, find, interpreted, kernel_of
-from test_chains import CASES, FAMILY, cross, cross_layers, found_of, normal, on_gpu, teach_interpreter
+from family_checks import CUDA, assert_triton_agrees, find, interpreted, kernel_of, region_of
+from test_chains import (
+    CASES,
+    FAMILY,
+    cross,
+    cross_layers,
+    feed_forward,
+    found_of,
+    halves,
+    normal,
+    on_gpu,
+    teach_interpreter,
+)
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from kevolve_inductor.exc import EmissionError
 from kevolve_inductor.synthesis.families.chains.plan import Dot
@@ -93,11 +106,12 @@ def test_products_of_other_values_stay_apart() -> None:
 
 
 def test_what_is_cut_holds_what_it_has_loaded() -> None:
-    """Columns that a gate and its product both need are loaded once, and no piece is wider than it has to be."""
+    """Columns that a gate and its product both need are loaded once, and the last piece is no wider than 128 bytes."""
     match = found_of("gate").match
     source = source_of(match, rows=32, block=32, straight=True, loop=1)
     assert source.count("tl.load(in0") == 3 and "for " not in source
-    assert "tl.arange(0, 16)" in source and "tl.arange(0, 64)" not in source
+    source = source_of(match, rows=32, block=64, straight=True, loop=1)
+    assert source.count("tl.load(in0") == 2 and "(64 + tl.arange(0, 32))" in source
 
 
 def test_straight_code_is_for_what_is_wider_than_a_piece() -> None:
@@ -166,3 +180,16 @@ def test_the_seeds_of_large_chains_load_ahead() -> None:
         found = find(FAMILY, lambda x, up, down: (x @ up).relu() @ down, inputs)
     first = FAMILY.space(on_gpu(found).match, CUDA).seeds[0]
     assert first["ahead"] and int(first["loop"]) > 1
+
+
+def test_pieces_lie_alike_in_shared_memory(folder: Path) -> None:
+    """A hidden width of a block and a half: what is left is no narrower, or its operands would be assembled wrongly."""
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    with FakeTensorMode():
+        found = find(FAMILY, feed_forward, halves((1024, 200, 192), (1024, 192, 96), (1024, 96, 192), (192,)))
+    match = on_gpu(found).match
+    for rows, warps in ((64, 4), (128, 8)):
+        schedule = schedule_of(match, rows=rows, block=64, straight=True, ahead=True, loop=1, warps=warps)
+        compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)

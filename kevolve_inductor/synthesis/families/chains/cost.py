@@ -17,6 +17,8 @@ CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1
 _CACHE_BYTES_PER_S = 6.5e12
 # A thread has 255 registers; the model is not exact to the last of them, so that almost another program fits, too.
 _SLACK = 0.3
+# A compiler that has to makes do with somewhat fewer registers than it would take: where one program needs more than all.
+_SQUEEZED = 0.85
 # Shared memory of each program that is not its own.
 _OWN_BYTES = 1024
 PROCESSORS, _REGISTERS, _MOST_PER_THREAD, _SHARED_BYTES, _MOST_WARPS = 132, 65536, 244, 228 * 1024, 64
@@ -111,7 +113,7 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
     if loop == 1 and tally.step_bytes:
         shared = tally.step_bytes
     by_registers = _REGISTERS / (32 * warps * registers)
-    by_registers = int(by_registers + _SLACK) if by_registers >= 1 else 0
+    by_registers = int(by_registers + _SLACK) if by_registers >= _SQUEEZED else 0
     resident = min(by_registers, _SHARED_BYTES // (shared + _OWN_BYTES), _MOST_WARPS // warps)
     if not resident:
         return Cost(math.inf, registers, shared)

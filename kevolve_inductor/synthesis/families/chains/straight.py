@@ -15,6 +15,9 @@ from .triton import Writer
 
 # Operands of products in one unit, by which the text grows.
 _MOST_PIECES = 16
+# Rows of operands in shared memory: where some have fewer bytes they lie there in another layout, and code without loops
+# that has both is assembled wrongly (``platforms.ptx``).
+_ROW_BYTES = 128
 
 
 def may_be_straight(plan: ChainPlan) -> bool:
@@ -22,9 +25,9 @@ def may_be_straight(plan: ChainPlan) -> bool:
     return plan.rowwise and all(isinstance(step, Dot | Reduce) for step in plan.steps)
 
 
-def pieces_of(extent: int, block: int) -> list[Piece]:
-    """``extent`` columns in blocks, of which the last one is as narrow as it may be."""
-    return [Piece(start, min(block, padded(extent - start))) for start in range(0, extent, block)]
+def pieces_of(extent: int, block: int, least: int) -> list[Piece]:
+    """``extent`` columns in blocks, of which the last one is as narrow as it may be, but has ``least`` columns."""
+    return [Piece(start, min(block, max(least, padded(extent - start)))) for start in range(0, extent, block)]
 
 
 class StraightWriter(Writer):
@@ -61,7 +64,7 @@ class StraightWriter(Writer):
     def _extents(self, extent: object) -> list[Extent]:
         if not isinstance(extent, int) or padded(extent) <= self.block:
             return ["whole"]
-        return list(pieces_of(extent, self.block))
+        return list(pieces_of(extent, self.block, _ROW_BYTES // ITEM_SIZES[self.plan.dtype]))
 
     def _need(self, tile: Tile, columns: Extent, scope: Scope) -> None:
         """Computes what ``tile`` reads of a piece of its columns."""
