@@ -103,6 +103,15 @@ def test_float_operators_match_eager(dtype, tmp_path):
     check(run_cpp(FLOAT_OPS, (x, y), tmp_path), [f(x, y) for f in FLOAT_OPS])
 
 
+def test_tanh_is_as_exact_as_a_library_is(tmp_path):
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-40, 1, 20_000), torch.tensor(SPECIAL)])
+    (result,) = run_cpp([lambda x: x.tanh()], [x], tmp_path)
+    exact = x.double().tanh()
+    unit = 2.0 ** (exact.float().abs().clamp(min=2**-126).log2().floor().double() - 23)
+    error = (result.double() - exact).abs() / unit
+    assert float(error[~exact.isnan()].max()) < 2 and torch.equal(result.isnan(), exact.isnan())
+
+
 def test_low_precision_rounds_where_eager_rounds(tmp_path):
     functions = [lambda x, y: x * y + x, lambda x, y: (x + y).float(), lambda x, y: x / 3 - y, lambda x, y: x.exp() * y]
     for dtype in (torch.bfloat16, torch.float16):

@@ -148,6 +148,20 @@ static inline float kv_sigmoid(float x) {
   return x != x ? x : s;
 }
 static inline double kv_sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+// Cephes (Moshier 1989): an odd polynomial near 0, beyond it by an exponential; 1.3 units in the last place.
+static inline float kv_tanh(float x) {
+  float a = x < 0.0f ? -x : x, z = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  p = p * z * x + x;
+  float far = 1.0f - 2.0f / (kv_exp(a + a) + 1.0f);
+  far = x < 0.0f ? -far : far;
+  return a < 0.625f ? p : far;
+}
+static inline double kv_tanh(double x) { return std::tanh(x); }
 static inline int64_t kv_index(int64_t at, int64_t extent, bool wrap, int64_t& bad) {
   int64_t i = at + ((wrap && at < 0) ? extent : 0);
   bool ok = uint64_t(i) < uint64_t(extent);

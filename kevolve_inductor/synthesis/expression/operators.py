@@ -54,7 +54,7 @@ OPERATORS: dict[str, Operator] = {
     "rsqrt": Operator("(1 / std::sqrt({0}))", "libdevice.rsqrt({0})", "float", 4),
     "reciprocal": Operator("(1 / {0})", "(1 / {0})", "float", 4),
     "sigmoid": Operator("kv_sigmoid({0})", "tl.sigmoid({0})", "float", 12),
-    "tanh": Operator("std::tanh({0})", "libdevice.tanh({0})", "float", 12),
+    "tanh": Operator("kv_tanh({0})", "libdevice.tanh({0})", "float", 12),
     "erf": Operator("std::erf({0})", "libdevice.erf({0})", "float", 12),
     "sin": Operator("std::sin({0})", "tl.sin({0})", "float", 12),
     "cos": Operator("std::cos({0})", "tl.cos({0})", "float", 12),
