@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import record
+from . import quick_full, record
 from .cases import CASES
 from .summary import summary
 
 # What must be equal for rows to stand in one table.
-_SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "seed")
+_SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "seed", "quick_s", "full_s")
 
 
 def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -32,16 +32,18 @@ def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = No
     for field in _SAME:
         if any(shard.get(field) != first.get(field) for shard in shards):
             raise ValueError(f"the files differ in {field!r}")
-    rows = [row | {"budget_s": shard["budget_s"]} for shard in shards for row in shard["cases"]]
+    rows = [row | _own_budget(shard) for shard in shards for row in shard["cases"]]
     names = [row["name"] for row in rows]
     if len(set(names)) < len(names):
         raise ValueError("a case stands in two files")
     if earlier is not None:
         if any(earlier[field] != first[field] for field in ("benchmark", "chip")):
             raise ValueError("the earlier file is of another benchmark or chip")
-        old = ({"date": earlier["date"], "budget_s": earlier["budget_s"]} | row for row in earlier["cases"])
+        old = ({"date": earlier["date"]} | _own_budget(earlier) | row for row in earlier["cases"])
         rows += [row for row in old if row["name"] not in names]
     rows.sort(key=lambda row: _place(row["name"]))
+    if first["benchmark"] == "quick-full":
+        return first | quick_full.summary(rows) | {"cases": rows, "shards": len(shards)}
     flops: dict[str, float] = {}
     for shard in shards:
         flops |= shard["ceilings"]["flops_per_s"]
@@ -54,6 +56,10 @@ def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = No
         "shards": len(shards),
         **summary(rows),
     }
+
+
+def _own_budget(document: dict[str, Any]) -> dict[str, Any]:
+    return {"budget_s": document["budget_s"]} if "budget_s" in document else {}
 
 
 def _place(name: str) -> tuple[int, list[tuple[str, int]]]:

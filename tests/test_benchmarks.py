@@ -180,6 +180,20 @@ def test_cases_that_were_not_measured_again_stand_with_their_own_date() -> None:
         merge.merged([run("2026-02-02", "features-16")], earlier | {"chip": "another"})
 
 
+def test_merging_takes_the_median_of_what_quick_searches_reached_anew() -> None:
+    def shard(name: str, reached: float) -> dict[str, Any]:
+        compiles = {kind: {"compile_s": 9.0, "searched": 0} for kind in ("quick", "warm", "full")}
+        row = {"name": name, "error": None, "speedups": {"quick": 2.0, "full": 2.0}, "reached": reached} | compiles
+        shared = {"chip": "X", "device": "cpu", "versions": {}, "date": "2026-01-01", "quick_s": 20.0, "full_s": 60.0}
+        return {"benchmark": "quick-full", "cases": [row], "reached": reached} | shared
+
+    joined = merge.merged([shard("index-add", 0.7), shard("sort-rows", 0.9)])
+    assert [row["name"] for row in joined["cases"]] == ["sort-rows", "index-add"]
+    assert joined["reached"] == pytest.approx(0.8)
+    with pytest.raises(ValueError, match="full_s"):
+        merge.merged([shard("index-add", 0.7), shard("sort-rows", 0.9) | {"full_s": 45.0}])
+
+
 class Uneven(StillClock):
     """What was swapped takes ten microseconds at first and half of one when it is timed again."""
 
