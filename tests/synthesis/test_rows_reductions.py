@@ -40,7 +40,7 @@ from kevolve_inductor.synthesis.families.rows import ReductionFamily, worth
 from kevolve_inductor.synthesis.families.rows.program import RowProgram, online_pairs, passes
 from kevolve_inductor.synthesis.families.rows.simplify import simplified
 from kevolve_inductor.synthesis.families.rows.triton import pieces_of
-from kevolve_inductor.synthesis.families.rows.triton_seeds import THROUGH_SHARED, RowFacts, choices_of, seeds_of
+from kevolve_inductor.synthesis.families.rows.triton_seeds import RowFacts, choices_of, seeds_of
 from kevolve_inductor.synthesis.family import Match, Schedule
 
 FAMILY = ReductionFamily()
@@ -453,43 +453,6 @@ def interpret() -> None:
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_rows_reductions", "interpret")
-
-
-def through_shared(program: RowProgram, rows: int = 1) -> dict[str, Any]:
-    """Two programs that read a whole row ahead."""
-    near = {"algorithm": "tile", "lanes": 64, "rows": rows, "depth": 1, "programs": 2, "stages": THROUGH_SHARED}
-    return {**near, "online": False, "simplify": bool(program.statements)}
-
-
-def interpret_rows_that_are_read_ahead_through_shared_memory() -> None:
-    for name in ("softmax", "log-softmax", "layer norm", "of halves", "residual", "group norm", "cross-entropy"):
-        match = found_on(name, "cuda")[0].match
-        for rows in (1, 2):
-            assert_triton_agrees(InterpretedFamily(), found_on(name, "cuda")[0], [through_shared(match.plan, rows)])
-
-
-def test_rows_that_are_read_ahead_through_shared_memory() -> None:
-    interpreted("test_rows_reductions", "interpret_rows_that_are_read_ahead_through_shared_memory")
-
-
-def test_reading_ahead_through_shared_memory_needs_a_reduction_of_what_is_read() -> None:
-    """The gradient of cross-entropy has nothing left to reduce."""
-    match = found_on("cross-entropy", "cuda")[1].match
-    with pytest.raises(EmissionError, match="read ahead"):
-        FAMILY.emit(match, through_shared(match.plan), "triton")
-
-
-def test_a_row_that_fills_shared_memory_is_read_while_another_fills_the_registers(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    from kevolve_inductor.platforms.triton_build import compile_for
-
-    inputs = tuple(one.detach() for one in (normal(16, 16, 64, 64), normal(16), normal(16)))
-    found = on_gpu(graphs_of(group_norm, inputs)[0])
-    (seed,) = (one for one in FAMILY.space(found.match, CUDA).seeds if one["stages"] == THROUGH_SHARED)
-    resources = compile_for(kernel_of(FAMILY, found.match, seed, "triton"), region_of(found.match), "sm_90", tmp_path)
-    row_bytes = 4 * found.match.plan.columns
-    assert resources.spills in (0, None) and (resources.registers or 0) <= 64
-    assert row_bytes == 2**17 <= resources.shared_bytes < row_bytes + 2**10
 
 
 def interpret_what_is_not_finite() -> None:

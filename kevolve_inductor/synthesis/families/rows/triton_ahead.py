@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ....exc import EmissionError
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from .program import COLUMNS, Element, Reduce
-from .triton_folds import combined, identity, of_lanes
-from .triton_space import Space, SpacePrinter
+from .program import COLUMNS, Element
+from .triton_space import Space
 
 if TYPE_CHECKING:
     from .triton_writer import TritonWriter
@@ -43,24 +41,15 @@ class Ahead:
 
     def turn(self) -> None:
         """At the beginning of the loop: what was read is at hand, and the tile after this one is read."""
-        self._hold()
-        self._go_on()
-
-    def end(self) -> None:
-        """At the end of the loop."""
-
-    def _hold(self) -> None:
         w = self.writer
         spaces = [w.spaces[None], *(space for space, _ in w.pieces)]
         for space, names in zip(spaces, self._names, strict=True):
             for load, name in names.items():
                 space.held[load] = w.fresh("h")
                 w.add(f"{space.held[load]} = {name}")
-
-    def _go_on(self) -> None:
         for old, new in zip(self._names, self._read("(tile + tl.num_programs(0))"), strict=True):
             for load, name in new.items():
-                self.writer.add(f"{old[load]} = {name}")
+                w.add(f"{old[load]} = {name}")
 
     def _read(self, tile: str) -> list[dict[Expr, str]]:
         """Names of the reads of one tile: the row's numbers, then every piece's."""
@@ -75,54 +64,6 @@ class Ahead:
             spread = {name: text + suffix for name, text in names.items()}
             place = {**spread, COLUMNS: w.position(k)}
             space = Space(w.program, COLUMNS, w.tile.shape, suffix, w.position(k), f"nlive{suffix}", w.mask(k), place)
-            if not space.axis_mask:
-                w.mark_run(space, k)
             printer = space.printer(f"n{k}_")
             made.append({load: w.read(printer, load, "n") for load in self._columns})
-            space.held.update(made[-1])
-            self._look_at(k, space, printer)
         return made
-
-    def _look_at(self, piece: int, space: Space, printer: SpacePrinter) -> None:
-        """What is computed of a piece as soon as it is read."""
-
-
-class AheadThroughShared(Ahead):
-    """Reads a tile into shared memory while another one is computed, and from there into registers at the end of the loop:
-    then shared memory takes in the tile after that. So a row may fill all of shared memory, and registers besides.
-
-    What the first sweep reduces of such reads alone is reduced by every thread there and then, and carried around as well.
-    """
-
-    def __init__(self, writer: TritonWriter) -> None:
-        super().__init__(writer, columns=True)
-        sweep = writer.steps[0].sweep
-        self.reduces = [part for part in sweep if isinstance(part, Reduce) and self._is_of_reads(part)]
-        if not self.reduces:
-            # Triton reads ahead only what is used in the loop itself.
-            raise EmissionError("the first sweep reduces nothing that is read ahead")
-        self.carried = {reduce.result: writer.fresh("q") for reduce in self.reduces}
-
-    def _is_of_reads(self, reduce: Reduce) -> bool:
-        loads = ex.loads(reduce.value)
-        own = [load for load in loads if self.writer.program.is_row_dependent(load)]
-        named = ex.variables(reduce.value) & self.writer.program.scalars
-        return reduce.axis == COLUMNS and bool(own) and not named and all(load in self._columns for load in own)
-
-    def turn(self) -> None:
-        self._hold()
-
-    def end(self) -> None:
-        self._go_on()
-
-    def _look_at(self, piece: int, space: Space, printer: SpacePrinter) -> None:
-        w = self.writer
-        for reduce in self.reduces:
-            value = space.spread(printer.value(reduce.value), reduce.value)
-            for line in printer.lines:
-                w.add(line)
-            printer.lines.clear()
-            if space.axis_mask:
-                value = f"tl.where({space.axis_mask}, {value}, {identity(reduce)})"
-            name, part = self.carried[reduce.result], of_lanes(reduce, value)
-            w.add(f"{name} = {combined(reduce, name, part) if piece else part}")

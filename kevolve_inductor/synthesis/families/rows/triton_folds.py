@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .triton_writer import TritonWriter
 
 _EXTREMES = {"amax": "kv_most", "amin": "kv_least"}
-_LANES = {"sum": "sum", "amax": "most", "amin": "least"}
 _OF_COLUMNS = {"sum": "kv_row_sum", "amax": "kv_row_most", "amin": "kv_row_least"}
 
 
@@ -124,16 +123,6 @@ def reduced(reduce: Reduce, text: str) -> str:
     """Of a whole axis. Columns are reduced axis by axis: so results have the layout that they are used in."""
     if reduce.axis == COLUMNS:
         return f"{_OF_COLUMNS[reduce.op]}({text})"
-    return of_row(reduce, text)
-
-
-def of_lanes(reduce: Reduce, text: str) -> str:
-    """What every thread has of a tile."""
-    return f"kv_lane_{_LANES[reduce.op]}({text})"
-
-
-def of_row(reduce: Reduce, text: str) -> str:
-    """The result, of what every thread has."""
     return f"tl.sum({text}, 1)" if reduce.op == "sum" else f"tl.reduce({text}, 1, {_EXTREMES[reduce.op]})"
 
 

@@ -169,11 +169,8 @@ class TritonPlaces:
         for k in range(self.tile.pieces):
             space = self._space(COLUMNS, self.tile.shape, "[:, None, None, None]", self.position(k), self.mask(k))
             if not space.axis_mask:
-                self.mark_run(space, k)
+                self._mark_run(space, f"{k * self.tile.depth} + " if k else "")
             self.pieces.append((space, self.printers[COLUMNS]))
-
-    def mark_run(self, space: Space, piece: int) -> None:
-        self._mark_run(space, f"{piece * self.tile.depth} + " if piece else "")
 
     def _mark_run(self, space: Space, start: str) -> None:
         """Masks have the shape of the tile, which reads along the depth alone have not."""

@@ -42,28 +42,16 @@ def kv_add_three(a, b, c, d, e, f):
     return a + d, b + e, c + f
 
 @triton.jit
-def kv_lane_sum(x):
-    return tl.sum(tl.sum(x, 3), 2)
-
-@triton.jit
-def kv_lane_most(x):
-    return tl.reduce(tl.reduce(x, 3, kv_most), 2, kv_most)
-
-@triton.jit
-def kv_lane_least(x):
-    return tl.reduce(tl.reduce(x, 3, kv_least), 2, kv_least)
-
-@triton.jit
 def kv_row_sum(x):
-    return tl.sum(kv_lane_sum(x), 1)
+    return tl.sum(tl.sum(tl.sum(x, 3), 2), 1)
 
 @triton.jit
 def kv_row_most(x):
-    return tl.reduce(kv_lane_most(x), 1, kv_most)
+    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_most), 2, kv_most), 1, kv_most)
 
 @triton.jit
 def kv_row_least(x):
-    return tl.reduce(kv_lane_least(x), 1, kv_least)
+    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_least), 2, kv_least), 1, kv_least)
 
 @triton.jit
 def kv_row_two_sums(a, b):

@@ -22,10 +22,10 @@ _WIDEST = 1024
 _NARROWEST = 32
 # Values of a row in a thread: more need the registers of other threads, fewer do not pay for waiting for each other.
 _MANY_HELD = 32
+# The same of one tensor.
+_MANY_HELD_ALONE = 22
 # The same where sums over all rows are kept as well: a thread's numbers, not its columns.
 _MANY_SUMMED = 40
-# Stages of persistent programs whose one tile read ahead leaves shared memory at the end of a turn (``triton_ahead``).
-THROUGH_SHARED = 2
 # A row of up to this many numbers is held by one program.
 MOST_HELD = 32768
 _MOST_IN_THREAD = 128
@@ -103,17 +103,16 @@ def _seed(algorithm: str, lanes: int, **others: Choice) -> Seed:
 
 def _held(facts: RowFacts) -> Iterable[Seed]:
     """Rows in registers, read once; where one of them fills a unit, the next one is read into shared memory meanwhile."""
-    lanes = facts.lanes(_MANY_HELD, facts.loads)
+    lanes = facts.lanes(_MANY_HELD if facts.loads > 1 else _MANY_HELD_ALONE, facts.loads)
     # With more than one tensor Triton may choose layouts in which every thread holds the whole row.
     fills = facts.programs(lanes[0]) < 2 and facts.loads == 1 and not facts.weights
-    if fills and 2 * facts.row_bytes > facts.shared_bytes:
-        if facts.row_bytes <= facts.shared_bytes:
-            yield _seed("tile", lanes[0], programs=facts.units, stages=THROUGH_SHARED)
-        # Nothing else hides their waiting for each other: few threads wait the least.
+    is_read_ahead = fills and 2 * facts.row_bytes <= facts.shared_bytes
+    if fills and not is_read_ahead:
+        # Nothing hides that threads wait for each other: few of them wait the least.
         lanes = sorted(lanes)
     for n in lanes[:2]:
         yield _seed("tile", n)
-    if fills and 2 * facts.row_bytes <= facts.shared_bytes:
+    if is_read_ahead:
         yield _seed("tile", lanes[0], programs=facts.units, stages=3)
     for n in lanes[2:4]:
         yield _seed("tile", n)
@@ -147,14 +146,19 @@ def _summed(facts: RowFacts) -> Iterable[Seed]:
         used = (stages - 1) * facts.row_bytes * (programs[n] // facts.units)
         return stages if used <= facts.shared_bytes * 3 // 4 else 0
 
-    yield _seed("tile", first, programs=programs[first], stages=fitting(first, 3))
-    yield _seed("tile", first, programs=2 * programs[first], stages=fitting(first, 3))
+    deep = [
+        _seed("tile", first, programs=programs[first], stages=fitting(first, 4)),
+        _seed("tile", first, programs=programs[first], stages=fitting(first, 3)),
+    ]
+    # Several sums leave a thread little to do besides: then fewer threads with more of a row each, read into registers.
+    fewer = [_seed("tile", n, programs=programs[n], stages=0) for n in more if n < first][:1]
+    yield from [*fewer, *deep] if facts.sums > 1 else [*deep, *fewer]
     yield _seed("tile", first, programs=programs[first], stages=0)
+    yield _seed("tile", first, programs=2 * programs[first], stages=fitting(first, 3))
     for n in more[:2]:
         yield _seed("tile", n, programs=programs[n], stages=fitting(n, 3))
         yield _seed("tile", n, programs=programs[n], stages=0)
     yield _seed("tile", first, programs=facts.units, stages=fitting(first, 3), rows=2)
-    yield _seed("tile", first, programs=programs[first], stages=fitting(first, 4))
 
 
 def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str, tuple[Choice, ...]]:

@@ -10,11 +10,10 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Step, Store, online_pairs, passes
 from .spaces import column_loads
-from .triton_ahead import Ahead, AheadThroughShared
+from .triton_ahead import Ahead
 from .triton_arithmetic import sums_below
-from .triton_folds import Fold, OnlineFold, ReduceFold, combined, identity, of_row, reduced
+from .triton_folds import Fold, OnlineFold, ReduceFold, combined, identity, reduced
 from .triton_places import Programs, TritonPlaces
-from .triton_seeds import THROUGH_SHARED
 from .triton_space import Space, SpacePrinter, Tile
 from .triton_steps import Selector
 
@@ -34,8 +33,6 @@ class TritonWriter(TritonPlaces):
         if tile.spread and not self._is_pointwise:
             raise EmissionError("blocks of a row have programs of their own where nothing but stores is left of it")
         self.totals: dict[tuple[str, int], str] = {}
-        # What every thread has of reductions that the last turn of the loop began with.
-        self.carried: dict[Expr, str] = {}
         self.selector = Selector(self, *selections)
 
     @property
@@ -47,7 +44,8 @@ class TritonWriter(TritonPlaces):
         self._positions()
         whole = bool(self.persistent.count) and not self.tile.looped
         held = self._held() if whole else []
-        ahead = self._ahead() if whole and self.program.rows else None
+        reads_ahead = whole and self.persistent.stages != 1 and self.program.rows
+        ahead = Ahead(self, columns=self.persistent.stages == 0) if reads_ahead else None
         if ahead:
             ahead.first()
         if self.persistent.count:
@@ -63,19 +61,9 @@ class TritonWriter(TritonPlaces):
                 self._sweep(step)
             for after in step.after:
                 self._step(after)
-        if ahead:
-            ahead.end()
         self.indent = 0
         self._store_totals()
         return self.out
-
-    def _ahead(self) -> Ahead | None:
-        stages = self.persistent.stages
-        if stages == THROUGH_SHARED:
-            through = AheadThroughShared(self)
-            self.carried = through.carried
-            return through
-        return Ahead(self, columns=stages == 0) if stages != 1 else None
 
     def _store_totals(self) -> None:
         for position, one in enumerate(self.program.column_sums):
@@ -256,10 +244,6 @@ class TritonWriter(TritonPlaces):
 
     def _reduce(self, reduces: Sequence[Reduce]) -> None:
         """Reductions of one axis; sums over columns go together, so that threads wait for each other once."""
-        for reduce in reduces:
-            if reduce.result in self.carried:
-                self.define_scalar(reduce.result, of_row(reduce, self.carried[reduce.result]))
-        reduces = [reduce for reduce in reduces if reduce.result not in self.carried]
         values = {reduce.result: self._partial(reduce) for reduce in reduces}
         sums = [reduce for reduce in reduces if reduce.op == "sum" and reduce.axis == COLUMNS]
         while len(sums) > 1:
