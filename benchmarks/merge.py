@@ -20,7 +20,8 @@ from .cases import CASES
 from .summary import summary
 
 # What must be equal for rows to stand in one table.
-_SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "seed", "quick_s", "full_s")
+_SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "seed", "quick_s", "full_s",
+         "unsanitized")  # fmt: skip
 
 
 def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = None) -> dict[str, Any]:

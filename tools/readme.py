@@ -193,11 +193,12 @@ def quick_full_part(documents: list[Document]) -> str:
 
 def quick_full_table(document: Document) -> str:
     done = [row for row in document["cases"] if not row["error"]]
+    full = "longer" if document.get("unsanitized") else "full"
     lines = [
         f"**{document['chip']}**, {document['date']}; over the faster of eager and Inductor; compile and search in seconds",
         "",
-        f"| case | quick ({document['quick_s']:.0f} s) | full ({document['full_s']:.0f} s) | reached | first compile "
-        "| with full search | from the store |",
+        f"| case | quick ({document['quick_s']:.0f} s) | {full} ({document['full_s']:.0f} s) | reached | first compile "
+        f"| with the {full} search | from the store |",
         "|---|" + "---:|" * 6,
     ]
     for row in done:
@@ -208,8 +209,8 @@ def quick_full_table(document: Document) -> str:
         longest = document["longest_s"]
         lines += [
             "",
-            f"In the median a quick search reaches {document['reached']:.0%} of a full one. The longest first compile took "
-            f"{longest['quick']:.0f} s with the quick search, {longest['full']:.0f} s with the full one, "
+            f"In the median a quick search reaches {document['reached']:.0%} of a {full} one. The longest first compile took "
+            f"{longest['quick']:.0f} s with the quick search, {longest['full']:.0f} s with the {full} one, "
             f"{longest['warm']:.0f} s from the store, which searched {document['warm_searches']} regions.",
         ]
     return "\n".join(lines)
