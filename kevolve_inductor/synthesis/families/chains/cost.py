@@ -16,7 +16,7 @@ from ...family import Schedule
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1.3e14}, 4e-6)
 _CACHE_BYTES_PER_S = 6.5e12
 # A thread has 255 registers; the model is not exact to the last of them, so that almost another program fits, too.
-_SLACK = 0.3
+_SLACK = 0.25
 # A compiler that has to makes do with somewhat fewer registers than it would take: where one program needs more than all.
 _SQUEEZED = 0.85
 # Shared memory of each program that is not its own.
@@ -32,6 +32,8 @@ _LARGE_ROWS, _LARGE_WARPS, _SMALL_SHARE, _SMALL_COST = 64, 4, 0.6, 1.15
 # Threads of many warps wait long for each other.
 _MANY_WARPS, _MANY_COST = 8, 1.3
 _FEWEST_STAGES = 2
+# Of each turn: its barriers, and where several sweeps follow one another, products that wait for one another.
+_TURN_S, _WAIT_S = 1e-7, 1.5e-7
 _PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6, 2
 
 
@@ -136,8 +138,9 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
         # Loads into registers hold up the products that come after them, unless other programs fill the gap.
         work_s = max(work_s, memory_s + tally.flops * units / rate * min(1.0, 2 / busy))
     work_s *= (_SMALL_COST if small else 1) * (_MANY_COST if warps > _MANY_WARPS else 1)
-    return Cost(work_s * math.sqrt(ragged) + math.ceil(waves) * _waits(tally, schedule) / resident * _LATENCY_S,
-                registers, shared)  # fmt: skip
+    turns_s = waves * loop * tally.turns * (_TURN_S + (_WAIT_S if tally.sweeps > 1 else 0.0))
+    waits_s = math.ceil(waves) * _waits(tally, schedule) / resident * _LATENCY_S
+    return Cost(work_s * math.sqrt(ragged) + turns_s + waits_s, registers, shared)
 
 
 def _waits(tally: Tally, schedule: Schedule) -> float:

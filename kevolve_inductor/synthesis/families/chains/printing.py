@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from ..triton_tiles import TilePrinter
+
+CHAIN_HELPERS = """
+@triton.jit
+def kv_positive(x):
+    # 65535 is PropagateNan.ALL: one instruction in place of two, and none where the result is rounded to 16 bits.
+    if x.dtype.is_fp32():
+        return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan(65535))
+    else:
+        return tl.where(x < 0, 0, x).to(x.dtype)
+"""
 
 
 class ChainPrinter(TilePrinter):
@@ -23,6 +33,9 @@ class ChainPrinter(TilePrinter):
         inner = ChainPrinter(self.masks, prefix)
         inner._names, inner.raw, inner.early = dict(self._names), dict(self.raw), dict(self.early)
         return inner
+
+    def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
+        return {**super().specials(), "relu": lambda _, arguments: f"kv_positive({arguments[0]})"}
 
     def operand(self, expr: Expr, dtype: str) -> str:
         """``expr`` as ``dtype``, without a way through float32 where it is loaded as that."""

@@ -20,7 +20,7 @@ from .ahead import FIRST, NEXT
 from .cost import Tally
 from .early import load_early
 from .plan import POSITION, SAMPLE, ChainPlan, Dot, Pool, Reduce, Regrouped, Step, Store, Tile
-from .printing import ChainPrinter, Scope
+from .printing import CHAIN_HELPERS, ChainPrinter, Scope
 from .sizes import padded
 from .sweeps import Sweep, is_wide, order_of
 from .tiles import Extent, Tiles
@@ -38,7 +38,7 @@ def emit_triton(plan: ChainPlan, arguments: tuple[Argument, ...], schedule: Sche
     names = [f"in{k}" for k in range(len(plan.inputs))] + [f"out{k}" for k in range(len(plan.outputs))]
     lines = [f"  {line}" for line in writer.body()]
     code = "\n".join([f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *plan.symbols])}):", *lines])
-    helpers = used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)
+    helpers = used_helpers(TRITON_PRELUDE + TRITON_REMAINDER + CHAIN_HELPERS, code)
     source = "\n\n".join(part for part in (helpers, code) if part) + "\n"
     launch = Launch(
         _FUNCTION, arguments, (writer.grid,), num_warps=int(schedule["warps"]), num_stages=int(schedule["stages"])
