@@ -29,7 +29,7 @@ from .precise import in_double
 from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Store, online_pairs, passes
 from .program import Step as ProgramStep
 from .reuse import reused
-from .simplify import shortened, with_constant_quotients, with_exponentials_below, without_maxima
+from .simplify import shortened, with_constant_quotients, with_exponentials_below, with_shares, without_maxima
 
 # Elements of one input kept transposed for the whole row; beyond that every sweep transposes it block by block.
 _WHOLE_TILE = 16384
@@ -46,6 +46,8 @@ def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     program = with_exponentials_below(shortened(program) if simplify else program)
     if simplify:
         program = without_maxima(program)
+    if not program.selects:
+        program = with_shares(program)
     if schedule.get("terms") == "float64":
         program = in_double(program)
     plan = Plan.of(schedule, program)

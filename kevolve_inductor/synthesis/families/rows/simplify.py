@@ -97,6 +97,23 @@ def with_exponentials_below(program: RowProgram) -> RowProgram:
     return program.rewritten(statements, lambda value: ex.substitute(value, marked))
 
 
+def with_shares(program: RowProgram) -> RowProgram:
+    """Division of columns by a softmax's sum as a product with its reciprocal, which exists: a sum is at least about 1.
+
+    A division of vectors takes as long as half of an exponential.
+    """
+    sums = {second.result for _, second in online_pairs(program) if second.result.dtype == "float32"}
+
+    def product(part: Expr) -> Expr | None:
+        if part.op != "truediv" or part.args[1] not in sums or COLUMNS not in ex.variables(part.args[0]):
+            return None
+        value, total = part.args
+        reciprocal = ex.make("truediv", part.dtype, (ex.const(1.0, part.dtype), total))
+        return ex.make("mul", part.dtype, (ex.substitute(value, product), reciprocal))
+
+    return program.rewritten(program.statements, lambda value: ex.substitute(value, product))
+
+
 def with_constant_quotients(program: RowProgram, block: int) -> RowProgram:
     """Which channel a column is of, where all columns of a block are of the same: that of the block's first."""
     first = ex.var(FIRST, program.columns)

@@ -95,7 +95,7 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if _may_stream(program, target):
         choices["stores"] = ("streamed", "cached")
     simple = simplified(program)
-    if online_pairs(simple):
+    if not program.selects and online_pairs(simple):
         choices["online"] = (True, False)
         choices["block"] = _BLOCKS_ONLINE
     if simple != program:
