@@ -23,7 +23,7 @@ _RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
 # What changes the text of a kernel by more than a number.
 _WRITTEN = ("rows", "block", "straight", "unroll", "ahead")
 # Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
-_KIND, _FAR = ("rows", "straight", "unroll", "warps"), 2.0
+_KIND, _FAR = ("rows", "straight", "unroll", "warps"), 1.5
 Choices = Mapping[str, tuple[int | str | bool, ...]]
 
 
