@@ -319,9 +319,12 @@ class WorkerSlot:
         return isinstance(answer, dict) and "error" not in answer
 
     def renew(self) -> None:
-        """End the session and the process, and begin starting another, which has time to load what the next session needs."""
+        """End the session and the process, and begin starting another, which has time to load what the next session needs.
+
+        Where kernels run on the processors, loading would disturb what is timed meanwhile.
+        """
         self.close()
-        self._process = self._spare()
+        self._process = WorkerProcess(self._setup, self._free_log()) if self._setup.threads else self._spare()
         self._is_open = False
         self.tenants.clear()
 
