@@ -13,6 +13,7 @@ from kevolve_inductor.evaluate.timing import Timing
 from kevolve_inductor.final_choice import FinalChoice
 from kevolve_inductor.graph.dynamo import described_inputs, graph_key
 from kevolve_inductor.platforms.cpu import CpuPlatform
+from kevolve_inductor.platforms.cpu_executor import CpuExecutor
 from kevolve_inductor.settings import Settings
 from kevolve_inductor.swap_pass import SwapPass
 
@@ -245,6 +246,41 @@ def test_plain_inductor_is_taken_where_it_is_faster_than_with_kernels(tmp_path):
     assert choice_of(gm, examples, tmp_path, None, search="lookup").settled() == "inductor"
     # Whoever asks for more than was measured gets the kernels.
     assert choice_of(gm, examples, tmp_path, None, min_speedup=1.5).settled() is None
+
+
+class _Asynchronous(CpuExecutor):
+    """Steps take what a script says, as called and with a head start; what they return tells them apart."""
+
+    submits_ahead = True
+
+    def __init__(self, as_called_us, alone_us):
+        super().__init__()
+        self.as_called_us, self.alone_us = as_called_us, alone_us
+
+    def measure(self, timed, rounds, cold):
+        times_us = self.alone_us if self.head_start_s else self.as_called_us
+        return [[times_us[float(call()[0].flatten()[0])]] * rounds for call in timed]
+
+
+@pytest.mark.parametrize(
+    ("as_called_us", "alone_us", "chosen"),
+    [
+        ((300.0, 200.0), (300.0, 200.0), 2.0),
+        ((300.0, 200.0), (100.0, 200.0), 1.0),
+        ((200.0, 300.0), (300.0, 200.0), 1.0),
+    ],
+    ids=["faster either way", "faster only to submit", "slower to submit"],
+)
+def test_where_calls_only_submit_work_the_challenger_has_to_win_both_ways(
+    tmp_path, monkeypatch, as_called_us, alone_us, chosen
+):
+    names = (1.0, 2.0)
+    executor = _Asynchronous(dict(zip(names, as_called_us, strict=True)), dict(zip(names, alone_us, strict=True)))
+    monkeypatch.setattr(final_choice, "executor_for", lambda name: executor)
+    gm, examples = graph_of(lambda x: x * 0 + 2.0, torch.ones(4))
+    choice = choice_of(gm, examples, tmp_path, None)
+    call = choice.between(lambda *inputs: (torch.full((4,), 1.0),), nothing_else)
+    assert float(call(*examples)[0][0]) == chosen
 
 
 class _Contest:

@@ -446,7 +446,14 @@ def test_a_mode_that_beats_the_kernels_is_taken_without_them(settings, with_a_mo
 
 
 @pytest.mark.parametrize(
-    "times", [ModeTimes(), ModeTimes(100.0, 60.0), ModeTimes(100.0, 60.0, 59.5, 59.0), ModeTimes(mode_us=1.0)]
+    "times",
+    [
+        ModeTimes(),
+        ModeTimes(100.0, 60.0),
+        ModeTimes(100.0, 60.0, 59.5, 59.0),
+        ModeTimes(100.0, 60.0, 57.0, None),
+        ModeTimes(mode_us=1.0),
+    ],
 )
 def test_a_mode_that_is_no_faster_or_was_not_measured_is_left(settings, with_a_mode, times):
     judge = Judge((100.0, 60.0), mode_times=times)

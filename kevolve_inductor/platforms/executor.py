@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -59,6 +59,10 @@ class Executor(ABC):
     """Bound to one device and one build folder. Not thread-safe."""
 
     device: torch.device
+    # Whether calls return before the device has done what they ask for. Then ``head_start_s`` keeps the device busy before
+    # each call that is measured, so that all of it is submitted by the time it begins: what is measured is the device's own.
+    submits_ahead: ClassVar[bool] = False
+    head_start_s: float = 0.0
 
     @abstractmethod
     def load(self, kernel: Kernel, region: Region, folder: Path) -> CompiledKernel:
