@@ -8,12 +8,10 @@ to choose from, on copies of its inputs. What was found is remembered: where eag
 from __future__ import annotations
 
 import copy
-import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +20,7 @@ import torch.fx
 from .cache.key import eager_numerics
 from .cache.store import Store
 from .evaluate.timing import Contest, Timing
+from .first_call import FirstCall
 from .graph.dynamo import graph_key
 from .kernel import digest_of
 from .platforms import executor_for
@@ -29,13 +28,12 @@ from .platforms.executor import Executor
 from .platforms.platform import Platform
 from .report import GraphRow, last_run
 from .settings import Settings
+from .step import Function, Step, bytes_of, copies_of, random_state_kept
 
-logger = logging.getLogger(__name__)
-
-Function = Callable[..., Any]
-Step = Callable[[], object]
+# Compiles the graph without anything of ours, for these inputs; None where that needs no look.
+Plain = Callable[[Sequence[torch.Tensor]], Function | None]
 # The steps as compiled and of a challenger; the timing's speedup is the challenger's.
-Compare = Callable[[Step, Step], Timing]
+Compare = Callable[[Callable[[], object], Callable[[], object]], Timing]
 Name = Literal["compiled", "inductor", "eager"]
 
 # Copies of all inputs, and of what one step makes of them, must fit beside what is there.
@@ -79,11 +77,14 @@ class FinalChoice:
         self, gm: torch.fx.GraphModule, key: str, settings: Settings, platform: Platform, store: Store,
         compare: Compare | None = None,
     ) -> None:  # fmt: skip
-        self._gm, self._graph = gm, copy.deepcopy(gm.graph)
         self._settings, self._platform, self._store = settings, platform, store
         target = platform.target().to_json()
         self._key = digest_of({"graph": key, "target": target, "numerics": eager_numerics()})
         self._compare = compare or self._timed
+        self.known = self._recalled()
+        # Where nothing will be timed, nothing has to be kept.
+        self._gm = gm
+        self._graph = copy.deepcopy(gm.graph) if settings.searching and self.known is None else None
 
     @classmethod
     def of(
@@ -94,10 +95,12 @@ class FinalChoice:
         return None if key is None or not inputs else cls(gm, key, settings, platform, store)
 
     def untouched(self) -> torch.fx.GraphModule:
-        """The graph as it came."""
+        """The graph as it came, of a choice that is open."""
+        if self._graph is None:
+            raise ValueError("the choice is made or may not be: the graph was not kept")
         return torch.fx.GraphModule(self._gm, copy.deepcopy(self._graph))
 
-    def known(self) -> FinalVerdict | None:
+    def _recalled(self) -> FinalVerdict | None:
         """What is remembered; a thorough search measures again what a quick one measured."""
         found = self._store.recall("final", self._key)
         if found is None or (self._settings.search == "full" and found["search"] != "full"):
@@ -106,39 +109,34 @@ class FinalChoice:
 
     def settled(self) -> Name | None:
         """The side that is known to be surely faster than kernels are; with it nothing of ours need be compiled."""
-        verdict = self.known()
+        verdict = self.known
         if verdict is None or verdict.chosen == "compiled" or verdict.speedup_low < self._settings.min_speedup:
             return None
         self._report(verdict)
         return verdict.chosen
 
-    def between(self, compiled: Function, inductor: Callable[[Sequence[torch.Tensor]], Function | None]) -> Function:
+    def between(self, compiled: Function, inductor: Plain) -> Function:
         """``compiled`` or what is faster than it; timed in the first call where that is not known yet.
 
         ``inductor`` compiles the graph without anything of ours. It is called once ``compiled`` has run, forward and
         backward, and gives ``None`` where there is nothing of ours in it or where its measure has been taken; what it
         raises ends the comparison.
         """
-        if not self._settings.searching or self.known() is not None:
-            return compiled
-        return _Undecided(self, compiled, inductor)
+        return compiled if self._graph is None else FirstCall(compiled, partial(self._decide, inductor))
 
-    def decide(
-        self, compiled: Function, inductor: Callable[[Sequence[torch.Tensor]], Function | None],
-        inputs: Sequence[torch.Tensor],
-    ) -> Function:  # fmt: skip
+    def _decide(self, inductor: Plain, compiled: Function, inputs: Sequence[torch.Tensor]) -> Function:
         """The fastest for ``inputs``, which are left as they are. Raises what any side raises."""
-        if not _fits(inputs, executor_for(self._platform.name).free_bytes()):
+        if 3 * bytes_of(inputs) > _MEMORY_SHARE * executor_for(self._platform.name).free_bytes():
             return compiled
         functions: dict[Name, Function] = {"compiled": compiled, "eager": self.untouched()}
-        with _random_state_kept(inputs):
-            first = _Step(compiled, _copies(inputs))
+        with random_state_kept(inputs):
+            first = Step(compiled, copies_of(inputs))
             first()
-            plain = inductor(_copies(inputs))
+            plain = inductor(copies_of(inputs))
             if plain is not None:
                 functions["inductor"] = plain
             timings: dict[Name, Timing] = {
-                name: self._compare(first, _Step(function, _copies(inputs)))
+                name: self._compare(first, Step(function, copies_of(inputs)))
                 for name, function in functions.items() if name != "compiled"
             }  # fmt: skip
         verdict = self._verdict(timings)
@@ -165,7 +163,7 @@ class FinalChoice:
         }
         return FinalVerdict(chosen, times_us, timings[best].speedup_low, self._settings.search)
 
-    def _timed(self, compiled: Step, challenger: Step) -> Timing:
+    def _timed(self, compiled: Callable[[], object], challenger: Callable[[], object]) -> Timing:
         """Where calls only submit work, the challenger's weaker side counts: as it is called here, where submitting may take
         longer than the work, or on the device alone, as where a model keeps it busy or a graph is replayed."""
         executor = executor_for(self._platform.name)
@@ -190,84 +188,10 @@ class FinalChoice:
         )
 
 
-class _Undecided:
-    """What Dynamo calls. Once decided, it is the fastest side."""
-
-    def __init__(
-        self, choice: FinalChoice, compiled: Function, inductor: Callable[[Sequence[torch.Tensor]], Function | None]
-    ) -> None:
-        self._choice, self._compiled, self._inductor = choice, compiled, inductor
-        self._lock = threading.Lock()
-        self._call: Function = self._first
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self._call(*inputs)
-
-    def _first(self, *inputs: Any) -> Any:
-        if _is_capturing() or not self._lock.acquire(blocking=False):
-            return self._compiled(*inputs)
-        try:
-            self._call = self._choice.decide(self._compiled, self._inductor, inputs)
-        except Exception as error:  # noqa: BLE001 - the boundary to the user's process: a look aside must not end a call
-            logger.debug("nothing was compared: %s: %s", type(error).__name__, error)
-            self._call = self._compiled
-        finally:
-            self._lock.release()
-        return self._call(*inputs)
-
-
-class _Step:
-    """One call of a function and, where gradients are wanted, its backward."""
-
-    def __init__(self, function: Function, inputs: Sequence[torch.Tensor]) -> None:
-        self._function, self._inputs = function, inputs
-        self._trained = [tensor for tensor in inputs if tensor.requires_grad] if torch.is_grad_enabled() else []
-        self._gradients: list[torch.Tensor] = []
-
-    def __call__(self) -> object:
-        results = self._function(*self._inputs)
-        outputs = [value for value in results if isinstance(value, torch.Tensor) and value.requires_grad]
-        if not self._trained or not outputs:
-            return results
-        if not self._gradients:
-            self._gradients = [torch.randn_like(output) for output in outputs]
-        return torch.autograd.grad(outputs, self._trained, self._gradients, allow_unused=True)
-
-
-def _submission_s(executor: Executor, step: Step) -> float:
+def _submission_s(executor: Executor, step: Callable[[], object]) -> float:
     executor.synchronize()
     start = time.perf_counter()
     step()
     taken_s = time.perf_counter() - start
     executor.synchronize()
     return taken_s
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _fits(inputs: Sequence[torch.Tensor], free_bytes: int) -> bool:
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in inputs}
-    return 3 * sum(storages.values()) <= _MEMORY_SHARE * free_bytes
-
-
-def _copies(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors of the same strides and values, which share memory where the originals do: a graph may write to its inputs."""
-    memory: dict[int, torch.UntypedStorage] = {}
-    copies = []
-    with torch.no_grad():
-        for tensor in inputs:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in memory:
-                memory[storage.data_ptr()] = storage.clone()
-            own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            own.set_(memory[storage.data_ptr()], tensor.storage_offset(), tensor.shape, tensor.stride())
-            copies.append(own.requires_grad_(tensor.requires_grad))
-    return copies
-
-
-def _random_state_kept(inputs: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
-    devices = {tensor.device.index for tensor in inputs if tensor.device.type == "cuda"}
-    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=sorted(devices))
-    return kept

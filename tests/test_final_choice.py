@@ -129,7 +129,9 @@ def test_the_faster_side_is_taken_and_remembered(tmp_path):
     assert report.last_run().graph_verdicts[0].verdict.startswith("runs eagerly, 1.50×")
     again = choice_of(gm, examples, tmp_path, None, search="lookup")
     assert again.settled() == "eager"
-    torch.testing.assert_close(again.untouched()(*examples)[0], normalised(*examples))
+    torch.testing.assert_close(choice.untouched()(*examples)[0], normalised(*examples))
+    with pytest.raises(ValueError, match="not kept"):
+        again.untouched()
 
 
 @pytest.mark.parametrize("outcome", [timing(0.7), timing(1.01), timing(1.3, 0.9, 1.8)])
@@ -137,9 +139,10 @@ def test_what_is_not_surely_slower_stays_compiled(tmp_path, outcome):
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     choice = choice_of(gm, examples, tmp_path, lambda one, other: outcome)
     assert float(choice.between(lambda *inputs: (torch.full((), 7.0),), nothing_else)(*examples)[0]) == 7.0
-    assert choice.settled() is None
+    again = choice_of(gm, examples, tmp_path, None)
+    assert again.settled() is None
     # A machine too noisy to decide is asked again.
-    assert (choice.known() is None) == outcome.too_noisy_for(1.02)
+    assert (again.known is None) == outcome.too_noisy_for(1.02)
 
 
 def test_nothing_is_measured_where_nothing_may_be(tmp_path):
@@ -205,16 +208,18 @@ def test_inputs_that_share_memory_or_lie_apart_are_copied_as_they_are(tmp_path):
     base = torch.arange(24.0)
     inputs = [base[2:].as_strided((3, 4), (4, 1)), base.view(4, 6)[:, ::2], base[:1].expand(5)]
     gm, examples = graph_of(lambda a, b, c: (a.add_(1.0), b + 0, c + 0), *[one.clone() for one in inputs])
-    seen = []
+    seen, bases = [], []
 
     def compare(one, other):
         seen.extend(other())
+        bases.append(base.clone())
         return timing(0.5)
 
     FinalChoice(
         gm, "a key", Settings(store=tmp_path), CpuPlatform(), Store.open(tmp_path), compare
-    ).decide(gm, nothing_else, inputs)  # fmt: skip
-    assert torch.equal(base, torch.arange(24.0))
+    ).between(gm, nothing_else)(*inputs)  # fmt: skip
+    (during,) = bases
+    assert torch.equal(during, torch.arange(24.0))
     expected = torch.arange(24.0)
     expected[2:14] += 1.0
     assert torch.equal(seen[1], expected.view(4, 6)[:, ::2]) and torch.equal(seen[2], expected[:1].expand(5))
@@ -227,7 +232,7 @@ def test_a_comparison_that_fails_leaves_what_was_compiled(tmp_path):
     gm, examples = graph_of(normalised, torch.randn(4, 8), torch.randn(8))
     choice = choice_of(gm, examples, tmp_path, broken)
     assert float(choice.between(lambda *inputs: (torch.full((), 7.0),), nothing_else)(*examples)[0]) == 7.0
-    assert choice.known() is None
+    assert choice_of(gm, examples, tmp_path, None).known is None
 
 
 def test_plain_inductor_is_taken_where_it_is_faster_than_with_kernels(tmp_path):

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("search",),
     ("tuner", "whole_graph", "export"),
     ("report",),
-    ("swap_pass", "final_choice"),
+    ("swap_pass", "final_choice", "first_call", "step"),
     ("backend", "warm", "cli"),
     ("integrations", "testing"),
 )
