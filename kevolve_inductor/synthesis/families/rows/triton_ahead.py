@@ -37,7 +37,7 @@ class Ahead:
 
     def first(self) -> None:
         """Before the loop: what the first tile reads."""
-        self._names = self._read(self.writer.which_program)
+        self._names = self._read(self.writer.tile_at(self.writer.which_program))
 
     def turn(self) -> None:
         """At the beginning of the loop: what was read is at hand, and the tile after this one is read."""
@@ -47,7 +47,7 @@ class Ahead:
             for load, name in names.items():
                 space.held[load] = w.fresh("h")
                 w.add(f"{space.held[load]} = {name}")
-        for old, new in zip(self._names, self._read("(tile + tl.num_programs(0))"), strict=True):
+        for old, new in zip(self._names, self._read(w.tile_at("(turn + tl.num_programs(0))")), strict=True):
             for load, name in new.items():
                 w.add(f"{old[load]} = {name}")
 
@@ -55,8 +55,8 @@ class Ahead:
         """Names of the reads of one tile: the row's numbers, then every piece's."""
         w = self.writer
         names = w.row_names(tile, "n")
-        mask = f"nrow < {w.total}"
-        w.add(f"nlive = {mask}")
+        # Behind the last turn there is no tile.
+        w.add(f"nlive = (nrow >= 0) & (nrow < {w.total})" if w.is_backwards else f"nlive = nrow < {w.total}")
         numbers = Space(w.program, None, f"[{w.tile.rows}]", "", "", "nlive", "", names)
         made = [{load: w.read(numbers.printer("n_"), load, "n") for load in self._numbers}]
         for k in range(w.tile.pieces):

@@ -85,6 +85,22 @@ class TritonPlaces:
             return product((self.tiles, self.blocks)) if self.blocks > 1 else self.tiles
         return min(count, max(1, self.tiles)) if isinstance(self.tiles, int) else count
 
+    @property
+    def is_backwards(self) -> bool:
+        """Whether tiles are taken from the last to the first. What sums over rows is a gradient: what it reads was written
+        by a kernel that ended with the last rows, some of which are in the cache still."""
+        return bool(self.program.column_sums)
+
+    def tile_at(self, turn: str) -> str:
+        """The tile of a persistent program's turn."""
+        if not self.is_backwards:
+            return turn
+        return f"({self.tiles - 1 if isinstance(self.tiles, int) else f'{self.tile_count} - 1'} - {turn})"
+
+    @property
+    def tile_count(self) -> str:
+        return str(self.tiles) if isinstance(self.tiles, int) else f"tl.cdiv({self.total}, {self.tile.rows})"
+
     # --- text ---
 
     def add(self, line: str) -> None:
@@ -119,7 +135,7 @@ class TritonPlaces:
     # --- rows and columns ---
 
     def _rows(self) -> None:
-        start = "tile" if self.persistent.count else self.which_program
+        start = self.tile_at("turn") if self.persistent.count else self.which_program
         names = self.row_names(f"({start} // {self.blocks})" if self.tile.spread else start)
         exact = isinstance(self.total, int) and self.total % self.tile.rows == 0
         if not exact:

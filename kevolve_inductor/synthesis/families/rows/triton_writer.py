@@ -103,8 +103,7 @@ class TritonWriter(TritonPlaces):
             for k in range(self.tile.pieces):
                 name = self.totals[one.result.value[0], k] = self.fresh("a")
                 self.add(f"{name} = tl.zeros({self.tile.shape}, {TRITON_TYPES[one.result.dtype]})")
-        tiles = self.tiles if isinstance(self.tiles, int) else f"tl.cdiv({self.total}, {self.tile.rows})"
-        self._loop("tile", f"{self.which_program}, {tiles}, tl.num_programs(0)")
+        self._loop("turn", f"{self.which_program}, {self.tile_count}, tl.num_programs(0)")
 
     def _loop(self, name: str, bounds: str) -> None:
         """Reading ahead goes through shared memory, which a loop of one stage does without."""
