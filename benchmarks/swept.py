@@ -92,20 +92,25 @@ class Sweep:
 
     def run(self, jobs: int, deadline: float) -> bool:
         """False where a kernel has made the device unusable for this process."""
-        planned = list(self.planned(platform_for("cuda").target()))
         runner = _Runner(self)
-        with _Builders(jobs, self.region, runner.target) as builders:
+        for one, built in self.built(platform_for("cuda").target(), jobs, deadline):
+            if not runner.run(one, built):
+                return False
+        return runner.settle()
+
+    def built(self, target: Target, jobs: int, deadline: float) -> Iterator[tuple[Planned, Resources]]:
+        """Kernels in the order of the search, as they get ready; why others do not is written here."""
+        planned = list(self.planned(target))
+        with _Builders(jobs, self.region, target.features[0]) as builders:
             builders.start(planned)
             for one in planned:
                 if time.monotonic() > deadline:
-                    break
+                    return
                 built = builders.result(one, deadline)
                 if isinstance(built, Resources):
-                    if not runner.run(one, built):
-                        return False
+                    yield one, built
                 else:
                     self.begin(one, *built)
-        return runner.settle()
 
 
 class _Builders:
@@ -154,7 +159,6 @@ class _Runner:
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.executor: Executor = executor_for("cuda")
-        self.target = platform_for("cuda").target().features[0]
         found = sweep.found
         self.symbols = found.workload.symbols
         self.inputs = generate(sweep.region, found.workload, GRAPH, 0, self.executor.device)
@@ -240,16 +244,7 @@ def distance(output: torch.Tensor, expected: torch.Tensor) -> float:
 def compile_only(sweep: Sweep, target: str, jobs: int, deadline: float) -> None:
     """Rows with what each kernel takes, on a machine without the chip."""
     place = Target("cuda", target, (target,), threads=0, units=132, shared_bytes=SHARED_LIMITS[target], warp_size=32)
-    planned = list(sweep.planned(place))
-    with _Builders(min(jobs, os.cpu_count() or 1), sweep.region, target) as builders:
-        builders.start(planned)
-        for one in planned:
-            if time.monotonic() > deadline:
-                return
-            built = builders.result(one, deadline)
-            if isinstance(built, Resources):
-                occupancy = built.occupancy.blocks if built.occupancy else None
-                sweep.begin(one, "ok", registers=built.registers, spills=built.spills, blocks=occupancy,
-                            shared_bytes=built.shared_bytes)  # fmt: skip
-            else:
-                sweep.begin(one, *built)
+    for one, built in sweep.built(place, min(jobs, os.cpu_count() or 1), deadline):
+        blocks = built.occupancy.blocks if built.occupancy else None
+        sweep.begin(one, "ok", registers=built.registers, spills=built.spills, blocks=blocks,
+                    shared_bytes=built.shared_bytes)  # fmt: skip
