@@ -47,7 +47,7 @@ class Tally:
     a loop; ``turns`` of blocks follow one another; ``flight_bytes`` are loaded at once for other things than products.
 
     ``early_bytes`` are loaded outside of loops, ``sample_bytes`` of them for all rows of a sample; ``late_bytes`` in a
-    turn for other things than products, in ``late_turns``. ``step_bytes`` are the most operands of one product, where
+    turn for other things than products. ``step_bytes`` are the most operands of one product, where
     others come after it. ``scalar_ops`` are done by the threads themselves, and
     ``least_rows`` those of the smallest product. There are ``sweeps`` in it, one after another; ``may_be_flat``:
     the turns of all units' only sweep can be those of one loop.
@@ -66,7 +66,6 @@ class Tally:
     early_bytes: int = 0
     sample_bytes: int = 0
     late_bytes: int = 0
-    late_turns: int = 0
     step_bytes: int = 0
     scalar_ops: int = 0
     least_rows: int = 1 << 20
@@ -111,7 +110,8 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
     parts = 2 if dtype == "float32" and loop > 1 else 1
     registers += registers // 4 if dtype == "float32" else 0
     straight = parts * tally.operand_bytes * (stages if loop > 1 and not ahead else 1)
-    shared = max(straight, tally.looped_bytes * stages) + parts * tally.fixed_bytes
+    looped = tally.looped_bytes + (0 if ahead else tally.late_bytes)
+    shared = max(straight, looped * stages) + parts * tally.fixed_bytes
     if loop == 1 and tally.step_bytes:
         shared = tally.step_bytes
     by_registers = _REGISTERS / (32 * warps * registers)
@@ -156,6 +156,6 @@ def _waits(tally: Tally, schedule: Schedule) -> float:
     if loop == 1 and ahead and tally.turns == 1 and not tally.step_bytes:
         # All latencies pass together.
         return _STARTING
-    of_loops = (tally.turns - 1) / (stages - 1) + (0 if ahead else tally.late_turns)
+    of_loops = (tally.turns - 1) / (stages - 1)
     of_unit = 0.5 if ahead and loop > 1 else 1 / (stages - 1) if loop > 1 else 1
     return _STARTING + loop * (of_loops + of_unit)

@@ -11,6 +11,7 @@ from ....exc import EmissionError
 from ...family import Schedule, ScheduleSpace
 from .cost import PROCESSORS, Cost, cost_of
 from .plan import ChainPlan, Dot, Regrouped
+from .joined import may_be_joined
 from .sizes import padded
 from .straight import may_be_straight
 from .sweeps import WIDEST_HELD, is_wide_store, swept
@@ -21,7 +22,7 @@ _HEIGHTS, _BLOCKS = (256, 128, 64, 32, 16), (256, 128, 64, 32)
 # Programs on a processor at once, of which each then does an equal share of the units.
 _RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
 # What changes the text of a kernel by more than a number.
-_WRITTEN = ("rows", "block", "straight", "unroll", "ahead")
+_WRITTEN = ("rows", "block", "straight", "unroll", "ahead", "joined")
 # Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
 _KIND, _FAR = ("rows", "straight", "unroll", "warps"), 1.5
 Choices = Mapping[str, tuple[int | str | bool, ...]]
@@ -49,10 +50,10 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
     written = [name for name in choices if name in _WRITTEN]
     for sizes in product(*(choices[name] for name in written)):
         chosen = dict(zip(written, sizes, strict=True))
-        if chosen["straight"] and int(chosen["block"]) < _LEAST_PIECE:
-            # Each piece has addresses of its own.
+        if chosen["straight"] and (int(chosen["block"]) < _LEAST_PIECE or chosen["joined"]):
+            # Each piece has addresses of its own, and its products follow one another as they are.
             continue
-        writer = writer_of(plan, {**chosen, "loop": 1, "precision": "ieee"})
+        writer = writer_of(plan, {**chosen, "loop": 1, "stages": 1, "precision": "ieee"})
         try:
             text = writer.body()
         except EmissionError:
@@ -105,6 +106,7 @@ def _choices(plan: ChainPlan) -> Choices:
         "unroll": tuple(dict.fromkeys(min(n, longest) for n in (8, 16, 4, 64))) if longest else (1,),
         "straight": (False, True) if may_be_straight(plan) else (False,),
         "ahead": (True, False) if has_products else (False,),
+        "joined": (True, False) if may_be_joined(plan) else (False,),
         "warps": (4, 8, 2, 16),
         "stages": (3, 2, 4) if has_products else (2,),
         "precision": ("tf32x3", "ieee") if plan.dtype == "float32" and has_products else ("ieee",),
@@ -120,8 +122,8 @@ def _loops(writer: Writer, units: int) -> set[int]:
 
 def _all_loops(plan: ChainPlan, heights: Sequence[int]) -> tuple[int, ...]:
     """For any height."""
-    writers = [writer_of(plan, {"rows": height, "block": _BLOCKS[0], "loop": 1, "unroll": 1, "ahead": False,
-                                "straight": False, "precision": "ieee"}) for height in heights]  # fmt: skip
+    writers = [writer_of(plan, {"rows": height, "block": _BLOCKS[0], "loop": 1, "unroll": 1, "ahead": False, "joined": False,
+                                "straight": False, "stages": 1, "precision": "ieee"}) for height in heights]  # fmt: skip
     found = {loop for writer in writers for loop in _loops(writer, _units(writer))}
     return (1, *sorted(found))
 
