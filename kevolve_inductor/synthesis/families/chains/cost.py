@@ -33,7 +33,7 @@ _LARGE_ROWS, _LARGE_WARPS, _SMALL_SHARE, _SMALL_COST = 64, 4, 0.6, 1.15
 _MANY_WARPS, _MANY_COST = 8, 1.3
 _FEWEST_STAGES, _HELD_UP_AHEAD = 2, 0.5
 # Of each turn: its barriers, and where several sweeps follow one another, products that wait for one another.
-_TURN_S, _WAIT_S = 1e-7, 1.5e-7
+_TURN_S, _WAIT_S, _JOINED_SHARE = 1e-7, 1.5e-7, 0.8
 _PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6, 2
 
 
@@ -140,7 +140,8 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
         held_up = _HELD_UP_AHEAD if ahead and loop > 1 else 1.0
         work_s = max(work_s, memory_s + held_up * tally.flops * units / rate * min(1.0, 2 / busy))
     work_s *= (_SMALL_COST if small else 1) * (_MANY_COST if warps > _MANY_WARPS else 1)
-    turns_s = waves * loop * tally.turns * (_TURN_S + (_WAIT_S if tally.sweeps > 1 else 0.0))
+    waited_s = _WAIT_S * (_JOINED_SHARE if schedule["joined"] else 1.0)
+    turns_s = waves * loop * tally.turns * (_TURN_S + (waited_s if tally.sweeps > 1 else 0.0))
     waits_s = math.ceil(waves) * _waits(tally, schedule) / resident * _LATENCY_S
     return Cost(work_s * math.sqrt(ragged) + turns_s + waits_s, registers, shared)
 

@@ -21,6 +21,7 @@ _SEEDS, _LEAST_ROWS_OF_WARP, _LEAST_PIECE = 20, 8, 64
 _HEIGHTS, _BLOCKS = (256, 128, 64, 32, 16), (256, 128, 64, 32)
 # Programs on a processor at once, of which each then does an equal share of the units.
 _RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
+_UNLOOPED = {"loop": 1, "stages": 1, "precision": "ieee"}
 # What changes the text of a kernel by more than a number.
 _WRITTEN = ("rows", "block", "straight", "unroll", "ahead", "joined")
 # Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
@@ -53,7 +54,8 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
         if chosen["straight"] and (int(chosen["block"]) < _LEAST_PIECE or chosen["joined"]):
             # Each piece has addresses of its own, and its products follow one another as they are.
             continue
-        writer = writer_of(plan, {**chosen, "loop": 1, "stages": 1, "precision": "ieee"})
+        writers = {1: writer_of(plan, {**chosen, **_UNLOOPED})}
+        writer = writers[1]
         try:
             text = writer.body()
         except EmissionError:
@@ -64,12 +66,17 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
         is_new = text not in others
         others.append(text)
         for schedule in _expanded(choices, chosen):
-            if (is_new or int(schedule["loop"]) > 1) and _is_sensible(schedule, writer, units, choices):
-                cost = cost_of(
-                    writer.tally, schedule, plan.dtype, units, least_bytes, writer.shares_sample(int(schedule["loop"]))
-                )
+            loop = int(schedule["loop"])
+            if (is_new or loop > 1) and _is_sensible(schedule, writer, units, choices):
+                one_sample = writer.shares_sample(loop)
+                if one_sample and loop not in writers:
+                    # What belongs to the sample is then loaded once, and held.
+                    writers[loop] = writer_of(plan, {**chosen, **_UNLOOPED, "loop": loop})
+                    writers[loop].body()
+                tally = writers[loop if one_sample else 1].tally
+                cost = cost_of(tally, schedule, plan.dtype, units, least_bytes, one_sample)
                 found += [Ranked(schedule, cost)] if cost.fits else []
-    return tuple(sorted(found, key=lambda one: one.cost.seconds))
+    return tuple(sorted(found, key=lambda one: (one.cost.seconds, one.cost.shared_bytes)))
 
 
 def _is_sensible(schedule: Schedule, writer: Writer, units: int, choices: Choices) -> bool:

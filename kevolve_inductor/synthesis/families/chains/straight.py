@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ....exc import EmissionError
 from ....graph.region import ITEM_SIZES
-from .plan import ChainPlan, Dot, Reduce, Store, Tile
+from .plan import SAMPLE, ChainPlan, Dot, Reduce, Store, Tile
 from .printing import Scope
 from .sizes import padded
 from .tiles import Extent, Piece
@@ -15,9 +15,9 @@ from .triton import Writer
 
 # Operands of products in one unit, by which the text grows.
 _MOST_PIECES = 16
-# Rows of operands in shared memory: where some have fewer bytes they lie there in another layout, and code without loops
-# that has both is assembled wrongly (``platforms.ptx``).
-_ROW_BYTES = 128
+# Rows of operands in shared memory: where some have fewer bytes they lie there in another layout, and code that has both
+# in one place after another is assembled wrongly (``platforms.ptx``). What stays for all units has places of its own.
+_ROW_BYTES, _LASTING_ROW_BYTES = 128, 64
 
 
 def may_be_straight(plan: ChainPlan) -> bool:
@@ -64,7 +64,9 @@ class StraightWriter(Writer):
     def _extents(self, extent: object) -> list[Extent]:
         if not isinstance(extent, int) or padded(extent) <= self.block:
             return ["whole"]
-        return list(pieces_of(extent, self.block, _ROW_BYTES // ITEM_SIZES[self.plan.dtype]))
+        lasting = self.loop > 1 and (self.plan.batch is None or SAMPLE not in self.tiles.moving)
+        row_bytes = _LASTING_ROW_BYTES if lasting else _ROW_BYTES
+        return list(pieces_of(extent, self.block, row_bytes // ITEM_SIZES[self.plan.dtype]))
 
     def _need(self, tile: Tile, columns: Extent, scope: Scope) -> None:
         """Computes what ``tile`` reads of a piece of its columns."""

@@ -14,12 +14,14 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from .ahead import ROWS, direct_reads, load_ahead
 from .cost import Tally
+from .gelu import ONE_PLUS_ERF
 from .plan import COLUMN, ROW, SAMPLE, ChainPlan, Dot, Reduce, Store, Tile
 from .printing import Scope
 from .sizes import padded
 
 # What an operator costs, in additions.
-_COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8, "sqrt": 8, "rsqrt": 6, "pow": 30}
+_COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8, "sqrt": 8, "rsqrt": 6, "pow": 30,
+          ONE_PLUS_ERF: 14}  # fmt: skip
 
 # Elements of a value that is held for all units.
 _MOST_HELD = 4096

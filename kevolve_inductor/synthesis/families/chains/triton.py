@@ -225,6 +225,8 @@ class Writer:
             self._wide_values(pair.tiles, scope)
             self._named_wide({pair.onto}, scope)
             scope.lines.append(f"{step.name} = {self._dot_of_two(pair, step, scope)}")
+            # Joined operands take as many registers as the result of the first product would.
+            self._holds(self._elements(pair, scope), scope, is_loop=True)
         elif isinstance(step, Dot):
             self._named_wide({step.onto}, scope)
             scope.lines.append(f"{step.name} = {self._dot(step, scope, total=step.onto)}")
