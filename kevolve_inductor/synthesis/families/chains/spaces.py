@@ -10,8 +10,8 @@ from itertools import product
 from ....exc import EmissionError
 from ...family import Schedule, ScheduleSpace
 from .cost import PROCESSORS, Cost, cost_of
-from .plan import ChainPlan, Dot, Regrouped
 from .joined import may_be_joined
+from .plan import ChainPlan, Dot, Regrouped
 from .sizes import padded
 from .straight import may_be_straight
 from .sweeps import WIDEST_HELD, is_wide_store, swept
