@@ -21,7 +21,7 @@ _SEEDS, _LEAST_ROWS_OF_WARP, _LEAST_PIECE = 20, 8, 64
 _HEIGHTS, _BLOCKS = (256, 128, 64, 32, 16), (256, 128, 64, 32)
 # Programs on a processor at once, of which each then does an equal share of the units.
 _RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
-_UNLOOPED = {"loop": 1, "stages": 1, "precision": "ieee"}
+_UNLOOPED: Schedule = {"loop": 1, "stages": 1, "precision": "ieee"}
 # What changes the text of a kernel by more than a number.
 _WRITTEN = ("rows", "block", "straight", "unroll", "ahead", "joined")
 # Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
