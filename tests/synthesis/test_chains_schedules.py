@@ -29,6 +29,8 @@ from kevolve_inductor.kernel import Argument, Kernel, Launch
 from kevolve_inductor.platforms.cuda import launch
 from kevolve_inductor.synthesis.families.chains.gelu import GELU_HELPERS
 from kevolve_inductor.synthesis.families.chains.plan import Dot
+from kevolve_inductor.synthesis.families.chains.straight import pieces_of
+from kevolve_inductor.synthesis.families.chains.tiles import Piece
 from kevolve_inductor.synthesis.family import Match, Schedule
 
 PIECES = {
@@ -202,8 +204,10 @@ def test_what_is_cut_holds_what_it_has_loaded() -> None:
 
 
 def test_straight_code_is_for_what_is_wider_than_a_piece() -> None:
+    narrow = on_gpu(find(FAMILY, lambda x, up, down: (x @ up).relu() @ down,
+                         [normal(4096, 64), normal(64, 32), normal(32, 64)])).match  # fmt: skip
     with pytest.raises(EmissionError):
-        source_of(found_of("gate").match, block=256, straight=True)
+        source_of(narrow, block=256, straight=True)
     assert "straight" in FAMILY.space(found_of("gate").match, CUDA).choices
     assert FAMILY.space(found_of("interaction").match, CUDA).choices["straight"] == (False,)
 
@@ -283,6 +287,23 @@ def test_pieces_lie_alike_in_shared_memory(folder: Path) -> None:
         # What stays for all rows of a sample has places of its own, and may be narrower.
         assert ("(64 + tl.arange(0, 32))" in kernel.source) == (loop > 1)
         compile_for(kernel, region_of(match), "sm_90", folder)
+
+
+def test_pieces_take_no_more_columns_than_they_need() -> None:
+    """Three quarters of a block are a half and a quarter, unless the quarter were too narrow."""
+    assert pieces_of(96, 128, 32) == [Piece(0, 64), Piece(64, 32)] and pieces_of(96, 128, 64) == [Piece(0, 128)]
+    assert pieces_of(200, 128, 32) == [Piece(0, 128), Piece(128, 64), Piece(192, 32)]
+    assert pieces_of(100, 128, 32) == [Piece(0, 128)] and pieces_of(64, 64, 64) == [Piece(0, 64)]
+
+
+def test_sizes_of_pieces_that_cut_alike_are_one_schedule() -> None:
+    with FakeTensorMode():
+        found = find(FAMILY, feed_forward, halves((1024, 200, 192), (1024, 192, 96), (1024, 96, 192), (192,)))
+    match = on_gpu(found).match
+    seeds = [seed for seed in FAMILY.space(match, CUDA).seeds if seed["straight"]]
+    sources = [kernel_of(FAMILY, match, seed, "triton").source for seed in seeds]
+    kinds = {(source, seed["warps"], seed["stages"]) for source, seed in zip(sources, seeds, strict=True)}
+    assert len(kinds) == len(seeds) > 10
 
 
 def test_weights_of_a_sample_that_stay_lead() -> None:

@@ -47,6 +47,7 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
     """All schedules that fit, by the model's seconds; empty where none does."""
     found: list[Ranked] = []
     texts: dict[tuple[object, ...], list[list[str]]] = {}
+    pieces: set[tuple[str, ...]] = set()
     choices = _choices(plan)
     written = [name for name in choices if name in _WRITTEN]
     for sizes in product(*(choices[name] for name in written)):
@@ -59,6 +60,8 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
         try:
             text = writer.body()
         except EmissionError:
+            continue
+        if chosen["straight"] and _is_known(writer, plan, chosen, pieces):
             continue
         units = _units(writer)
         # Without a loop over units, what is loaded ahead may be nothing.
@@ -77,6 +80,17 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
                 cost = cost_of(tally, schedule, plan.dtype, units, least_bytes, one_sample)
                 found += [Ranked(schedule, cost)] if cost.fits else []
     return tuple(sorted(found, key=lambda one: (one.cost.seconds, one.cost.shared_bytes)))
+
+
+def _is_known(writer: Writer, plan: ChainPlan, chosen: Schedule, known: set[tuple[str, ...]]) -> bool:
+    """Does another size of pieces cut everything as this one does, in programs of one unit and of several?"""
+    several = writer.shares if isinstance(writer.shares, int) and writer.shares > 1 and plan.batch is not None else 2
+    looped = writer_of(plan, {**chosen, **_UNLOOPED, "loop": several})
+    text = (str(chosen["ahead"]), *looped.body(), "", *writer_of(plan, {**chosen, **_UNLOOPED}).body())
+    if text in known:
+        return True
+    known.add(text)
+    return False
 
 
 def _is_sensible(schedule: Schedule, writer: Writer, units: int, choices: Choices) -> bool:

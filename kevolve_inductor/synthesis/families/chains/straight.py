@@ -26,8 +26,17 @@ def may_be_straight(plan: ChainPlan) -> bool:
 
 
 def pieces_of(extent: int, block: int, least: int) -> list[Piece]:
-    """``extent`` columns in blocks, of which the last one is as narrow as it may be, but has ``least`` columns."""
-    return [Piece(start, min(block, max(least, padded(extent - start)))) for start in range(0, extent, block)]
+    """``extent`` columns in blocks, of which the last ones are as narrow as they may be, but have ``least`` columns."""
+    pieces, start = [], 0
+    while start < extent:
+        rest = extent - start
+        size = min(block, max(least, padded(rest)))
+        half = size // 2
+        if half < rest and half + max(least, padded(rest - half)) < size:
+            size = half
+        pieces.append(Piece(start, size))
+        start += size
+    return pieces
 
 
 class StraightWriter(Writer):
@@ -62,11 +71,12 @@ class StraightWriter(Writer):
         """Pieces are loaded where they are needed: together they take too much room."""
 
     def _extents(self, extent: object) -> list[Extent]:
-        if not isinstance(extent, int) or padded(extent) <= self.block:
+        if not isinstance(extent, int):
             return ["whole"]
         lasting = self.loop > 1 and (self.plan.batch is None or SAMPLE not in self.tiles.moving)
         row_bytes = _LASTING_ROW_BYTES if lasting else _ROW_BYTES
-        return list(pieces_of(extent, self.block, row_bytes // ITEM_SIZES[self.plan.dtype]))
+        pieces = pieces_of(extent, self.block, row_bytes // ITEM_SIZES[self.plan.dtype])
+        return list(pieces) if len(pieces) > 1 else ["whole"]
 
     def _need(self, tile: Tile, columns: Extent, scope: Scope) -> None:
         """Computes what ``tile`` reads of a piece of its columns."""
