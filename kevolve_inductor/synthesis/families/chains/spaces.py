@@ -14,7 +14,7 @@ from .joined import may_be_joined
 from .plan import ChainPlan, Dot, Regrouped
 from .sizes import padded
 from .straight import may_be_straight
-from .sweeps import WIDEST_HELD, is_wide_store, swept
+from .sweeps import WIDEST_HELD, is_wide_store, order_of, swept
 from .triton import Writer, writer_of
 
 _SEEDS, _LEAST_ROWS_OF_WARP, _LEAST_PIECE = 20, 8, 64
@@ -129,9 +129,14 @@ def _choices(plan: ChainPlan) -> Choices:
         "ahead": (True, False) if has_products else (False,),
         "joined": (True, False) if may_be_joined(plan) else (False,),
         "warps": (4, 8, 2, 16),
-        "stages": (3, 2, 4) if has_products else (2,),
+        "stages": _stages(plan) if has_products else (2,),
         "precision": ("tf32x3", "ieee") if plan.dtype == "float32" and has_products else ("ieee",),
     }
+
+
+def _stages(plan: ChainPlan) -> tuple[int, ...]:
+    """Turns of several sweeps are short, so that more of them pass before what is loaded arrives."""
+    return (3, 2, 4, 5) if len(order_of(plan, _BLOCKS[-1]).sweeps) > 1 else (3, 2, 4)
 
 
 def _loops(writer: Writer, units: int) -> set[int]:

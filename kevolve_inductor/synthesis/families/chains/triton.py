@@ -318,7 +318,8 @@ class Writer:
         inner.close(self._pipelined(head) if inner.late_bytes else head)
         held = [self._elements(step, inner) for step in sums if isinstance(step, Dot)]
         if inner.times:
-            self.tally.looped_bytes = max(self.tally.looped_bytes, sum(inner.operands.values()))
+            through_shared = sum(inner.operands.values()) + (0 if self.tiles.ahead else inner.late_bytes)
+            self.tally.looped_bytes = max(self.tally.looped_bytes, through_shared)
             self.tally.turns += inner.times
             self.tally.late_bytes = max(self.tally.late_bytes, inner.late_bytes)
             self.tally.computes([*inner.results, *held])
