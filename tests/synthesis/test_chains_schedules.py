@@ -96,6 +96,24 @@ def interpret_joined() -> None:
         assert_triton_agrees(FAMILY, found, schedules)
 
 
+def interpret_joined_rows() -> None:
+    """Weights that lie the other way round: what is summed over are their rows."""
+
+    def layers(x: Tensor, *weights: Tensor) -> Tensor:
+        first = x
+        for down, up in zip(weights[0::2], weights[1::2], strict=True):
+            x = first * ((x @ down) @ up) + x
+        return x
+
+    teach_interpreter()
+    for rank in (16, 20):
+        shapes = ((300, rank), (rank, 300)) * 3
+        found = on_gpu(find(FAMILY, layers, [normal(40, 300), *(normal(*shape) / 5 for shape in shapes)]))
+        schedule = schedule_of(found.match, rows=16, block=64, joined=True)
+        assert "[:, None]" in source_of(found.match, joined=True).split("_both_two = ")[1].split("\n")[0]
+        assert_triton_agrees(FAMILY, found, [schedule])
+
+
 def interpret_gelu() -> None:
     """A product with the unit matrix on either side: what is left is gelu, rounded once."""
     teach_interpreter()
@@ -121,8 +139,8 @@ def interpret_one_plus_erf() -> None:
 
 
 INTERPRETED = (
-    "interpret_pieces", "interpret_ahead", "interpret_what_is_not_finite", "interpret_joined", "interpret_gelu",
-    "interpret_one_plus_erf",
+    "interpret_pieces", "interpret_ahead", "interpret_what_is_not_finite", "interpret_joined", "interpret_joined_rows",
+    "interpret_gelu", "interpret_one_plus_erf",
 )  # fmt: skip
 
 
