@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_checks import CUDA, assert_triton_agrees, find, interpreted, kernel_of, region_of
+from family_checks import CUDA, assert_triton_agrees, find, interpreted, kernel_of, region_of, values_of
 from test_chains import (
     CASES,
     FAMILY,
@@ -22,9 +22,15 @@ from test_chains import (
 )
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional
 
 from kevolve_inductor.exc import EmissionError
+from kevolve_inductor.kernel import Argument, Kernel, Launch
+from kevolve_inductor.platforms.cuda import launch
+from kevolve_inductor.synthesis.families.chains.gelu import GELU_HELPERS
 from kevolve_inductor.synthesis.families.chains.plan import Dot
+from kevolve_inductor.synthesis.families.chains.straight import pieces_of
+from kevolve_inductor.synthesis.families.chains.tiles import Piece
 from kevolve_inductor.synthesis.family import Match, Schedule
 
 PIECES = {
@@ -79,7 +85,66 @@ def interpret_what_is_not_finite() -> None:
             value.view(-1)[7] = 0.5
 
 
-@pytest.mark.parametrize("function", ["interpret_pieces", "interpret_ahead", "interpret_what_is_not_finite"])
+def interpret_joined() -> None:
+    """Ranks that fill their tiles and that do not, pairs, and one product that is left over."""
+    teach_interpreter()
+    for count, rank in ((2, 32), (3, 20), (4, 20)):
+        found = on_gpu(find(FAMILY, cross, [normal(40, 300), *cross_layers(count, 300, rank)]))
+        schedules = [
+            schedule_of(found.match, rows=16, block=64, joined=joined, ahead=joined) for joined in (True, False)
+        ]
+        assert_triton_agrees(FAMILY, found, schedules)
+
+
+def interpret_joined_rows() -> None:
+    """Weights that lie the other way round: what is summed over are their rows."""
+
+    def layers(x: Tensor, *weights: Tensor) -> Tensor:
+        first = x
+        for down, up in zip(weights[0::2], weights[1::2], strict=True):
+            x = first * ((x @ down) @ up) + x
+        return x
+
+    teach_interpreter()
+    for rank in (16, 20):
+        shapes = ((300, rank), (rank, 300)) * 3
+        found = on_gpu(find(FAMILY, layers, [normal(40, 300), *(normal(*shape) / 5 for shape in shapes)]))
+        schedule = schedule_of(found.match, rows=16, block=64, joined=True)
+        assert "[:, None]" in source_of(found.match, joined=True).split("_both_two = ")[1].split("\n")[0]
+        assert_triton_agrees(FAMILY, found, [schedule])
+
+
+def interpret_gelu() -> None:
+    """A product with the unit matrix on either side: what is left is gelu, rounded once."""
+    teach_interpreter()
+    values, unit = torch.linspace(-5.5, 5.5, 4096).half().view(256, 16), torch.eye(16, dtype=torch.half)
+    found = on_gpu(find(FAMILY, lambda x, up, down: functional.gelu(x @ up) @ down, [values, unit, unit]))
+    kernel = kernel_of(FAMILY, found.match, schedule_of(found.match), "triton")
+    assert "kv_one_plus_erf(" in kernel.source and "libdevice.erf" not in kernel.source
+    outputs = [torch.full_like(values, torch.nan)]
+    launch(kernel, values_of(found, found.match.inputs), outputs, {})
+    torch.testing.assert_close(outputs[0].double(), functional.gelu(values.double()), rtol=6e-4, atol=4e-8)
+
+
+def interpret_one_plus_erf() -> None:
+    text = "@triton.jit\ndef one(x, out):\n  at = tl.arange(0, 4096)\n  tl.store(out + at, kv_one_plus_erf(tl.load(x + at)))\n"
+    arguments = (Argument("input", 0), Argument("output", 0))
+    kernel = Kernel("triton", f"{GELU_HELPERS}\n\n{text}", (Launch("one", arguments, ("1",)),))
+    values, out = torch.linspace(-4, 8, 4096), torch.empty(4096)
+    values[1000:1003] = torch.tensor([float("inf"), float("-inf"), float("nan")])
+    launch(kernel, [values], [out], {})
+    assert out[1000] == 2 and out[1001] == 0 and out[1002].isnan()
+    values[1000:1003], out[1000:1003] = 0, 1
+    torch.testing.assert_close(out.double(), torch.special.erfc(-values.double()), rtol=1e-5, atol=0)
+
+
+INTERPRETED = (
+    "interpret_pieces", "interpret_ahead", "interpret_what_is_not_finite", "interpret_joined", "interpret_joined_rows",
+    "interpret_gelu", "interpret_one_plus_erf",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", INTERPRETED)
 def test_schedules_agree_with_eager_under_the_interpreter(function: str) -> None:
     interpreted("test_chains_schedules", function)
 
@@ -91,6 +156,48 @@ def test_wide_products_of_one_factor_are_one_sum() -> None:
     assert [step.onto for step in joined] == ["v1", "v1v3"]
     source = source_of(found_of("cross").match)
     assert "v1v3 = tl.dot(" in source and " v3 =" not in source
+
+
+def test_products_of_one_sum_are_joined_in_pairs() -> None:
+    """Each pair is one product, begun with what the pair before gives; its left operand is put together once."""
+    match = on_gpu(find(FAMILY, cross, [normal(40, 300), *cross_layers(4, 300, 20)])).match
+    source, plain = (source_of(match, joined=joined) for joined in (True, False))
+    assert source.count("tl.join(") == 2 and "tl.join(" not in plain
+    assert plain.count("tl.dot(") - source.count("tl.dot(") == 1 + 1 + 2
+    assert "v1v3v5v7 = tl.dot(v1v3v5v7_left, " in source
+    assert set(FAMILY.space(match, CUDA).choices["joined"]) == {True, False}
+    assert FAMILY.space(found_of("perceptron").match, CUDA).choices["joined"] == (False,)
+
+
+def test_weights_that_lie_differently_are_not_joined() -> None:
+    def turned(x: Tensor, *layers: Tensor) -> Tensor:
+        first = x
+        for number, (up, down) in enumerate(zip(layers[0::2], layers[1::2], strict=True)):
+            x = first * ((x @ down) @ (up if number else up.t())) + x
+        return x
+
+    inputs = [normal(40, 300), normal(300, 20), normal(300, 20), normal(20, 300), normal(300, 20)]
+    match = on_gpu(find(FAMILY, turned, inputs)).match
+    assert any(isinstance(step, Dot) and step.onto for step in match.plan.steps)
+    assert FAMILY.space(match, CUDA).choices["joined"] == (False,)
+
+
+def test_what_no_product_takes_is_loaded_ahead_one_way_or_the_other() -> None:
+    match = found_of("cross").match
+    ahead, piped = (source_of(match, rows=32, block=64, ahead=ahead, stages=3) for ahead in (True, False))
+    assert "ahead0" in ahead and "num_stages" not in ahead
+    # The first sweep loads nothing but operands.
+    assert "ahead0" not in piped and piped.count(", num_stages=3):") == 3 and piped.count("for ") == 4
+
+
+def test_gelu_is_shortened_where_results_have_16_bits() -> None:
+    def hidden(dtype: torch.dtype) -> str:
+        inputs = [normal(64, 32).to(dtype), normal(32, 48).to(dtype), normal(48, 32).to(dtype)]
+        return source_of(on_gpu(find(FAMILY, lambda x, up, down: functional.gelu(x @ up) @ down, inputs)).match)
+
+    assert "libdevice.erf(" in hidden(torch.float32)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert "kv_one_plus_erf(" in hidden(dtype) and "libdevice.erf(" not in hidden(dtype)
 
 
 def test_products_of_other_values_stay_apart() -> None:
@@ -115,8 +222,10 @@ def test_what_is_cut_holds_what_it_has_loaded() -> None:
 
 
 def test_straight_code_is_for_what_is_wider_than_a_piece() -> None:
+    narrow = on_gpu(find(FAMILY, lambda x, up, down: (x @ up).relu() @ down,
+                         [normal(4096, 64), normal(64, 32), normal(32, 64)])).match  # fmt: skip
     with pytest.raises(EmissionError):
-        source_of(found_of("gate").match, block=256, straight=True)
+        source_of(narrow, block=256, straight=True)
     assert "straight" in FAMILY.space(found_of("gate").match, CUDA).choices
     assert FAMILY.space(found_of("interaction").match, CUDA).choices["straight"] == (False,)
 
@@ -190,6 +299,34 @@ def test_pieces_lie_alike_in_shared_memory(folder: Path) -> None:
     with FakeTensorMode():
         found = find(FAMILY, feed_forward, halves((1024, 200, 192), (1024, 192, 96), (1024, 96, 192), (192,)))
     match = on_gpu(found).match
-    for rows, warps in ((64, 4), (128, 8)):
-        schedule = schedule_of(match, rows=rows, block=64, straight=True, ahead=True, loop=1, warps=warps)
-        compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)
+    for rows, warps, loop in ((64, 4, 1), (128, 8, 1), (64, 4, 4)):
+        schedule = schedule_of(match, rows=rows, block=64, straight=True, ahead=True, loop=loop, warps=warps)
+        kernel = kernel_of(FAMILY, match, schedule, "triton")
+        # What stays for all rows of a sample has places of its own, and may be narrower.
+        assert ("(64 + tl.arange(0, 32))" in kernel.source) == (loop > 1)
+        compile_for(kernel, region_of(match), "sm_90", folder)
+
+
+def test_pieces_take_no_more_columns_than_they_need() -> None:
+    """Three quarters of a block are a half and a quarter, unless the quarter were too narrow."""
+    assert pieces_of(96, 128, 32) == [Piece(0, 64), Piece(64, 32)] and pieces_of(96, 128, 64) == [Piece(0, 128)]
+    assert pieces_of(200, 128, 32) == [Piece(0, 128), Piece(128, 64), Piece(192, 32)]
+    assert pieces_of(100, 128, 32) == [Piece(0, 128)] and pieces_of(64, 64, 64) == [Piece(0, 64)]
+
+
+def test_sizes_of_pieces_that_cut_alike_are_one_schedule() -> None:
+    with FakeTensorMode():
+        found = find(FAMILY, feed_forward, halves((1024, 200, 192), (1024, 192, 96), (1024, 96, 192), (192,)))
+    match = on_gpu(found).match
+    seeds = [seed for seed in FAMILY.space(match, CUDA).seeds if seed["straight"]]
+    sources = [kernel_of(FAMILY, match, seed, "triton").source for seed in seeds]
+    kinds = {(source, seed["warps"], seed["stages"]) for source, seed in zip(sources, seeds, strict=True)}
+    assert len(kinds) == len(seeds) > 10
+
+
+def test_weights_of_a_sample_that_stay_lead() -> None:
+    """Two programs of a processor hold them, where each would otherwise load them for every tile of rows."""
+    with FakeTensorMode():
+        found = find(FAMILY, feed_forward, halves((1024, 200, 192), (1024, 192, 96), (1024, 96, 192), (192,)))
+    first = FAMILY.space(on_gpu(found).match, CUDA).seeds[0]
+    assert first["loop"] == 200 // int(first["rows"]) + 1

@@ -14,7 +14,7 @@ from ...family import Schedule
 
 # Products of float32 take several passes of the matrix units.
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1.3e14}, 4e-6)
-_CACHE_BYTES_PER_S = 6.5e12
+_CACHE_BYTES_PER_S = 9e12
 # A thread has 255 registers; the model is not exact to the last of them, so that almost another program fits, too.
 _SLACK = 0.25
 # A compiler that has to makes do with somewhat fewer registers than it would take: where one program needs more than all.
@@ -32,8 +32,11 @@ _LARGE_ROWS, _LARGE_WARPS, _SMALL_SHARE, _SMALL_COST = 64, 4, 0.6, 1.15
 # Threads of many warps wait long for each other.
 _MANY_WARPS, _MANY_COST = 8, 1.3
 _FEWEST_STAGES, _HELD_UP_AHEAD = 2, 0.5
+# How often what is loaded one turn ahead is late where turns are short: in kernels of more sweeps than a few.
+_LATE_SHARE, _FEW_SWEEPS = 0.25, 2
 # Of each turn: its barriers, and where several sweeps follow one another, products that wait for one another.
-_TURN_S, _WAIT_S = 1e-7, 1.5e-7
+# Two products joined wait less; the warps of a program that has a processor for itself all wait at the same time.
+_TURN_S, _WAIT_S, _JOINED_SHARE, _ALONE = 1e-7, 1.5e-7, 0.6, 3.0
 _PRODUCT_SHARE, _IN_FLIGHT_BYTES, _LATENCY_S, _STARTING = 0.65, 40 * 1024, 1e-6, 2
 
 
@@ -47,7 +50,7 @@ class Tally:
     a loop; ``turns`` of blocks follow one another; ``flight_bytes`` are loaded at once for other things than products.
 
     ``early_bytes`` are loaded outside of loops, ``sample_bytes`` of them for all rows of a sample; ``late_bytes`` in a
-    turn for other things than products, in ``late_turns``. ``step_bytes`` are the most operands of one product, where
+    turn for other things than products. ``step_bytes`` are the most operands of one product, where
     others come after it. ``scalar_ops`` are done by the threads themselves, and
     ``least_rows`` those of the smallest product. There are ``sweeps`` in it, one after another; ``may_be_flat``:
     the turns of all units' only sweep can be those of one loop.
@@ -66,7 +69,6 @@ class Tally:
     early_bytes: int = 0
     sample_bytes: int = 0
     late_bytes: int = 0
-    late_turns: int = 0
     step_bytes: int = 0
     scalar_ops: int = 0
     least_rows: int = 1 << 20
@@ -140,7 +142,8 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
         held_up = _HELD_UP_AHEAD if ahead and loop > 1 else 1.0
         work_s = max(work_s, memory_s + held_up * tally.flops * units / rate * min(1.0, 2 / busy))
     work_s *= (_SMALL_COST if small else 1) * (_MANY_COST if warps > _MANY_WARPS else 1)
-    turns_s = waves * loop * tally.turns * (_TURN_S + (_WAIT_S if tally.sweeps > 1 else 0.0))
+    waited_s = _WAIT_S * (_JOINED_SHARE if schedule["joined"] else 1.0) * (_ALONE if resident == 1 else 1.0)
+    turns_s = waves * loop * tally.turns * (_TURN_S + (waited_s if tally.sweeps > 1 else 0.0))
     waits_s = math.ceil(waves) * _waits(tally, schedule) / resident * _LATENCY_S
     return Cost(work_s * math.sqrt(ragged) + turns_s + waits_s, registers, shared)
 
@@ -156,6 +159,10 @@ def _waits(tally: Tally, schedule: Schedule) -> float:
     if loop == 1 and ahead and tally.turns == 1 and not tally.step_bytes:
         # All latencies pass together.
         return _STARTING
-    of_loops = (tally.turns - 1) / (stages - 1) + (0 if ahead else tally.late_turns)
+    # Where sweeps follow one another, what one loads is seldom there when the next one begins.
+    of_loops = (tally.turns - 1) / (stages - (1.5 if tally.sweeps > 1 else 1.0))
+    if ahead and tally.sweeps > _FEW_SWEEPS and tally.late_bytes:
+        # What comes through registers is only one turn ahead.
+        of_loops += _LATE_SHARE * tally.turns / tally.sweeps
     of_unit = 0.5 if ahead and loop > 1 else 1 / (stages - 1) if loop > 1 else 1
     return _STARTING + loop * (of_loops + of_unit)

@@ -9,8 +9,11 @@ from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from ..triton_tiles import TilePrinter
+from .gelu import GELU_HELPERS, ONE_PLUS_ERF
 
-CHAIN_HELPERS = """
+CHAIN_HELPERS = (
+    GELU_HELPERS
+    + """
 @triton.jit
 def kv_positive(x):
     # 65535 is PropagateNan.ALL: one instruction in place of two, and none where the result is rounded to 16 bits.
@@ -19,6 +22,7 @@ def kv_positive(x):
     else:
         return tl.where(x < 0, 0, x).to(x.dtype)
 """
+)
 
 
 class ChainPrinter(TilePrinter):
@@ -35,7 +39,8 @@ class ChainPrinter(TilePrinter):
         return inner
 
     def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "relu": lambda _, arguments: f"kv_positive({arguments[0]})"}
+        named = {"relu": "kv_positive", ONE_PLUS_ERF: "kv_one_plus_erf"}
+        return {**super().specials(), **{op: _call_of(name) for op, name in named.items()}}
 
     def operand(self, expr: Expr, dtype: str) -> str:
         """``expr`` as ``dtype``, without a way through float32 where it is loaded as that."""
@@ -92,6 +97,10 @@ class ChainPrinter(TilePrinter):
         self.lines.append(f"{name} = {plain}")
         self.raw[expr] = name
         return f"{name}.to(tl.float32)"
+
+
+def _call_of(helper: str) -> Callable[[Expr, list[str]], str]:
+    return lambda _, arguments: f"{helper}({arguments[0]})"
 
 
 @dataclass

@@ -10,18 +10,20 @@ from itertools import product
 from ....exc import EmissionError
 from ...family import Schedule, ScheduleSpace
 from .cost import PROCESSORS, Cost, cost_of
+from .joined import may_be_joined
 from .plan import ChainPlan, Dot, Regrouped
 from .sizes import padded
 from .straight import may_be_straight
-from .sweeps import WIDEST_HELD, is_wide_store, swept
+from .sweeps import WIDEST_HELD, is_wide_store, order_of, swept
 from .triton import Writer, writer_of
 
 _SEEDS, _LEAST_ROWS_OF_WARP, _LEAST_PIECE = 20, 8, 64
 _HEIGHTS, _BLOCKS = (256, 128, 64, 32, 16), (256, 128, 64, 32)
 # Programs on a processor at once, of which each then does an equal share of the units.
 _RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
+_UNLOOPED: Schedule = {"loop": 1, "stages": 1, "precision": "ieee"}
 # What changes the text of a kernel by more than a number.
-_WRITTEN = ("rows", "block", "straight", "unroll", "ahead")
+_WRITTEN = ("rows", "block", "straight", "unroll", "ahead", "joined")
 # Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
 _KIND, _FAR = ("rows", "straight", "unroll", "warps"), 1.5
 Choices = Mapping[str, tuple[int | str | bool, ...]]
@@ -45,17 +47,21 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
     """All schedules that fit, by the model's seconds; empty where none does."""
     found: list[Ranked] = []
     texts: dict[tuple[object, ...], list[list[str]]] = {}
+    pieces: set[tuple[str, ...]] = set()
     choices = _choices(plan)
     written = [name for name in choices if name in _WRITTEN]
     for sizes in product(*(choices[name] for name in written)):
         chosen = dict(zip(written, sizes, strict=True))
-        if chosen["straight"] and int(chosen["block"]) < _LEAST_PIECE:
-            # Each piece has addresses of its own.
+        if chosen["straight"] and (int(chosen["block"]) < _LEAST_PIECE or chosen["joined"]):
+            # Each piece has addresses of its own, and its products follow one another as they are.
             continue
-        writer = writer_of(plan, {**chosen, "loop": 1, "precision": "ieee"})
+        writers = {1: writer_of(plan, {**chosen, **_UNLOOPED})}
+        writer = writers[1]
         try:
             text = writer.body()
         except EmissionError:
+            continue
+        if chosen["straight"] and _is_known(writer, plan, chosen, pieces):
             continue
         units = _units(writer)
         # Without a loop over units, what is loaded ahead may be nothing.
@@ -63,12 +69,28 @@ def rank(plan: ChainPlan, least_bytes: int) -> tuple[Ranked, ...]:
         is_new = text not in others
         others.append(text)
         for schedule in _expanded(choices, chosen):
-            if (is_new or int(schedule["loop"]) > 1) and _is_sensible(schedule, writer, units, choices):
-                cost = cost_of(
-                    writer.tally, schedule, plan.dtype, units, least_bytes, writer.shares_sample(int(schedule["loop"]))
-                )
+            loop = int(schedule["loop"])
+            if (is_new or loop > 1) and _is_sensible(schedule, writer, units, choices):
+                one_sample = writer.shares_sample(loop)
+                if one_sample and loop not in writers:
+                    # What belongs to the sample is then loaded once, and held.
+                    writers[loop] = writer_of(plan, {**chosen, **_UNLOOPED, "loop": loop})
+                    writers[loop].body()
+                tally = writers[loop if one_sample else 1].tally
+                cost = cost_of(tally, schedule, plan.dtype, units, least_bytes, one_sample)
                 found += [Ranked(schedule, cost)] if cost.fits else []
-    return tuple(sorted(found, key=lambda one: one.cost.seconds))
+    return tuple(sorted(found, key=lambda one: (one.cost.seconds, one.cost.shared_bytes)))
+
+
+def _is_known(writer: Writer, plan: ChainPlan, chosen: Schedule, known: set[tuple[str, ...]]) -> bool:
+    """Does another size of pieces cut everything as this one does, in programs of one unit and of several?"""
+    several = writer.shares if isinstance(writer.shares, int) and writer.shares > 1 and plan.batch is not None else 2
+    looped = writer_of(plan, {**chosen, **_UNLOOPED, "loop": several})
+    text = (str(chosen["ahead"]), *looped.body(), "", *writer_of(plan, {**chosen, **_UNLOOPED}).body())
+    if text in known:
+        return True
+    known.add(text)
+    return False
 
 
 def _is_sensible(schedule: Schedule, writer: Writer, units: int, choices: Choices) -> bool:
@@ -105,10 +127,16 @@ def _choices(plan: ChainPlan) -> Choices:
         "unroll": tuple(dict.fromkeys(min(n, longest) for n in (8, 16, 4, 64))) if longest else (1,),
         "straight": (False, True) if may_be_straight(plan) else (False,),
         "ahead": (True, False) if has_products else (False,),
+        "joined": (True, False) if may_be_joined(plan) else (False,),
         "warps": (4, 8, 2, 16),
-        "stages": (3, 2, 4) if has_products else (2,),
+        "stages": _stages(plan) if has_products else (2,),
         "precision": ("tf32x3", "ieee") if plan.dtype == "float32" and has_products else ("ieee",),
     }
+
+
+def _stages(plan: ChainPlan) -> tuple[int, ...]:
+    """Turns of several sweeps are short, so that more of them pass before what is loaded arrives."""
+    return (3, 2, 4, 5) if len(order_of(plan, _BLOCKS[-1]).sweeps) > 1 else (3, 2, 4)
 
 
 def _loops(writer: Writer, units: int) -> set[int]:
@@ -120,8 +148,8 @@ def _loops(writer: Writer, units: int) -> set[int]:
 
 def _all_loops(plan: ChainPlan, heights: Sequence[int]) -> tuple[int, ...]:
     """For any height."""
-    writers = [writer_of(plan, {"rows": height, "block": _BLOCKS[0], "loop": 1, "unroll": 1, "ahead": False,
-                                "straight": False, "precision": "ieee"}) for height in heights]  # fmt: skip
+    writers = [writer_of(plan, {"rows": height, "block": _BLOCKS[0], "loop": 1, "unroll": 1, "ahead": False, "joined": False,
+                                "straight": False, "stages": 1, "precision": "ieee"}) for height in heights]  # fmt: skip
     found = {loop for writer in writers for loop in _loops(writer, _units(writer))}
     return (1, *sorted(found))
 

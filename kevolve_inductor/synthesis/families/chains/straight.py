@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ....exc import EmissionError
 from ....graph.region import ITEM_SIZES
-from .plan import ChainPlan, Dot, Reduce, Store, Tile
+from .plan import SAMPLE, ChainPlan, Dot, Reduce, Store, Tile
 from .printing import Scope
 from .sizes import padded
 from .tiles import Extent, Piece
@@ -15,9 +15,9 @@ from .triton import Writer
 
 # Operands of products in one unit, by which the text grows.
 _MOST_PIECES = 16
-# Rows of operands in shared memory: where some have fewer bytes they lie there in another layout, and code without loops
-# that has both is assembled wrongly (``platforms.ptx``).
-_ROW_BYTES = 128
+# Rows of operands in shared memory: where some have fewer bytes they lie there in another layout, and code that has both
+# in one place after another is assembled wrongly (``platforms.ptx``). What stays for all units has places of its own.
+_ROW_BYTES, _LASTING_ROW_BYTES = 128, 64
 
 
 def may_be_straight(plan: ChainPlan) -> bool:
@@ -26,8 +26,17 @@ def may_be_straight(plan: ChainPlan) -> bool:
 
 
 def pieces_of(extent: int, block: int, least: int) -> list[Piece]:
-    """``extent`` columns in blocks, of which the last one is as narrow as it may be, but has ``least`` columns."""
-    return [Piece(start, min(block, max(least, padded(extent - start)))) for start in range(0, extent, block)]
+    """``extent`` columns in blocks, of which the last ones are as narrow as they may be, but have ``least`` columns."""
+    pieces, start = [], 0
+    while start < extent:
+        rest = extent - start
+        size = min(block, max(least, padded(rest)))
+        half = size // 2
+        if half < rest and half + max(least, padded(rest - half)) < size:
+            size = half
+        pieces.append(Piece(start, size))
+        start += size
+    return pieces
 
 
 class StraightWriter(Writer):
@@ -62,9 +71,12 @@ class StraightWriter(Writer):
         """Pieces are loaded where they are needed: together they take too much room."""
 
     def _extents(self, extent: object) -> list[Extent]:
-        if not isinstance(extent, int) or padded(extent) <= self.block:
+        if not isinstance(extent, int):
             return ["whole"]
-        return list(pieces_of(extent, self.block, _ROW_BYTES // ITEM_SIZES[self.plan.dtype]))
+        lasting = self.loop > 1 and (self.plan.batch is None or SAMPLE not in self.tiles.moving)
+        row_bytes = _LASTING_ROW_BYTES if lasting else _ROW_BYTES
+        pieces = pieces_of(extent, self.block, row_bytes // ITEM_SIZES[self.plan.dtype])
+        return list(pieces) if len(pieces) > 1 else ["whole"]
 
     def _need(self, tile: Tile, columns: Extent, scope: Scope) -> None:
         """Computes what ``tile`` reads of a piece of its columns."""

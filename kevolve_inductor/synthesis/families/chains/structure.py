@@ -22,6 +22,7 @@ from ..products import Product
 from ..rows.operators import is_reduction, reduction_of
 from .flat import flat_step, flat_tile, folded
 from .forms import BlockedError, Form, Frame, Index, along, form_of_view, rows_before, whole, widened
+from .gelu import shortened
 from .plan import COLUMN, POSITION, ROW, ChainPlan, Combine, Dot, Pool, Reduce, Step, Store, Tile, is_rowwise
 from .regroup import regrouped
 from .sums import summed
@@ -62,7 +63,7 @@ class Reader:
         plan = ChainPlan(
             self.frame.batch, self.frame.rows, steps, tuple(stores), inputs, results, symbols, self.frame.seen
         )
-        return summed(regrouped(plan))
+        return shortened(summed(regrouped(plan)))
 
     def _blaming(self, node: torch.fx.Node, read: Callable[[torch.fx.Node], Result]) -> Result:
         """``read(node)``, any failure of which is one of this node."""

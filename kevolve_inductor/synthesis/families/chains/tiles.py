@@ -14,12 +14,14 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from .ahead import ROWS, direct_reads, load_ahead
 from .cost import Tally
+from .gelu import ONE_PLUS_ERF
 from .plan import COLUMN, ROW, SAMPLE, ChainPlan, Dot, Reduce, Store, Tile
 from .printing import Scope
 from .sizes import padded
 
 # What an operator costs, in additions.
-_COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8, "sqrt": 8, "rsqrt": 6, "pow": 30}
+_COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8, "sqrt": 8, "rsqrt": 6, "pow": 30,
+          ONE_PLUS_ERF: 14}  # fmt: skip
 
 # Elements of a value that is held for all units.
 _MOST_HELD = 4096
@@ -207,6 +209,10 @@ class Tiles:
         names = ex.variables(read)
         return math.prod(n for name, n in zip(placed.names, placed.shape, strict=True) if name in names)
 
+    def count_operand(self, placed: Placed, scope: Scope) -> None:
+        """Counts an operand that is written elsewhere."""
+        self._count(placed, scope, is_operand=True)
+
     def _count(self, placed: Placed, scope: Scope, is_operand: bool) -> None:
         self._count_scalars(placed, scope)
         whole = placed.shape[0] * placed.shape[1]
@@ -227,7 +233,7 @@ class Tiles:
                     self.tally.fixed_values += elements * min(scope.times, 1)
             else:
                 self.tally.own_bytes += size * scope.times
-                self._count_own(read, size, scope, is_operand)
+                self._count_own(read, size, scope, is_operand and elements == whole)
             if elements < whole or not scope.times:
                 continue
             if not is_operand:
@@ -244,10 +250,10 @@ class Tiles:
             elements = whole if is_whole else self.share(part, placed)
             self.tally.scalar_ops += elements * _COSTS.get(part.op, 1) * scope.times
 
-    def _count_own(self, read: Expr, size: int, scope: Scope, is_operand: bool) -> None:
+    def _count_own(self, read: Expr, size: int, scope: Scope, is_whole_operand: bool) -> None:
         if scope.sweep is None:
             self.tally.early_bytes += size
             if not ex.variables(read) & {*ROWS}:
                 self.tally.sample_bytes += size
-        elif not is_operand:
+        elif not is_whole_operand:
             scope.late_bytes += size

@@ -19,6 +19,7 @@ from ..triton_tiles import cdiv, needs_64_bits
 from .ahead import FIRST, NEXT
 from .cost import Tally
 from .early import load_early
+from .joined import joined_operands, pair_of
 from .plan import POSITION, SAMPLE, ChainPlan, Dot, Pool, Reduce, Regrouped, Step, Store, Tile
 from .printing import CHAIN_HELPERS, ChainPrinter, Scope
 from .sizes import padded
@@ -59,6 +60,7 @@ class Writer:
         self.plan = plan
         self.height = int(schedule["rows"]) if plan.rowwise else padded(plan.rows)
         self.block, self.loop, self.unroll = (int(schedule[name]) for name in ("block", "loop", "unroll"))
+        self.stages, self.joined = schedule["stages"], schedule["joined"] is True
         self.precision = f', input_precision="{schedule["precision"]}"' if plan.dtype == "float32" else ""
         self.wide = needs_64_bits((*plan.inputs, *plan.outputs))
         self.masks: dict[str, str] = {}
@@ -218,7 +220,14 @@ class Writer:
 
     def _step(self, step: Step, scope: Scope) -> None:
         self._wide_values(step.tiles, scope)
-        if isinstance(step, Dot):
+        pair = pair_of(step, self.plan) if self.joined and isinstance(step, Dot) else None
+        if pair is not None and isinstance(step, Dot):
+            self._wide_values(pair.tiles, scope)
+            self._named_wide({pair.onto}, scope)
+            scope.lines.append(f"{step.name} = {self._dot_of_two(pair, step, scope)}")
+            # Joined operands take as many registers as the result of the first product would.
+            self._holds(self._elements(pair, scope), scope, is_loop=True)
+        elif isinstance(step, Dot):
             self._named_wide({step.onto}, scope)
             scope.lines.append(f"{step.name} = {self._dot(step, scope, total=step.onto)}")
         elif isinstance(step, Regrouped):
@@ -245,6 +254,13 @@ class Writer:
         left = self.tiles.operand(step.left, (self.row_kind, depth), 1, step.dtype, scope)
         right = self.tiles.operand(step.right, (depth, self._columns(step)), 0, step.dtype, scope)
         return f"tl.dot({left}, {right}{total and f', {total}'}{self.precision})"
+
+    def _dot_of_two(self, first: Dot, second: Dot, scope: Scope) -> str:
+        """``second``, and below it ``first``."""
+        self.tally.flops += 4 * self._elements(second, scope) * padded(second.depth) * scope.times
+        self.tally.least_rows = min(self.tally.least_rows, self._rows(second.rows))
+        left, right = joined_operands(first, second, self.tiles, (self.row_kind, self._columns(second)), scope)
+        return f"tl.dot({left}, {right}{first.onto and f', {first.onto}'}{self.precision})"
 
     def _reduced(self, step: Reduce, columns: Extent, scope: Scope) -> str:
         text, placed = self.tiles.full(step.tile, (self.row_kind, columns), scope)
@@ -299,16 +315,20 @@ class Writer:
         return inner, f"for {start} in tl.range(0, {extent}, {block}):"
 
     def _close(self, inner: Scope, head: str, sums: Iterable[Step]) -> None:
-        inner.close(head)
+        inner.close(self._pipelined(head) if inner.late_bytes else head)
         held = [self._elements(step, inner) for step in sums if isinstance(step, Dot)]
         if inner.times:
-            self.tally.looped_bytes = max(self.tally.looped_bytes, sum(inner.operands.values()))
+            through_shared = sum(inner.operands.values()) + (0 if self.tiles.ahead else inner.late_bytes)
+            self.tally.looped_bytes = max(self.tally.looped_bytes, through_shared)
             self.tally.turns += inner.times
-            self.tally.late_turns += inner.times if inner.late_bytes else 0
             self.tally.late_bytes = max(self.tally.late_bytes, inner.late_bytes)
             self.tally.computes([*inner.results, *held])
         for elements in held:
             self.tally.holds(elements, ITEM_SIZES[self.plan.dtype])
+
+    def _pipelined(self, head: str) -> str:
+        """Without this Triton loads only operands ahead; the loop over units has a say of its own where both are one."""
+        return head if self.tiles.ahead or self.is_flat else head.replace("):", f", num_stages={self.stages}):")
 
     def _start(self, step: Step) -> str:
         if isinstance(step, Reduce):
