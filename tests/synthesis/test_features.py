@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -363,7 +364,7 @@ def six_hashes(*ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
-    return torch.remainder(ids * 31, divisors)
+    return torch.remainder(ids, divisors)
 
 
 def interpret() -> None:
@@ -378,13 +379,33 @@ def interpret() -> None:
     default = FAMILY.space(found.match, CUDA).default
     chunks = [{**default, "dispatch": "chunks", "order": order, "block": 256} for order in ("tasks", "rows")]
     assert_triton_agrees(FAMILY, found, chunks)
-    # Divisors that only the data tell, of either sign and any size.
-    divisors = torch.tensor([1, -1, 3, -7, 2**40 + 1, -(2**62), 2**63 - 1, -(2**63)])
-    ids = torch.cat([torch.randint(-(2**62), 2**62, (4096,)), torch.tensor([-(2**63), 2**63 - 1, 0, -1])])
-    found = find(FAMILY, remainders, [ids[:, None].expand(-1, 8).contiguous(), divisors])
-    schedule = {**FAMILY.space(found.match, CUDA).default, "remainder": "multiply"}
-    assert "kv_mod_any" in kernel_of(FAMILY, found.match, schedule, "triton").source
-    assert_triton_agrees(FAMILY, found, [schedule])
+    # Divisors that only the data tell, of either sign and any size, and dividends around their multiples.
+    found = find(FAMILY, remainders, [*border_cases()])
+    default = FAMILY.space(found.match, CUDA).default
+    for walk, helper in (("flat", "kv_mod_any"), ("columns", "kv_mod_by")):
+        walked = [{**default, "walk": walk, "block": block, "steps": 2} for block in (256, 1024)]
+        assert all(helper in kernel_of(FAMILY, found.match, schedule, "triton").source for schedule in walked)
+        assert_triton_agrees(FAMILY, found, walked)
+    # One divisor for all, and rows of more than one axis.
+    found = find(FAMILY, remainders, [torch.randint(-(2**62), 2**62, (5, 70, 6)), torch.tensor([-1_000_003])])
+    assert_triton_agrees(FAMILY, found, [FAMILY.space(found.match, CUDA).default])
+    found = find(FAMILY, remainders, [torch.randint(-(2**62), 2**62, (5, 70, 6)), torch.randint(1, 2**40, (6,))])
+    assert_triton_agrees(FAMILY, found, [{**FAMILY.space(found.match, CUDA).default, "walk": "columns"}])
+
+
+def border_cases() -> tuple[torch.Tensor, torch.Tensor]:
+    """Dividends, a column for each divisor: borders of the number format, and of the divisor's multiples."""
+    sizes = [1, 2, 3, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 1, 2**52 + 1, 2**53 + 1, 2**62, 2**62 + 1]
+    divisors = [sign * size for size in [*sizes, 2**63 - 1] for sign in (1, -1)] + [-(2**63)]
+    generator = random.Random(0)
+    quotients = [0, 1, 2, 3, 1000, 2**31, 2**32 + 1, *(generator.randrange(2**63) for _ in range(40))]
+    fixed = [-(2**63), -(2**63) + 1, 2**63 - 1, 2**63 - 2, 0, -1, 1, 2**32, -(2**32), 2**53 + 1]
+    columns = []
+    for divisor in divisors:
+        most = (2**63 - 2) // abs(divisor)
+        multiples = [sign * (quotient % (most + 1)) * divisor for quotient in quotients for sign in (1, -1)]
+        columns.append([*fixed, *(multiple + off for multiple in multiples for off in (-1, 0, 1))])
+    return torch.tensor(columns).T.contiguous(), torch.tensor(divisors)
 
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:

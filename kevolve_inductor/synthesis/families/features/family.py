@@ -19,11 +19,11 @@ from ...expression import ExpressionBuilder
 from ...expression import expression as ex
 from ...expression.loops import Store, Task, normalised
 from ...expression.printer import operator_flops
-from ...expression.remainder import is_integer_division, rewritten
+from ...expression.remainder import Method, is_integer_division, rewritten
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
-from .groups import Group, grouped, rolled
+from .groups import Group, grouped, period_of, rolled
 from .searches import TABLE_LEVELS
 from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
 from .tasks import flattened, fused, sink_tasks
@@ -32,6 +32,8 @@ from .triton import launch_of
 # Pointers are kernel arguments, of which CUDA takes 4096 bytes at least.
 _MOST_POINTERS = 400
 _STEPS = (1, 2, 4, 8, 16)
+# What is computed once for all blocks of a walk down columns is worth a longer one.
+_LONG_STEPS = 32
 # As many programs as a large GPU runs at once; with fewer, parts of it would idle.
 _RESIDENT_PROGRAMS = 1024
 
@@ -107,17 +109,20 @@ class FeaturesFamily(Family):
 
 def groups_of(plan: FeaturesPlan, schedule: Schedule) -> list[Group]:
     """The plan's tasks with remainders spelled as the schedule says, in groups of equal structure."""
-    method = schedule.get("remainder", "native")
-    tasks = [
-        Task(task.axes, tuple(Store(rewritten(s.value, method), s.offset, s.output) for s in task.stores))  # type: ignore[arg-type]
-        for task in plan.tasks
-    ]
+    tasks = [_spelled(task, schedule) for task in plan.tasks]
     dtypes = [spec.dtype for spec in plan.outputs]
     groups = grouped(tasks, dtypes, share=schedule.get("bodies", "shared") == "shared")
     if schedule.get("columns", "apart") == "apart":
         return groups
     merged = [(group, rolled(group)) for group in groups]
     return [one for group, task in merged for one in ([group] if task is None else grouped([task], dtypes))]
+
+
+def _spelled(task: Task, schedule: Schedule) -> Task:
+    """``task`` with its remainders as the schedule says. Programs that walk down columns take a divisor for all of a column."""
+    method: Method = schedule.get("remainder", "native")  # type: ignore[assignment]
+    shared = {task.axes[-1][0]} if period_of(task, schedule) is not None else None
+    return Task(task.axes, tuple(Store(rewritten(s.value, method, shared), s.offset, s.output) for s in task.stores))
 
 
 def _match(graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], members: set[torch.fx.Node]) -> Match:
@@ -189,6 +194,18 @@ def _has_unknown_divisor(plan: FeaturesPlan) -> bool:
     return any(part.op in ("mod", "fmod") and part.dtype == "int64" and part.args[1].op != "const" for part in parts)
 
 
+def _has_column_divisor(plan: FeaturesPlan) -> bool:
+    """Whether a divisor that only the data tell is the same for all rows of a task."""
+    for task in plan.tasks:
+        if len(task.axes) < 2 or not isinstance(task.axes[-1][1], int):
+            continue
+        parts = [part for value in task.values for part in ex.walk(value)]
+        divisors = [p.args[1] for p in parts if p.op in ("mod", "fmod") and p.dtype == "int64" and p.args[1].op != "const"]
+        if any(ex.variables(divisor) <= {task.axes[-1][0]} for divisor in divisors):
+            return True
+    return False
+
+
 def _can_roll(plan: FeaturesPlan, method: str) -> bool:
     return any(rolled(group) is not None for group in groups_of(plan, {"remainder": method}))
 
@@ -216,6 +233,8 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         choices["search"] = ("binary", "pivots", "count")
     if _has_division(plan):
         choices["remainder"] = ("multiply", "native")
+    if _has_column_divisor(plan):
+        choices["walk"] = ("columns", "flat")
     if _can_roll(plan, "multiply"):
         choices["columns"] = ("together", "apart")
     groups = groups_of(plan, {"remainder": "multiply", "columns": "together"})
@@ -226,7 +245,15 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2, 1)}
+    if "walk" in choices:
+        # A thread keeps something for each element of its block, so that large ones spill.
+        choices |= {"block": (512, 1024, 256, 2048), "steps": (*choices["steps"], _LONG_STEPS)}
     changes: tuple[Schedule, ...] = (
+        {"walk": "columns", "block": 512, "steps": 16},
+        {"walk": "columns", "block": 1024, "steps": 16, "num_warps": 8},
+        {"walk": "columns", "block": 256, "steps": 16, "num_warps": 2},
+        {"walk": "columns", "block": 512, "steps": 32},
+        {"walk": "flat"},
         {"dispatch": "chunks", "block": 512, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 256, "steps": 1, "num_warps": 1},
         {"search": "pivots"},
