@@ -395,8 +395,8 @@ def interpret() -> None:
 
 def border_cases() -> tuple[torch.Tensor, torch.Tensor]:
     """Dividends, a column for each divisor: borders of the number format, and of the divisor's multiples."""
-    sizes = [1, 2, 3, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 1, 2**52 + 1, 2**53 + 1, 2**62, 2**62 + 1]
-    divisors = [sign * size for size in [*sizes, 2**63 - 1] for sign in (1, -1)] + [-(2**63)]
+    powers = [2**bits + off for bits in (31, 32, 40, 52, 53, 62) for off in (-1, 0, 1)]
+    divisors = [sign * size for size in (1, 2, 3, 7, *powers, 2**63 - 1) for sign in (1, -1)] + [-(2**63)]
     generator = random.Random(0)
     quotients = [0, 1, 2, 3, 1000, 2**31, 2**32 + 1, *(generator.randrange(2**63) for _ in range(40))]
     fixed = [-(2**63), -(2**63) + 1, 2**63 - 1, 2**63 - 2, 0, -1, 1, 2**32, -(2**32), 2**53 + 1]

@@ -459,7 +459,8 @@ def test_a_walk_reads_weights_once(folder: Path) -> None:
     pytest.importorskip("triton")
     from kevolve_inductor.platforms.triton_build import compile_for
 
-    inputs = [channels_last(finite(4, 128, 28, 28).half()), finite(128, 1, 3, 3).half(), *(finite(128).half() for _ in "ab")]
+    image, weight = channels_last(finite(4, 128, 28, 28).half()), finite(128, 1, 3, 3).half()
+    inputs = [image, weight, finite(128).half(), finite(128).half()]
     match = find(FAMILY, inverted_residual, inputs).match
     kernel = kernel_of(FAMILY, match, FAMILY.space(match, CUDA).default, "triton")
     ahead, walked = kernel.source.split("for step in range(")

@@ -17,6 +17,7 @@ from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
+from ...expression.expression import Expr
 from ...expression.loops import Store, Task, normalised
 from ...expression.printer import operator_flops
 from ...expression.remainder import Method, is_integer_division, rewritten
@@ -174,7 +175,8 @@ def _why_not(match: Match, device: str) -> Rejection | None:
     if total < LEAST_ELEMENTS:
         return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
     searches = any(target_name(node) in SEARCHES for node in match.nodes)
-    if device != "cpu" and not searches and len(match.plan.built) < 2 and not _has_unknown_divisor(match.plan):
+    divides = any(map(_unknown_divisors, match.plan.tasks))
+    if device != "cpu" and not searches and len(match.plan.built) < 2 and not divides:
         reason = "one chain of integer arithmetic, which Inductor fuses as well"
         return Rejection("structure", reason, match.family, match.nodes)
     return None
@@ -188,22 +190,17 @@ def _has_division(plan: FeaturesPlan) -> bool:
     return any(is_integer_division(part) for task in plan.tasks for value in task.values for part in ex.walk(value))
 
 
-def _has_unknown_divisor(plan: FeaturesPlan) -> bool:
-    """Whether a remainder by something only the data tell is taken, for which compilers have nothing but a division."""
-    parts = [part for task in plan.tasks for value in task.values for part in ex.walk(value)]
-    return any(part.op in ("mod", "fmod") and part.dtype == "int64" and part.args[1].op != "const" for part in parts)
+def _unknown_divisors(task: Task) -> list[Expr]:
+    """By what only the data tell remainders are taken, for which compilers have nothing but a division."""
+    parts = [part for value in task.values for part in ex.walk(value)]
+    remainders = [part for part in parts if part.op in ("mod", "fmod") and part.dtype == "int64"]
+    return [part.args[1] for part in remainders if part.args[1].op != "const"]
 
 
 def _has_column_divisor(plan: FeaturesPlan) -> bool:
-    """Whether a divisor that only the data tell is the same for all rows of a task."""
-    for task in plan.tasks:
-        if len(task.axes) < 2 or not isinstance(task.axes[-1][1], int):
-            continue
-        parts = [part for value in task.values for part in ex.walk(value)]
-        divisors = [p.args[1] for p in parts if p.op in ("mod", "fmod") and p.dtype == "int64" and p.args[1].op != "const"]
-        if any(ex.variables(divisor) <= {task.axes[-1][0]} for divisor in divisors):
-            return True
-    return False
+    """Whether such a divisor is the same for all rows of a task."""
+    tasks = [task for task in plan.tasks if len(task.axes) > 1 and isinstance(task.axes[-1][1], int)]
+    return any(ex.variables(divisor) <= {task.axes[-1][0]} for task in tasks for divisor in _unknown_divisors(task))
 
 
 def _can_roll(plan: FeaturesPlan, method: str) -> bool:

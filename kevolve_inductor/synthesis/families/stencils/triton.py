@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ....exc import EmissionError
 from ....graph.dims import Dim, product
 from ....graph.region import ITEM_SIZES
 from ....kernel import Argument, Kernel, Launch, Workspace
@@ -23,7 +24,6 @@ from ...expression.expression import Expr
 from ...expression.loops import Axis, Store
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, used_helpers
-from ....exc import EmissionError
 from ...family import Schedule
 from ..triton_tiles import cdiv, coordinates, needs_64_bits
 from .lanes import TRITON_LANES, VECTOR_BYTES, LanePrinter, in_order, unrounded, with_fills, without_clamps
@@ -205,7 +205,8 @@ class _Text:
         """``lines`` for one place after another of a strip."""
         ((name, count),) = self._named(self.counts[len(self.lead) : len(self.lead) + 1])
         assert isinstance(count, int)
-        bound = f"{self.steps}" if count % self.steps == 0 else f"tl.minimum({self.steps}, {count} - strip * {self.steps})"
+        is_whole = count % self.steps == 0
+        bound = f"{self.steps}" if is_whole else f"tl.minimum({self.steps}, {count} - strip * {self.steps})"
         head = [f"for step in range({bound}):", f"    {name} = strip * {self.steps} + step"]
         return [*head, *(f"    {line}" for line in lines)]
 
