@@ -367,6 +367,10 @@ def remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
     return torch.remainder(ids, divisors)
 
 
+def two_remainders(a: torch.Tensor, b: torch.Tensor, divisors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (a * 3) % divisors[0], (b * 5) % divisors[1]
+
+
 def interpret() -> None:
     # The interpreter has no logarithm of the device library.
     for number, name in enumerate(name for name in CASES if name != "columns"):
@@ -386,7 +390,12 @@ def interpret() -> None:
         walked = [{**default, "walk": walk, "block": block, "steps": 2} for block in (256, 1024)]
         assert all(helper in kernel_of(FAMILY, found.match, schedule, "triton").source for schedule in walked)
         assert_triton_agrees(FAMILY, found, walked)
-    # One divisor for all, and rows of more than one axis.
+    # One divisor for all of a task, and rows of more than one axis.
+    ids = [torch.randint(-(2**62), 2**62, (600,)) for _ in "ab"]
+    found = find(FAMILY, two_remainders, [*ids, torch.tensor([-77, 1001])])
+    default = FAMILY.space(found.match, CUDA).default
+    assert "kv_mod_by" in kernel_of(FAMILY, found.match, default, "triton").source
+    assert_triton_agrees(FAMILY, found, [default, {**default, "dispatch": "chunks"}])
     found = find(FAMILY, remainders, [torch.randint(-(2**62), 2**62, (5, 70, 6)), torch.tensor([-1_000_003])])
     assert_triton_agrees(FAMILY, found, [FAMILY.space(found.match, CUDA).default])
     found = find(FAMILY, remainders, [torch.randint(-(2**62), 2**62, (5, 70, 6)), torch.randint(1, 2**40, (6,))])
@@ -410,6 +419,31 @@ def border_cases() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_features", "interpret")
+
+
+@pytest.mark.parametrize("walk", ["columns", "flat"])
+def test_remainders_by_columns_compile_for_hopper(walk: str, folder: Path) -> None:
+    """A walk has none of the conversions between integers and doubles, which take as long as all of the rest."""
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    inputs = [torch.randint(0, 2**62, (4096, 26)), torch.randint(1, 2**40, (26,))]
+    match = find(FAMILY, remainders, inputs).match
+    schedule = {**FAMILY.space(match, CUDA).default, "walk": walk}
+    kernel = kernel_of(FAMILY, match, schedule, "triton")
+    assert ("float64" in kernel.source) == (walk == "flat")
+    resources = compile_for(kernel, region_of(match), "sm_90", folder)
+    assert resources.spills in (0, None) and (resources.registers or 0) <= 128
+
+
+def test_two_divisors_compile_for_hopper(folder: Path) -> None:
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    ids = [torch.randint(2**62, (4096,)) for _ in "ab"]
+    match = find(FAMILY, two_remainders, [*ids, torch.tensor([-77, 1001])]).match
+    kernel = kernel_of(FAMILY, match, FAMILY.space(match, CUDA).default, "triton")
+    assert compile_for(kernel, region_of(match), "sm_90", folder).spills in (0, None)
 
 
 def test_sixty_four_features_compile_for_hopper(folder: Path) -> None:

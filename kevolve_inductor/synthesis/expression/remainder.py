@@ -111,7 +111,7 @@ def is_integer_division(expr: Expr) -> bool:
 def rewritten(expr: Expr, method: Method, shared: Container[str] | None = None) -> Expr:
     """``expr`` with its 64-bit remainders spelled for ``method``; those by a power of two become a mask.
 
-    Divisors over no other variables than ``shared`` serve many dividends each; ``None``: none do.
+    Divisors over no other variables than ``shared`` serve many dividends each; ``None``: none do, and nothing is prepared.
     """
 
     def multiply(a: Expr, d: Expr) -> Expr | None:

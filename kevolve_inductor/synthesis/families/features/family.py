@@ -120,9 +120,9 @@ def groups_of(plan: FeaturesPlan, schedule: Schedule) -> list[Group]:
 
 
 def _spelled(task: Task, schedule: Schedule) -> Task:
-    """``task`` with its remainders as the schedule says. Programs that walk down columns take a divisor for all of a column."""
+    """``task`` with its remainders as the schedule says. A program that walks down columns has one divisor for all of each."""
     method: Method = schedule.get("remainder", "native")  # type: ignore[assignment]
-    shared = {task.axes[-1][0]} if period_of(task, schedule) is not None else None
+    shared = {task.axes[-1][0]} if period_of(task, schedule) is not None else set()
     return Task(task.axes, tuple(Store(rewritten(s.value, method, shared), s.offset, s.output) for s in task.stores))
 
 
