@@ -47,6 +47,7 @@ from torch.nn.functional import (
 from kevolve_inductor.evaluate.correctness import Agreed, Judge
 from kevolve_inductor.evaluate.inputs import distributions_for, generate
 from kevolve_inductor.graph.region import Workload
+from kevolve_inductor.platforms.cuda import launch
 from kevolve_inductor.synthesis.families.stencils import StencilsFamily
 from kevolve_inductor.synthesis.family import Rejection
 
@@ -455,8 +456,29 @@ def interpret() -> None:
         assert_triton_agrees(FAMILY, found, [schedule])
 
 
+def judge_walks() -> None:
+    """In half precision, where eager's own roundings on the way are left out."""
+    case, changes = TRITON_CASES["walk, channels last"]
+    found = find(FAMILY, case.function, case.inputs())
+    region, workload = region_of(found.match), Workload((), (None,) * len(found.match.inputs))
+    judge = Judge(region, workload, 0, torch.device("cpu"))
+    schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32}
+    kernel = kernel_of(FAMILY, found.match, schedule, "triton")
+    # Once for each result of a unit, as it is stored.
+    assert kernel.source.count(".to(tl.float16)") == schedule["lanes"] * schedule["rows"]
+    for distribution in distributions_for(region, workload):
+        inputs = generate(region, workload, distribution, 0, torch.device("cpu"))
+        outputs = [empty_like(value) for value in values_of(found, found.match.outputs)]
+        launch(kernel, inputs, outputs, {})
+        assert isinstance(judge.judge(distribution, outputs), Agreed), distribution
+
+
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_stencils", "interpret")
+
+
+def test_walks_agree_with_fp64_under_the_interpreter() -> None:
+    interpreted("test_stencils", "judge_walks")
 
 
 def test_a_walk_reads_weights_once(folder: Path) -> None:
