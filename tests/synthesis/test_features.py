@@ -371,6 +371,10 @@ def two_remainders(a: torch.Tensor, b: torch.Tensor, divisors: torch.Tensor) -> 
     return (a * 3) % divisors[0], (b * 5) % divisors[1]
 
 
+def stacked_remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
+    return torch.stack([ids[:, k] % divisors[k] for k in range(6)], dim=1)
+
+
 def interpret() -> None:
     # The interpreter has no logarithm of the device library.
     for number, name in enumerate(name for name in CASES if name != "columns"):
@@ -390,6 +394,16 @@ def interpret() -> None:
         walked = [{**default, "walk": walk, "block": block, "steps": 2} for block in (256, 1024)]
         assert all(helper in kernel_of(FAMILY, found.match, schedule, "triton").source for schedule in walked)
         assert_triton_agrees(FAMILY, found, walked)
+    # Columns that are spelled one by one.
+    ids = [torch.randint(-(2**62), 2**62, (300, 6)), torch.randint(1, 2**40, (6,))]
+    found = find(FAMILY, stacked_remainders, ids)
+    default = FAMILY.space(found.match, CUDA).default
+    for walk, helper in (("flat", "kv_mod_any"), ("columns", "kv_mod_by")):
+        for columns in ("together", "apart"):
+            schedule = {**default, "walk": walk, "columns": columns, "block": 256}
+            by = helper if columns == "together" else "kv_mod_by"
+            assert by in kernel_of(FAMILY, found.match, schedule, "triton").source
+            assert_triton_agrees(FAMILY, found, [schedule])
     # One divisor for all of a task, and rows of more than one axis.
     ids = [torch.randint(-(2**62), 2**62, (600,)) for _ in "ab"]
     found = find(FAMILY, two_remainders, [*ids, torch.tensor([-77, 1001])])

@@ -132,6 +132,18 @@ def rewritten(expr: Expr, method: Method, shared: Container[str] | None = None) 
     return done[expr]
 
 
+def without_inverses(expr: Expr, shared: Container[str]) -> Expr:
+    """``expr`` with the divisors over other variables than ``shared`` taken as they are."""
+    done: dict[Expr, Expr] = {}
+    for part in ex.walk(expr):
+        args = tuple(done[argument] for argument in part.args)
+        if part.op == "quick_mod" and part.value == "by" and not all(n in shared for n in ex.variables(part.args[1])):
+            done[part] = ex.make("quick_mod", "int64", args[:2], "any")
+        else:
+            done[part] = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
+    return done[expr]
+
+
 def _remainder(dtype: str, a: Expr, d: Expr, rule: Callable[[Expr, Expr], Expr | None]) -> Expr | None:
     if dtype not in ex.INTEGERS:
         return None

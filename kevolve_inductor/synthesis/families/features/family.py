@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.loops import Store, Task, normalised
 from ...expression.printer import operator_flops
-from ...expression.remainder import Method, is_integer_division, rewritten
+from ...expression.remainder import INVERSE, Method, is_integer_division, rewritten, without_inverses
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
@@ -113,10 +113,20 @@ def groups_of(plan: FeaturesPlan, schedule: Schedule) -> list[Group]:
     tasks = [_spelled(task, schedule) for task in plan.tasks]
     dtypes = [spec.dtype for spec in plan.outputs]
     groups = grouped(tasks, dtypes, share=schedule.get("bodies", "shared") == "shared")
-    if schedule.get("columns", "apart") == "apart":
-        return groups
-    merged = [(group, rolled(group)) for group in groups]
-    return [one for group, task in merged for one in ([group] if task is None else grouped([task], dtypes))]
+    if schedule.get("columns", "apart") == "together":
+        merged = [(group, rolled(group)) for group in groups]
+        groups = [one for group, task in merged for one in ([group] if task is None else grouped([task], dtypes))]
+    return [_with_shared_only(group, schedule) for group in groups]
+
+
+def _with_shared_only(group: Group, schedule: Schedule) -> Group:
+    """``group`` without reciprocals that would serve one element each: a divisor may have become one of many columns."""
+    fixed = {parameter.name for parameter in group.parameters}
+    if period_of(group.body, schedule) is not None:
+        fixed.add(group.body.axes[-1][0])
+    body = group.body
+    stores = tuple(Store(without_inverses(s.value, fixed), s.offset, s.output) for s in body.stores)
+    return replace(group, body=Task(body.axes, stores))
 
 
 def _spelled(task: Task, schedule: Schedule) -> Task:
@@ -199,8 +209,14 @@ def _unknown_divisors(task: Task) -> list[Expr]:
 
 def _has_column_divisor(plan: FeaturesPlan) -> bool:
     """Whether such a divisor is the same for all rows of a task."""
-    tasks = [task for task in plan.tasks if len(task.axes) > 1 and isinstance(task.axes[-1][1], int)]
-    return any(ex.variables(divisor) <= {task.axes[-1][0]} for task in tasks for divisor in _unknown_divisors(task))
+    if not any(map(_unknown_divisors, plan.tasks)):
+        return False
+    walk: Schedule = {"remainder": "multiply", "columns": "together", "walk": "columns", "block": 256, "steps": 1}
+    for group in groups_of(plan, walk):
+        parts = [part for value in group.body.values for part in ex.walk(value)]
+        if any(part.op == INVERSE and group.body.axes[-1][0] in ex.variables(part) for part in parts):
+            return len(group.body.axes) > 1
+    return False
 
 
 def _can_roll(plan: FeaturesPlan, method: str) -> bool:
