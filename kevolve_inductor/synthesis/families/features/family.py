@@ -262,11 +262,10 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         # A thread keeps something for each element of its block, so that large ones spill.
         choices |= {"block": (512, 1024, 256, 2048), "steps": (*choices["steps"], _LONG_STEPS)}
     changes: tuple[Schedule, ...] = (
-        {"walk": "columns", "block": 512, "steps": 16},
-        {"walk": "columns", "block": 1024, "steps": 16, "num_warps": 8},
+        {"walk": "columns", "num_warps": 8},
         {"walk": "columns", "block": 256, "steps": 16, "num_warps": 2},
-        {"walk": "columns", "block": 512, "steps": 32},
-        {"walk": "flat"},
+        {"walk": "columns", "steps": 16},
+        {"walk": "flat", "block": 256, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 512, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 256, "steps": 1, "num_warps": 1},
         {"search": "pivots"},

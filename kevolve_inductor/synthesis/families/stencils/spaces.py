@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ....graph.region import ITEM_SIZES
 from ...expression.access import accesses
@@ -83,9 +83,22 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[:3][-1]}, *changes]
     steps = _steps(plan, lanes[0], rows[0])
     if steps:
-        choices["steps"] = (*steps, 0)
-        changes = [{"lanes": lanes[:3][-1]}, {"steps": steps[-1]}, {"steps": 0}, *changes]
+        choices["steps"] = (0, *steps)
+        changes = [*_walks(lanes[:3][-1], steps), *changes]
     return common.seeded(choices, *changes)
+
+
+def _walks(narrow: int, steps: Sequence[int]) -> list[Schedule]:
+    """Weights of few channels leave registers for many warps, which is what keeps enough reads under way."""
+    few: Schedule = {"lanes": narrow, "rows": 1}
+    found: list[Schedule] = [
+        {**few, "units": 256, "steps": steps[-1]},
+        {"lanes": narrow, "steps": steps[0]},
+        {**few, "steps": steps[0]},
+        {"lanes": 4, "steps": steps[0]},
+        {**few, "units": 512, "num_warps": 8, "steps": steps[len(steps) // 2]},
+    ]
+    return [seed for number, seed in enumerate(found) if seed not in found[:number]]
 
 
 def _steps(plan: StencilPlan, lanes: int, rows: int) -> list[int]:
