@@ -33,8 +33,8 @@ from .triton import launch_of
 # Pointers are kernel arguments, of which CUDA takes 4096 bytes at least.
 _MOST_POINTERS = 400
 _STEPS = (1, 2, 4, 8, 16)
-# What is computed once for all blocks of a walk down columns is worth a longer one.
-_LONG_STEPS = 32
+# Blocks, warps, and about how many such programs of a walk down columns have room on a multiprocessor, or have in two rounds.
+_ROOM = ((512, 4, 7), (512, 8, 5), (256, 2, 14), (512, 4, 14))
 # As many programs as a large GPU runs at once; with fewer, parts of it would idle.
 _RESIDENT_PROGRAMS = 1024
 
@@ -94,7 +94,7 @@ class FeaturesFamily(Family):
         plan: FeaturesPlan = match.plan
         if target.platform == "cpu":
             return _cpp_space(plan, target)
-        return _triton_space(plan)
+        return _triton_space(plan, target.units)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: FeaturesPlan = match.plan
@@ -240,8 +240,9 @@ def _cpp_space(plan: FeaturesPlan, target: Target) -> ScheduleSpace:
     return common.seeded(choices, {"search": "split"}, {"block": 4096, "order": "static"}, {"columns": "together"})
 
 
-def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
+def _triton_space(plan: FeaturesPlan, units: int) -> ScheduleSpace:
     choices: dict[str, tuple[int | str | bool, ...]] = {}
+    walks: list[Schedule] = []
     if _has_search(plan):
         choices["search"] = ("binary", "pivots", "count")
     if _has_division(plan):
@@ -259,12 +260,12 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2, 1)}
     if "walk" in choices:
+        walks = [*_whole_waves(plan, units), {"walk": "columns", "num_warps": 8}]
         # A thread keeps something for each element of its block, so that large ones spill.
-        choices |= {"block": (512, 1024, 256, 2048), "steps": (*choices["steps"], _LONG_STEPS)}
+        steps = dict.fromkeys((*choices["steps"], *(walk["steps"] for walk in walks if "steps" in walk)))
+        choices |= {"block": (512, 1024, 256, 2048), "steps": tuple(steps)}
     changes: tuple[Schedule, ...] = (
-        {"walk": "columns", "num_warps": 8},
-        {"walk": "columns", "block": 256, "steps": 16, "num_warps": 2},
-        {"walk": "columns", "steps": 16},
+        *walks,
         {"walk": "flat", "block": 256, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 512, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 256, "steps": 1, "num_warps": 1},
@@ -274,6 +275,23 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         {"columns": "apart"},
     )
     return common.seeded(choices, *changes)
+
+
+def _whole_waves(plan: FeaturesPlan, units: int) -> Iterator[Schedule]:
+    """Walks of which as many run at once as there are: the longest ones that leave no part of the GPU idle at the end.
+
+    Reciprocals are then made least often.
+    """
+    for block, warps, room in _ROOM:
+        walk: Schedule = {"walk": "columns", "block": block, "num_warps": warps}
+        groups = groups_of(plan, {**walk, "remainder": "multiply", "columns": "together", "steps": 1})
+        body = max((group.body for group in groups), key=_hinted)
+        period = period_of(body, {**walk, "steps": 1})
+        if period is not None and isinstance(body.numel, int):
+            at_once = max(room * units // (period // block), 1)
+            steps = -(-body.numel // (period * at_once))
+            if period_of(body, {**walk, "steps": steps}) is not None:
+                yield {**walk, "steps": steps}
 
 
 def _steps(plan: FeaturesPlan) -> tuple[int, ...]:
