@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -363,7 +364,15 @@ def six_hashes(*ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
-    return torch.remainder(ids * 31, divisors)
+    return torch.remainder(ids, divisors)
+
+
+def two_remainders(a: torch.Tensor, b: torch.Tensor, divisors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (a * 3) % divisors[0], (b * 5) % divisors[1]
+
+
+def stacked_remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tensor:
+    return torch.stack([ids[:, k] % divisors[k] for k in range(6)], dim=1)
 
 
 def interpret() -> None:
@@ -378,17 +387,77 @@ def interpret() -> None:
     default = FAMILY.space(found.match, CUDA).default
     chunks = [{**default, "dispatch": "chunks", "order": order, "block": 256} for order in ("tasks", "rows")]
     assert_triton_agrees(FAMILY, found, chunks)
-    # Divisors that only the data tell, of either sign and any size.
-    divisors = torch.tensor([1, -1, 3, -7, 2**40 + 1, -(2**62), 2**63 - 1, -(2**63)])
-    ids = torch.cat([torch.randint(-(2**62), 2**62, (4096,)), torch.tensor([-(2**63), 2**63 - 1, 0, -1])])
-    found = find(FAMILY, remainders, [ids[:, None].expand(-1, 8).contiguous(), divisors])
-    schedule = {**FAMILY.space(found.match, CUDA).default, "remainder": "multiply"}
-    assert "kv_mod_any" in kernel_of(FAMILY, found.match, schedule, "triton").source
-    assert_triton_agrees(FAMILY, found, [schedule])
+    # Divisors that only the data tell, of either sign and any size, and dividends around their multiples.
+    found = find(FAMILY, remainders, [*border_cases()])
+    default = FAMILY.space(found.match, CUDA).default
+    for walk, helper in (("flat", "kv_mod_any"), ("columns", "kv_mod_by")):
+        walked = [{**default, "walk": walk, "block": block, "steps": 2} for block in (256, 1024)]
+        assert all(helper in kernel_of(FAMILY, found.match, schedule, "triton").source for schedule in walked)
+        assert_triton_agrees(FAMILY, found, walked)
+    # Columns that are spelled one by one.
+    ids = [torch.randint(-(2**62), 2**62, (300, 6)), torch.randint(1, 2**40, (6,))]
+    found = find(FAMILY, stacked_remainders, ids)
+    default = FAMILY.space(found.match, CUDA).default
+    for walk, helper in (("flat", "kv_mod_any"), ("columns", "kv_mod_by")):
+        for columns in ("together", "apart"):
+            schedule = {**default, "walk": walk, "columns": columns, "block": 256}
+            by = helper if columns == "together" else "kv_mod_by"
+            assert by in kernel_of(FAMILY, found.match, schedule, "triton").source
+            assert_triton_agrees(FAMILY, found, [schedule])
+    # One divisor for all of a task, and rows of more than one axis.
+    ids = [torch.randint(-(2**62), 2**62, (600,)) for _ in "ab"]
+    found = find(FAMILY, two_remainders, [*ids, torch.tensor([-77, 1001])])
+    default = FAMILY.space(found.match, CUDA).default
+    assert "kv_mod_by" in kernel_of(FAMILY, found.match, default, "triton").source
+    assert_triton_agrees(FAMILY, found, [default, {**default, "dispatch": "chunks"}])
+    found = find(FAMILY, remainders, [torch.randint(-(2**62), 2**62, (5, 70, 6)), torch.tensor([-1_000_003])])
+    assert_triton_agrees(FAMILY, found, [FAMILY.space(found.match, CUDA).default])
+    found = find(FAMILY, remainders, [torch.randint(-(2**62), 2**62, (5, 70, 6)), torch.randint(1, 2**40, (6,))])
+    assert_triton_agrees(FAMILY, found, [{**FAMILY.space(found.match, CUDA).default, "walk": "columns"}])
+
+
+def border_cases() -> tuple[torch.Tensor, torch.Tensor]:
+    """Dividends, a column for each divisor: borders of the number format, and of the divisor's multiples."""
+    powers = [2**bits + off for bits in (31, 32, 40, 52, 53, 62) for off in (-1, 0, 1)]
+    divisors = [sign * size for size in (1, 2, 3, 7, *powers, 2**63 - 1) for sign in (1, -1)] + [-(2**63)]
+    generator = random.Random(0)
+    quotients = [0, 1, 2, 3, 1000, 2**31, 2**32 + 1, *(generator.randrange(2**63) for _ in range(40))]
+    fixed = [-(2**63), -(2**63) + 1, 2**63 - 1, 2**63 - 2, 0, -1, 1, 2**32, -(2**32), 2**53 + 1]
+    columns = []
+    for divisor in divisors:
+        most = (2**63 - 2) // abs(divisor)
+        multiples = [sign * (quotient % (most + 1)) * divisor for quotient in quotients for sign in (1, -1)]
+        columns.append([*fixed, *(multiple + off for multiple in multiples for off in (-1, 0, 1))])
+    return torch.tensor(columns).T.contiguous(), torch.tensor(divisors)
 
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_features", "interpret")
+
+
+@pytest.mark.parametrize("walk", ["columns", "flat"])
+def test_remainders_by_columns_compile_for_hopper(walk: str, folder: Path) -> None:
+    """A walk has none of the conversions between integers and doubles, which take as long as all of the rest."""
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    inputs = [torch.randint(0, 2**62, (4096, 26)), torch.randint(1, 2**40, (26,))]
+    match = find(FAMILY, remainders, inputs).match
+    schedule = {**FAMILY.space(match, CUDA).default, "walk": walk}
+    kernel = kernel_of(FAMILY, match, schedule, "triton")
+    assert ("float64" in kernel.source) == (walk == "flat")
+    resources = compile_for(kernel, region_of(match), "sm_90", folder)
+    assert resources.spills in (0, None) and (resources.registers or 0) <= 128
+
+
+def test_two_divisors_compile_for_hopper(folder: Path) -> None:
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    ids = [torch.randint(2**62, (4096,)) for _ in "ab"]
+    match = find(FAMILY, two_remainders, [*ids, torch.tensor([-77, 1001])]).match
+    kernel = kernel_of(FAMILY, match, FAMILY.space(match, CUDA).default, "triton")
+    assert compile_for(kernel, region_of(match), "sm_90", folder).spills in (0, None)
 
 
 def test_sixty_four_features_compile_for_hopper(folder: Path) -> None:

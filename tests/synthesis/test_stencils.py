@@ -40,12 +40,14 @@ from torch.nn.functional import (
     max_pool3d,
     pad,
     relu,
+    relu6,
     silu,
 )
 
 from kevolve_inductor.evaluate.correctness import Agreed, Judge
 from kevolve_inductor.evaluate.inputs import distributions_for, generate
 from kevolve_inductor.graph.region import Workload
+from kevolve_inductor.platforms.cuda import launch
 from kevolve_inductor.synthesis.families.stencils import StencilsFamily
 from kevolve_inductor.synthesis.family import Rejection
 
@@ -96,6 +98,11 @@ def with_residual(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tens
 
 def depthwise(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
     return conv2d(x, weight, groups=x.shape[1], **options) * 0.5
+
+
+def inverted_residual(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    mixed = conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+    return relu6(mixed * scale[:, None, None] + shift[:, None, None])
 
 
 def padded_average(x: Tensor) -> Tensor:
@@ -414,6 +421,18 @@ TRITON_CASES: dict[str, tuple[Case, dict[str, int]]] = {
         finite(2, 5, 12, 16), unbounded_weight()]), {"lanes": 4, "rows": 4}),
     "channels last": (Case(lambda x, w: depthwise(x, w, padding=1, stride=2),
                            lambda: [channels_last(finite(2, 16, 12, 16)), finite(16, 1, 3, 3)]), {"rows": 2}),
+    "walk, channels last": (Case(inverted_residual, lambda: [
+        channels_last(finite(2, 24, 26, 24).half()), finite(24, 1, 3, 3).half(), finite(24).half(), finite(24).half()]),
+        {"rows": 2, "steps": 5}),
+    "walk, weights that are no numbers": (Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+        channels_last(finite(2, 5, 12, 16)), unbounded_weight()]), {"rows": 4, "steps": 4}),
+    "walk of a dynamic batch": (Case(lambda x, w: depthwise(x, w[1], padding=1), lambda: [
+        channels_last(finite(3, 6, 10, 16)), finite(2, 6, 1, 3, 3)]), {"lanes": 2, "steps": 4}),
+    "walk of volumes": (Case(lambda x, w: conv3d(x, w, padding=1, groups=x.shape[1]), lambda: [
+        channels_last(finite(2, 4, 7, 4, 6)), finite(4, 1, 3, 3, 3)]), {"rows": 1, "steps": 3}),
+    "walk of sequences": (Case(
+        lambda x, w: relu(conv1d(x.transpose(1, 2), w, padding=3, groups=x.shape[2])).transpose(1, 2).contiguous(),
+        lambda: [finite(3, 41, 32), finite(32, 1, 4)]), {"lanes": 2, "rows": 2, "steps": 4}),
     "average of what is there": (Case(lambda x: avg_pool2d(x, 3, 2, 1, True, False), lambda: [finite(2, 3, 32, 32)]), {}),
     "a dynamic batch": (Case(lambda x: avg_pool2d(x, 3, 2, 1) * 2, lambda: [finite(9, 3, 12, 16)]), {}),
     "maximum of a volume": (Case(lambda x: max_pool3d(x, 2), lambda: [tied(2, 3, 12, 12, 12)]), {}),
@@ -432,11 +451,51 @@ def interpret() -> None:
     for name, (case, changes) in TRITON_CASES.items():
         found = find(FAMILY, case.function, case.inputs(), dynamic="dynamic" in name)
         schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32}
+        walks = "for step in range(" in kernel_of(FAMILY, found.match, schedule, "triton").source
+        assert walks or not name.startswith("walk"), name
         assert_triton_agrees(FAMILY, found, [schedule])
+
+
+def judge_walks() -> None:
+    """In half precision, where eager's own roundings on the way are left out."""
+    case, changes = TRITON_CASES["walk, channels last"]
+    found = find(FAMILY, case.function, case.inputs())
+    region, workload = region_of(found.match), Workload((), (None,) * len(found.match.inputs))
+    judge = Judge(region, workload, 0, torch.device("cpu"))
+    schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32}
+    kernel = kernel_of(FAMILY, found.match, schedule, "triton")
+    # Once for each result of a unit, as it is stored.
+    assert kernel.source.count(".to(tl.float16)") == schedule["lanes"] * schedule["rows"]
+    for distribution in distributions_for(region, workload):
+        inputs = generate(region, workload, distribution, 0, torch.device("cpu"))
+        outputs = [empty_like(value) for value in values_of(found, found.match.outputs)]
+        launch(kernel, inputs, outputs, {})
+        assert isinstance(judge.judge(distribution, outputs), Agreed), distribution
 
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_stencils", "interpret")
+
+
+def test_walks_agree_with_fp64_under_the_interpreter() -> None:
+    interpreted("test_stencils", "judge_walks")
+
+
+def test_a_walk_reads_weights_once(folder: Path) -> None:
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    image, weight = channels_last(finite(4, 128, 28, 28).half()), finite(128, 1, 3, 3).half()
+    inputs = [image, weight, finite(128).half(), finite(128).half()]
+    match = find(FAMILY, inverted_residual, inputs).match
+    space = FAMILY.space(match, CUDA)
+    kernel = kernel_of(FAMILY, match, {**space.default, "steps": space.choices["steps"][1]}, "triton")
+    ahead, walked = kernel.source.split("for step in range(")
+    for number, node in enumerate(match.inputs):
+        is_image = node.meta["val"].shape[-1] == 28
+        assert (f"tl.load(in{number} " in walked) == is_image and (f"tl.load(in{number} " in ahead) != is_image
+    resources = compile_for(kernel, region_of(match), "sm_90", folder)
+    assert resources.spills in (0, None) and resources.shared_bytes == 0
 
 
 @pytest.mark.parametrize("name", ["causal", "plane with residual", "maximum and where"])

@@ -1,13 +1,13 @@
 """Integer remainders without a division: rewritten expressions, and the helpers they print as.
 
-Two ways, both exact for every 64-bit dividend: by floating-point reciprocal with corrections, which vectorises on CPUs
-and takes divisors that only the data tell, and by multiplication with a scaled reciprocal (Granlund & Montgomery 1994)
-for constant divisors on GPUs.
+Exact for every 64-bit dividend: by floating-point reciprocal with corrections, which vectorises on CPUs and takes divisors
+that only the data tell, or by multiplication with a scaled reciprocal (Granlund & Montgomery 1994) on GPUs, for constant
+divisors and for those that many dividends share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Literal
 
 from . import expression as ex
@@ -66,11 +66,39 @@ def kv_mod_any(a, d):
     r = tl.where(r.to(tl.int64) < 0, r + size, r)
     r = tl.where(r >= size, r - size, r).to(tl.int64)
     return tl.where((d < 0) & (r != 0), r + d, r)
+
+@triton.jit
+def kv_inverse(d):
+    # floor((2^64 - 1) / |d|), by a division that is worth it for many dividends. Of a divisor 0 no remainder is defined.
+    size = tl.where(d < 0, -d, d).to(tl.uint64)
+    size = tl.where(size == 0, size + 1, size)
+    return (tl.full([1], -1, tl.int64).to(tl.uint64) // size).to(tl.int64)
+
+@triton.jit
+def kv_mod_by(a, d, inverse):
+    # Any divisor but 0. With s = |d| and u < 2^63, u * inverse / 2^64 is less than u / s by one at most: the quotient is right
+    # or one too small. Below zero ~a takes the place of a: if ~a = q s + r, then a = -(q + 1) s + (s - 1 - r).
+    size = tl.where(d < 0, -d, d).to(tl.uint64)
+    sign = a >> 63
+    u = (a ^ sign).to(tl.uint64)
+    r = u - tl.umulhi(u, inverse.to(tl.uint64)) * size
+    r = tl.where(r >= size, r - size, r).to(tl.int64)
+    r = (r ^ sign) + (size.to(tl.int64) & sign)
+    return tl.where((d < 0) & (r != 0), r + d, r)
 """
+
+# An operator beside those of expressions: what a divisor is turned into for ``quick_mod`` with value ``"by"``.
+INVERSE = "inverse"
+
+
+def triton_inverse(expr: Expr, arguments: list[str]) -> str:
+    return f"kv_inverse({arguments[0]})"
 
 
 def triton_remainder(expr: Expr, arguments: list[str]) -> str:
     """The call that a ``quick_mod`` is in Triton."""
+    if expr.value == "by":
+        return f"kv_mod_by({', '.join(arguments)})"
     if expr.value == "any":
         return f"kv_mod_any({', '.join(arguments)})"
     return f"kv_mod({', '.join(arguments)}, {expr.value == 'signed'})"
@@ -80,10 +108,19 @@ def is_integer_division(expr: Expr) -> bool:
     return expr.op in ("mod", "fmod", "floordiv", "truncdiv") and expr.dtype in ex.INTEGERS
 
 
-def rewritten(expr: Expr, method: Method) -> Expr:
-    """``expr`` with its 64-bit remainders spelled for ``method``; those by a power of two become a mask."""
+def rewritten(expr: Expr, method: Method, shared: Container[str] | None = None) -> Expr:
+    """``expr`` with its 64-bit remainders spelled for ``method``; those by a power of two become a mask.
+
+    Divisors over no other variables than ``shared`` serve many dividends each; ``None``: none do, and nothing is prepared.
+    """
+
+    def multiply(a: Expr, d: Expr) -> Expr | None:
+        if d.op != "const" and shared is not None and all(name in shared for name in ex.variables(d)):
+            return ex.make("quick_mod", "int64", (a, d, ex.make(INVERSE, "int64", (d,))), "by")
+        return _multiply(a, d)
+
     rules: dict[Method, Callable[[Expr, Expr], Expr | None]] = {
-        "native": lambda a, d: None, "reciprocal": _reciprocal, "multiply": _multiply,
+        "native": lambda a, d: None, "reciprocal": _reciprocal, "multiply": multiply,
     }  # fmt: skip
     done: dict[Expr, Expr] = {}
     for part in ex.walk(expr):
@@ -92,6 +129,18 @@ def rewritten(expr: Expr, method: Method) -> Expr:
         if part.op == "mod" or (part.op == "fmod" and _is_not_negative(args[0]) and _is_positive(args[1])):
             new = _remainder(part.dtype, args[0], args[1], rules[method])
         done[part] = new or (part if args == part.args else ex.make(part.op, part.dtype, args, part.value))
+    return done[expr]
+
+
+def without_inverses(expr: Expr, shared: Container[str]) -> Expr:
+    """``expr`` with the divisors over other variables than ``shared`` taken as they are."""
+    done: dict[Expr, Expr] = {}
+    for part in ex.walk(expr):
+        args = tuple(done[argument] for argument in part.args)
+        if part.op == "quick_mod" and part.value == "by" and not all(n in shared for n in ex.variables(part.args[1])):
+            done[part] = ex.make("quick_mod", "int64", args[:2], "any")
+        else:
+            done[part] = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
     return done[expr]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -17,13 +17,14 @@ from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
 from ...expression import expression as ex
+from ...expression.expression import Expr
 from ...expression.loops import Store, Task, normalised
 from ...expression.printer import operator_flops
-from ...expression.remainder import is_integer_division, rewritten
+from ...expression.remainder import INVERSE, Method, is_integer_division, rewritten, without_inverses
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
-from .groups import Group, grouped, rolled
+from .groups import Group, grouped, period_of, rolled
 from .searches import TABLE_LEVELS
 from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
 from .tasks import flattened, fused, sink_tasks
@@ -32,6 +33,8 @@ from .triton import launch_of
 # Pointers are kernel arguments, of which CUDA takes 4096 bytes at least.
 _MOST_POINTERS = 400
 _STEPS = (1, 2, 4, 8, 16)
+# Blocks, warps, and about how many such programs of a walk down columns have room on a multiprocessor, or have in two rounds.
+_ROOM = ((512, 4, 7), (512, 8, 5), (256, 2, 14), (512, 4, 14))
 # As many programs as a large GPU runs at once; with fewer, parts of it would idle.
 _RESIDENT_PROGRAMS = 1024
 
@@ -91,7 +94,7 @@ class FeaturesFamily(Family):
         plan: FeaturesPlan = match.plan
         if target.platform == "cpu":
             return _cpp_space(plan, target)
-        return _triton_space(plan)
+        return _triton_space(plan, target.units)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: FeaturesPlan = match.plan
@@ -107,17 +110,30 @@ class FeaturesFamily(Family):
 
 def groups_of(plan: FeaturesPlan, schedule: Schedule) -> list[Group]:
     """The plan's tasks with remainders spelled as the schedule says, in groups of equal structure."""
-    method = schedule.get("remainder", "native")
-    tasks = [
-        Task(task.axes, tuple(Store(rewritten(s.value, method), s.offset, s.output) for s in task.stores))  # type: ignore[arg-type]
-        for task in plan.tasks
-    ]
+    tasks = [_spelled(task, schedule) for task in plan.tasks]
     dtypes = [spec.dtype for spec in plan.outputs]
     groups = grouped(tasks, dtypes, share=schedule.get("bodies", "shared") == "shared")
-    if schedule.get("columns", "apart") == "apart":
-        return groups
-    merged = [(group, rolled(group)) for group in groups]
-    return [one for group, task in merged for one in ([group] if task is None else grouped([task], dtypes))]
+    if schedule.get("columns", "apart") == "together":
+        merged = [(group, rolled(group)) for group in groups]
+        groups = [one for group, task in merged for one in ([group] if task is None else grouped([task], dtypes))]
+    return [_with_shared_only(group, schedule) for group in groups]
+
+
+def _with_shared_only(group: Group, schedule: Schedule) -> Group:
+    """``group`` without reciprocals that would serve one element each: a divisor may have become one of many columns."""
+    fixed = {parameter.name for parameter in group.parameters}
+    if period_of(group.body, schedule) is not None:
+        fixed.add(group.body.axes[-1][0])
+    body = group.body
+    stores = tuple(Store(without_inverses(s.value, fixed), s.offset, s.output) for s in body.stores)
+    return replace(group, body=Task(body.axes, stores))
+
+
+def _spelled(task: Task, schedule: Schedule) -> Task:
+    """``task`` with its remainders as the schedule says. A program that walks down columns has one divisor for all of each."""
+    method: Method = schedule.get("remainder", "native")  # type: ignore[assignment]
+    shared = {task.axes[-1][0]} if period_of(task, schedule) is not None else set()
+    return Task(task.axes, tuple(Store(rewritten(s.value, method, shared), s.offset, s.output) for s in task.stores))
 
 
 def _match(graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], members: set[torch.fx.Node]) -> Match:
@@ -169,7 +185,8 @@ def _why_not(match: Match, device: str) -> Rejection | None:
     if total < LEAST_ELEMENTS:
         return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
     searches = any(target_name(node) in SEARCHES for node in match.nodes)
-    if device != "cpu" and not searches and len(match.plan.built) < 2 and not _has_unknown_divisor(match.plan):
+    divides = any(map(_unknown_divisors, match.plan.tasks))
+    if device != "cpu" and not searches and len(match.plan.built) < 2 and not divides:
         reason = "one chain of integer arithmetic, which Inductor fuses as well"
         return Rejection("structure", reason, match.family, match.nodes)
     return None
@@ -183,10 +200,23 @@ def _has_division(plan: FeaturesPlan) -> bool:
     return any(is_integer_division(part) for task in plan.tasks for value in task.values for part in ex.walk(value))
 
 
-def _has_unknown_divisor(plan: FeaturesPlan) -> bool:
-    """Whether a remainder by something only the data tell is taken, for which compilers have nothing but a division."""
-    parts = [part for task in plan.tasks for value in task.values for part in ex.walk(value)]
-    return any(part.op in ("mod", "fmod") and part.dtype == "int64" and part.args[1].op != "const" for part in parts)
+def _unknown_divisors(task: Task) -> list[Expr]:
+    """By what only the data tell remainders are taken, for which compilers have nothing but a division."""
+    parts = [part for value in task.values for part in ex.walk(value)]
+    remainders = [part for part in parts if part.op in ("mod", "fmod") and part.dtype == "int64"]
+    return [part.args[1] for part in remainders if part.args[1].op != "const"]
+
+
+def _has_column_divisor(plan: FeaturesPlan) -> bool:
+    """Whether such a divisor is the same for all rows of a task."""
+    if not any(map(_unknown_divisors, plan.tasks)):
+        return False
+    walk: Schedule = {"remainder": "multiply", "columns": "together", "walk": "columns", "block": 256, "steps": 1}
+    for group in groups_of(plan, walk):
+        parts = [part for value in group.body.values for part in ex.walk(value)]
+        if any(part.op == INVERSE and group.body.axes[-1][0] in ex.variables(part) for part in parts):
+            return len(group.body.axes) > 1
+    return False
 
 
 def _can_roll(plan: FeaturesPlan, method: str) -> bool:
@@ -210,12 +240,15 @@ def _cpp_space(plan: FeaturesPlan, target: Target) -> ScheduleSpace:
     return common.seeded(choices, {"search": "split"}, {"block": 4096, "order": "static"}, {"columns": "together"})
 
 
-def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
+def _triton_space(plan: FeaturesPlan, units: int) -> ScheduleSpace:
     choices: dict[str, tuple[int | str | bool, ...]] = {}
+    walks: list[Schedule] = []
     if _has_search(plan):
         choices["search"] = ("binary", "pivots", "count")
     if _has_division(plan):
         choices["remainder"] = ("multiply", "native")
+    if _has_column_divisor(plan):
+        choices["walk"] = ("columns", "flat")
     if _can_roll(plan, "multiply"):
         choices["columns"] = ("together", "apart")
     groups = groups_of(plan, {"remainder": "multiply", "columns": "together"})
@@ -226,7 +259,14 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2, 1)}
+    if "walk" in choices:
+        walks = [*_whole_waves(plan, units), {"walk": "columns", "num_warps": 8}]
+        # A thread keeps something for each element of its block, so that large ones spill.
+        steps = dict.fromkeys((*choices["steps"], *(walk["steps"] for walk in walks if "steps" in walk)))
+        choices |= {"block": (512, 1024, 256, 2048), "steps": tuple(steps)}
     changes: tuple[Schedule, ...] = (
+        *walks,
+        {"walk": "flat", "block": 256, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 512, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 256, "steps": 1, "num_warps": 1},
         {"search": "pivots"},
@@ -235,6 +275,23 @@ def _triton_space(plan: FeaturesPlan) -> ScheduleSpace:
         {"columns": "apart"},
     )
     return common.seeded(choices, *changes)
+
+
+def _whole_waves(plan: FeaturesPlan, units: int) -> Iterator[Schedule]:
+    """Walks of which as many run at once as there are: the longest ones that leave no part of the GPU idle at the end.
+
+    Reciprocals are then made least often.
+    """
+    for block, warps, room in _ROOM:
+        walk: Schedule = {"walk": "columns", "block": block, "num_warps": warps}
+        groups = groups_of(plan, {**walk, "remainder": "multiply", "columns": "together", "steps": 1})
+        body = max((group.body for group in groups), key=_hinted)
+        period = period_of(body, {**walk, "steps": 1})
+        if period is not None and isinstance(body.numel, int):
+            at_once = max(room * units // (period // block), 1)
+            steps = -(-body.numel // (period * at_once))
+            if period_of(body, {**walk, "steps": steps}) is not None:
+                yield {**walk, "steps": steps}
 
 
 def _steps(plan: FeaturesPlan) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -10,9 +11,12 @@ from ...expression import expression as ex
 from ...expression.access import ACCESSES, replace
 from ...expression.expression import Expr
 from ...expression.loops import Store, Task, normalised
+from ...family import Schedule
 
 # Numbers that may differ between the tasks of a group; others are part of the structure.
 _PARAMETER_DTYPES = ("int64", "int32", "float32")
+# Elements that the programs of one period reach beyond a task's last one: what 32-bit positions have room for.
+_LONGEST_WALK = 2**20
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,18 @@ def _readdressed(expr: Expr, slots: dict[int, int], counts: dict[Expr, str]) -> 
         same = args == part.args and value == part.value
         done[part] = part if same else ex.make(part.op, part.dtype, args, value)
     return done[expr]
+
+
+def period_of(task: Task, schedule: Schedule) -> int | None:
+    """Elements after which both a block and a column begin anew, if programs walk down the columns of ``task``.
+
+    A walk in steps of that many elements stays in its columns. ``None`` where there are no columns, or where the walk would
+    be so long that few programs have one.
+    """
+    if schedule.get("walk") != "columns" or len(task.axes) < 2 or not isinstance(task.axes[-1][1], int):
+        return None
+    period = math.lcm(int(schedule["block"]), task.axes[-1][1])
+    return period if period * int(schedule["steps"]) <= _LONGEST_WALK else None
 
 
 def rolled(group: Group) -> Task | None:

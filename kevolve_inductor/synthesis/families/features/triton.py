@@ -10,11 +10,12 @@ from ....kernel import Argument, Kernel, Launch
 from ...expression import TritonPrinter
 from ...expression import expression as ex
 from ...expression.expression import Expr
-from ...expression.remainder import TRITON_REMAINDER, triton_remainder
+from ...expression.loops import Axis
+from ...expression.remainder import INVERSE, TRITON_REMAINDER, triton_inverse, triton_remainder
 from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..triton_tiles import INT32, cdiv, needs_64_bits
-from .groups import Group, Parameter
+from .groups import Group, Parameter, period_of
 
 _SEARCHES = """
 @triton.jit
@@ -81,12 +82,13 @@ class FlatTritonPrinter(TritonPrinter):
         self._uniform = {p.name for p in group.parameters}
 
     def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
-        return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": triton_remainder}
+        return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": triton_remainder,
+                INVERSE: triton_inverse}  # fmt: skip
 
     def _read(self, expr: Expr, arguments: list[str]) -> str:
         slot, stored = expr.value
         is_tile = not ex.variables(expr.args[0]) <= self._uniform
-        text = f"tl.load(a{slot} + {arguments[0]}{', mask=mask, other=0' if is_tile else ''})"
+        text = f"tl.load(a{slot} + {arguments[0]}{f', mask={self.mask}, other=0' if is_tile else ''})"
         if stored == "bool":
             return f"({text} != 0)"
         return text if stored == expr.dtype else f"{text}.to({TRITON_TYPES[expr.dtype]})"
@@ -114,8 +116,7 @@ def launch_of(
 ) -> Kernel:
     wide = needs_64_bits((*inputs, *outputs))
     functions = [_group_function(group, f"group{k}", wide, symbols, schedule) for k, group in enumerate(groups)]
-    elements = int(schedule["block"]) * int(schedule["steps"])
-    per_task = [cdiv(group.body.numel, elements) for group in groups]
+    per_task = [_programs(group, schedule) for group in groups]
     counts = [
         _scaled(-(-group.size // _tasks_per_program(group, schedule)), programs)
         for group, programs in zip(groups, per_task, strict=True)
@@ -152,22 +153,62 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
+def _programs(group: Group, schedule: Schedule) -> Dim:
+    """How many programs a task of the group takes."""
+    block, steps = int(schedule["block"]), int(schedule["steps"])
+    period = period_of(group.body, schedule)
+    if period is None:
+        return cdiv(group.body.numel, block * steps)
+    return _scaled(period // block, cdiv(group.body.numel, period * steps))
+
+
 def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str], schedule: Schedule) -> str:
-    """The body of every task of a group, for one run of blocks."""
+    """The body of every task of a group, for one run of blocks.
+
+    What is the same for all blocks of a run is computed once, ahead of them: what no axis enters into and, on a walk down
+    columns, what only the last axis does.
+    """
+    period = period_of(group.body, schedule)
+    numel, part = group.body.numel, f"part{'.to(tl.int64)' if wide else ''}"
     printer = FlatTritonPrinter(group, str(schedule.get("search", "binary")))
+    fixed = {p.name for p in group.parameters}
+    if period is None:
+        body = [f"first = {part} * STEPS * BLOCK"]
+        ahead = _ahead(printer, group, fixed)
+        here = ["at = first + step * BLOCK + tl.arange(0, BLOCK)", *_coordinates(group.body.axes, "at")]
+        whole = isinstance(numel, int) and numel % (int(schedule["block"]) * int(schedule["steps"])) == 0
+    else:
+        (column, extent), blocks = group.body.axes[-1], period // int(schedule["block"])
+        body = [
+            f"first = {part} // {blocks} * {period} * STEPS + {part} % {blocks} * BLOCK + tl.arange(0, BLOCK)",
+            f"{column} = first % {extent}",
+            f"first_row = first // {extent}",
+        ]
+        ahead = _ahead(printer, group, fixed | {column})
+        here = [f"at = first + step * {period}", f"row = first_row + step * {period // int(extent)}"]
+        here += _coordinates(group.body.axes[:-1], "row")
+        whole = isinstance(numel, int) and numel % (period * int(schedule["steps"])) == 0
     stores = []
     for store in group.body.stores:
         value, offset = printer.value(store.value), printer.value(store.offset)
         stores.append(f"tl.store(o{store.output} + {offset}, {value}, mask=mask)")
-    body = [f"first = part{'.to(tl.int64)' if wide else ''} * STEPS * BLOCK"]
-    body += ["for step in range(STEPS):", "    at = first + step * BLOCK + tl.arange(0, BLOCK)"]
-    numel = group.body.numel
     # Of a mask that is all true the compiler leaves nothing.
-    whole = isinstance(numel, int) and numel % (int(schedule["block"]) * int(schedule["steps"])) == 0
     mask = "tl.full([BLOCK], True, tl.int1)" if whole else f"at < {numel}"
-    body += _indented([f"mask = {mask}", *_coordinates(group), *printer.lines, *stores])
+    body += [*ahead, "for step in range(STEPS):", *_indented([*here, f"mask = {mask}", *printer.lines, *stores])]
     parameters = [*_slots(group), "part", *symbols, "BLOCK: tl.constexpr", "STEPS: tl.constexpr"]
     return "\n".join(["@triton.jit", f"def {name}({', '.join(parameters)}):", *_indented(body)])
+
+
+def _ahead(printer: FlatTritonPrinter, group: Group, fixed: set[str]) -> list[str]:
+    """Statements for whatever depends on no other variables than ``fixed``. All that they read is there for every block."""
+    printer.mask = "everywhere"
+    for store in group.body.stores:
+        for expr in (store.value, store.offset):
+            for part in ex.walk(expr):
+                if part.args and ex.variables(part) <= fixed:
+                    printer.value(part)
+    lines, printer.lines, printer.mask = printer.lines, [], "mask"
+    return ["everywhere = tl.full([BLOCK], True, tl.int1)", *lines] if lines else []
 
 
 def _slots(group: Group) -> list[str]:
@@ -175,13 +216,12 @@ def _slots(group: Group) -> list[str]:
     return names + [parameter.name for parameter in group.parameters]
 
 
-def _coordinates(group: Group) -> list[str]:
+def _coordinates(axes: Sequence[Axis], rest: str) -> list[str]:
     lines = []
-    rest = "at"
-    for name, extent in reversed(group.body.axes[1:]):
+    for name, extent in reversed(axes[1:]):
         lines += [f"{name} = {rest} % {extent}", f"rest_{name} = {rest} // {extent}"]
         rest = f"rest_{name}"
-    return [*lines, f"{group.body.axes[0][0]} = {rest}"]
+    return [*lines, f"{axes[0][0]} = {rest}"]
 
 
 def _call(group: Group, name: str, at: str, programs: str, symbols: Sequence[str], schedule: Schedule) -> list[str]:

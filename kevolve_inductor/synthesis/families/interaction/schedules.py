@@ -66,7 +66,7 @@ def triton_space(plan: Plan) -> ScheduleSpace:
         "store": ("scatter", "gather") if known else ("gather",),
         "group": _first(group, groups),
         "loop": (1, 2, 4, 8),
-        "warps": _first(warps, [1, 2, 4, 8] if tile < 64 else [4, 8] if tile < 128 else [8, 4]),
+        "warps": _first(warps, [1, 2, 4, 8] if tile < 64 else [4, 8, 2] if tile < 128 else [8, 4]),
         "stages": (2, 3, 4),
         "chunk": _first(whole, [size for size in (128, 64, 32, 16) if size < depth]),
         "precision": ("ieee", "tf32x3") if single else ("ieee",),
@@ -91,6 +91,7 @@ def _triton_seeds(single: bool, tile: int) -> list[Schedule]:
         {"group": 1, "loop": 4, "warps": 4, "stages": 3, "store": "gather"},
         {"group": 4, "loop": 1, "warps": 4},
         {"group": 1, "loop": 1, "warps": 4, "store": "gather"},
+        {"group": 1, "loop": 4, "warps": 2, "stages": 3, "store": "gather"},
     ]
     if single:
         precise: Schedule = {"precision": "tf32x3"}

@@ -56,6 +56,8 @@ class _Writer:
         self.store = str(schedule["store"])
         self.precision = str(schedule["precision"])
         self.wide = ".to(tl.int64)" if needs_wide_offsets(plan) else ""
+        # Without the matrix units a thread holds neighbours of a row.
+        self.blocked = self.shape.stored != "float32" or self.precision != "ieee"
         self.symbols = symbols_of([*plan.inputs, plan.output])
         batch = self.shape.batch
         self.exact = isinstance(batch, int) and batch % self.samples == 0
@@ -195,6 +197,7 @@ class _Writer:
         if isinstance(segment.pairs, KnownPairs):
             yield f"pick{number} = {gathered(segment.pairs, f'c{number}', self.tile)}"
             yield f"pick{number} = tl.where(c{number} < {segment.count}, pick{number}, 0).to(tl.int32)"
+            yield from self._placed(number)
             return
         assert isinstance(segment.pairs, LoadedPairs)
         yield f"m{number} = c{number} < {segment.count}"
@@ -206,12 +209,35 @@ class _Writer:
         # Where assertions are compiled out, an index out of range must still not leave the square.
         inside = f"tl.minimum(tl.maximum({left} * {self.tile} + {right}, 0), {self.tile * self.tile - 1})"
         yield f"pick{number} = tl.where(m{number}, {inside}, 0).to(tl.int32)"
+        yield from self._placed(number)
+
+    def _placed(self, number: int) -> Iterator[str]:
+        """Where the picked elements of the square are once its blocks of 8 by 8 stand one after another."""
+        if self.blocked:
+            pick, size = f"pick{number}", self.tile.bit_length() - 1
+            inner = 8 * self.tile - 8
+            yield (
+                f"{pick} = ({pick} & {self.tile * self.tile - 1 - inner}) | (({pick} & {self.tile - 8}) << 3)"
+                f" | (({pick} >> {size - 3}) & 56)"
+            )
+
+    def _square(self, z: str) -> str:
+        """The square as a line: row after row, or, as a warp of the matrix units holds it, block after block.
+
+        To be picked from, the line goes through shared memory. Of consecutive rows the same columns lie in the same banks,
+        so that the eight rows which a warp writes at once would wait for each other; a block fills all banks once.
+        """
+        if not self.blocked:
+            return f"tl.reshape({z}, [{self.tile * self.tile}])"
+        blocks = self.tile // 8
+        split = f"tl.reshape({z}, [{blocks}, 8, {blocks}, 8])"
+        return f"tl.reshape(tl.permute({split}, (0, 2, 1, 3)), [{self.tile * self.tile}])"
 
     def _gather(self, number: int, segment: Segment) -> Iterator[str]:
         # Products that are written as they are can be rounded before they move.
         plain = self._unrounded(segment.value).op == "var"
         z = f"z.to({TRITON_TYPES[self.plan.output.dtype]})" if plain else "z"
-        square = f"tl.reshape({z}, [{self.tile * self.tile}])"
+        square = self._square(z)
         if segment.count <= _COLUMNS_AT_ONCE:
             yield from self._gather_block(number, segment, square)
             return

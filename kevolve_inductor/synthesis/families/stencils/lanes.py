@@ -63,6 +63,33 @@ def with_fills(expr: Expr) -> Expr:
     return done[expr]
 
 
+# Where a small difference between arguments may make any difference between results.
+_STEPS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "sign", "floor", "ceil", "trunc", "nearbyint",
+                    "floordiv", "truncdiv", "mod", "fmod"})  # fmt: skip
+
+
+def unrounded(value: Expr) -> Expr:
+    """``value`` without eager's roundings on the way, each of which costs two conversions and some accuracy.
+
+    They stay where something in ``value`` may jump, so that it does where it does in eager.
+    """
+    parts = list(ex.walk(value))
+    if any(_jumps(part) for part in parts):
+        return value
+    done: dict[Expr, Expr] = {}
+    for part in parts:
+        args = tuple(done[argument] for argument in part.args)
+        same = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
+        done[part] = args[0] if part.op == "round" else same
+    return done[value]
+
+
+def _jumps(part: Expr) -> bool:
+    if not part.args or part.args[0].dtype not in ex.FLOATS:
+        return False
+    return part.op in _STEPS or (part.op == "cast" and part.dtype not in ex.FLOATS)
+
+
 def _filled(condition: Expr, value: Expr, otherwise: Expr) -> Expr | None:
     if condition.op != "inside" or otherwise.op != "const":
         return None

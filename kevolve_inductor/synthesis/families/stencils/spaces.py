@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ....graph.region import ITEM_SIZES
 from ...expression.access import accesses
@@ -13,11 +13,14 @@ from .cpp import is_gathered, phases
 from .lanes import VECTOR_BYTES
 from .padded import padded
 from .plan import StencilPlan
-from .triton import row_axis
+from .triton import row_axis, walk_axis
 from .weights import BackwardPlan, WeightPlan
 
 _SHORT_ROW = 128
 _LANES = (256, 128, 64)
+_UNITS = (128, 256, 512)
+# About how many places a program walks along.
+_WALKS = (7, 14, 4)
 # The most taps that a thread of a GPU has written out one by one, in a row of its results and in all of them.
 _MOST_IN_ROW, _MOST_TEXT = 640, 800
 # Running products of all taps that a program of four warps keeps in registers.
@@ -76,9 +79,44 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     shared = _overlap(plan, row[0]) if row is not None else 0
     rows = [size for size in rows if size <= most] or [1]
     rows.sort(key=lambda size: (abs(size - (4 if shared > 4 else 2 if shared else 1)), size))
-    choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": (128, 256, 512), "num_warps": (4, 2, 8)}
+    choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": _UNITS, "num_warps": (4, 2, 8)}
     changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[:3][-1]}, *changes]
+    steps = _steps(plan, lanes[0], rows[0])
+    if steps:
+        choices["steps"] = (0, *steps)
+        changes = [*_walks(lanes[:3][-1], steps), *changes]
     return common.seeded(choices, *changes)
+
+
+def _walks(narrow: int, steps: Sequence[int]) -> list[Schedule]:
+    """Weights of few channels leave registers for many warps, which is what keeps enough reads under way."""
+    few: Schedule = {"lanes": narrow, "rows": 1}
+    found: list[Schedule] = [
+        {**few, "units": 256, "steps": steps[-1]},
+        {"lanes": narrow, "steps": steps[0]},
+        {**few, "steps": steps[0]},
+        {"lanes": 4, "steps": steps[0]},
+        {**few, "units": 512, "num_warps": 8, "steps": steps[len(steps) // 2]},
+    ]
+    return [seed for number, seed in enumerate(found) if seed not in found[:number]]
+
+
+def _steps(plan: StencilPlan, lanes: int, rows: int) -> list[int]:
+    """Places that a program walks along: a strip's ends are read twice, and weights once; but programs have to suffice.
+
+    None where what a program does not walk along is too little for its threads.
+    """
+    axis, row = walk_axis(plan.task), row_axis(plan.task)
+    if axis is None:
+        return []
+    counts = {name: int(extent) for name, extent in plan.task.axes[plan.task.axes.index(axis) :]}
+    counts[plan.task.inner[0]] //= lanes
+    if row is not None:
+        counts[row[0]] //= rows
+    along = counts.pop(axis[0])
+    if 2 * math.prod(counts.values()) < _UNITS[0]:
+        return []
+    return list(dict.fromkeys(-(-along // max(1, along // size)) for size in _WALKS if along >= 2 * size))
 
 
 def _sums_space(plan: WeightPlan) -> tuple[dict[str, tuple[int | str | bool, ...]], list[Schedule]]:

@@ -3,7 +3,9 @@
 A unit is ``lanes`` results along the fastest axis, read and written as whole vectors, times ``rows`` results along an axis
 of windows, which share what they read. Loads are aligned vectors that are split into lanes in registers: a shifted window
 is then another choice of lanes, where shifted loads would be unaligned. A program has ``UNITS`` units; axes in front of all
-windows are the same for a whole program where a plane has enough units, so that weights are scalars.
+windows are the same for a whole program where a plane has enough units, so that weights are scalars. Where channels are
+the fastest axis a program may walk: it keeps its channels, whose weights stay in registers, and takes ``steps`` places one
+after another along the slowest axis of windows, whose windows overlap.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ....exc import EmissionError
 from ....graph.dims import Dim, product
 from ....graph.region import ITEM_SIZES
 from ....kernel import Argument, Kernel, Launch, Workspace
@@ -23,7 +26,7 @@ from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
 from ..triton_tiles import cdiv, coordinates, needs_64_bits
-from .lanes import TRITON_LANES, VECTOR_BYTES, LanePrinter, in_order, with_fills, without_clamps
+from .lanes import TRITON_LANES, VECTOR_BYTES, LanePrinter, in_order, unrounded, with_fills, without_clamps
 from .plan import StencilPlan, StencilTask
 
 
@@ -62,6 +65,19 @@ def row_axis(task: StencilTask) -> Axis | None:
     return None
 
 
+def walk_axis(task: StencilTask) -> Axis | None:
+    """The slowest axis of windows, where none of them is the fastest axis and something is read that no window moves."""
+    windows = [name for name, _ in task.axes if task.window_of(name) is not None]
+    if not windows or task.inner[0] in windows or side_axis(task) is not None:
+        return None
+    first = [name for name, _ in task.axes].index(windows[0])
+    if not all(isinstance(extent, int) for _, extent in task.axes[first:]):
+        return None
+    reads = [ex.variables(offset_of(read)) for read in accesses([task.term])]
+    stays = any(task.inner[0] in names and not names & set(windows) for names in reads)
+    return task.axes[first] if stays else None
+
+
 def side_axis(task: StencilTask) -> str | None:
     """The axis along which the source is contiguous, if that is not the result's fastest one."""
     inner = task.inner[0]
@@ -86,9 +102,19 @@ class _Text:
         axes = sorted(self.task.axes, key=lambda axis: axis[0] == side)
         self.counts = [(name, self._count(name, extent)) for name, extent in axes]
         self.units = int(schedule["units"])
-        self.plane = product(tuple(count for _, count in self.counts[self._split() :]))
+        self.walk = walk_axis(self.task) if schedule.get("steps") else None
+        self.steps = int(schedule.get("steps", 0)) if self.walk is not None else 0
+        lead, flat = self.counts[: self._split()], self.counts[self._split() :]
+        strips: Dim = 1
+        if self.walk is not None:
+            # What is walked along is the first axis after the leading ones.
+            strips, flat = cdiv(flat[0][1], self.steps), flat[1:]
+        self.lead, self.flat, self.strips = lead, flat, strips
+        self.plane = product(tuple(count for _, count in flat))
         self.blocks = cdiv(self.plane, self.units)
-        self.grid = product((*(count for _, count in self.counts[: self._split()]), self.blocks))
+        self.grid = product((*(count for _, count in lead), strips, self.blocks))
+        if isinstance(self.plane, int) and self.walk is not None and self.blocks * self.units > 2 * self.plane:  # type: ignore[operator]
+            raise EmissionError(f"{self.units} units are too many for {self.plane}")
 
     def _count(self, name: str, extent: Dim) -> Dim:
         """How many units there are along an axis."""
@@ -98,6 +124,8 @@ class _Text:
     def _split(self) -> int:
         """How many axes are the same for a whole program: those in front of all windows, where that wastes little."""
         first = next((k for k, (name, _) in enumerate(self.counts) if self.task.window_of(name) is not None), 0)
+        if self.walk is not None:
+            return first
         first = min(first, len(self.counts) - 1)
         plane = product(tuple(count for _, count in self.counts[first:]))
         if not isinstance(plane, int):
@@ -114,19 +142,20 @@ class _Text:
     def _place(self) -> list[str]:
         """The units of this program, and the coordinates that they stand for."""
         wide = ".to(tl.int64)" if needs_64_bits((*self.plan.inputs, *self.plan.outputs)) else ""
-        split = self._split()
         lines = [f"program = tl.program_id(0){wide}"]
         # A size arrives as a number of 32 bits; products with it may need more.
         lines += [f"{name} = tl.zeros([1], tl.int64) + {name}" for name in self.plan.symbols]
-        if split:
+        if self.lead or self.walk is not None:
             lines += [
                 f"unit = program % ({self.blocks}) * UNITS + tl.arange(0, UNITS)",
                 f"rest = program // ({self.blocks})",
             ]
-            lines += coordinates("rest", self._named(self.counts[:split]))
+            if self.walk is not None:
+                lines += [f"strip = rest % ({self.strips})", f"rest = rest // ({self.strips})"]
+            lines += coordinates("rest", self._named(self.lead))
         else:
             lines.append("unit = program * UNITS + tl.arange(0, UNITS)")
-        lines += coordinates("unit", self._named(self.counts[split:]))
+        lines += coordinates("unit", self._named(self.flat))
         return [*lines, f"mask = unit < {self.plane}"] if self._is_masked() else lines
 
     def _is_masked(self) -> bool:
@@ -149,16 +178,53 @@ class _Text:
         return mapping
 
     def _body(self) -> list[str]:
-        split = self._split()
-        inside = {f"{name}_u" if self._unit_of(name) > 1 else name for name, _ in self.counts[split:]}
+        inside = {name for name, _ in self._named(self.flat)}
         printer = LanePrinter(self.plan.inputs, inside, self._is_masked())
+        rows = [self._values(row) for row in range(self.rows)]
+        ahead = self._ahead(printer, [store.value for row in rows for stores in row for store in stores])
         lines: list[str] = []
-        for row in range(self.rows):
-            points = [self.task.unrolled(self._mapping(row, lane), self.chained) for lane in range(self.lanes)]
-            for number in range(len(self.plan.stores)):
-                stores = [point[number] for point in points]
-                texts = [printer.value(with_fills(store.value)) for store in stores]
+        for row in rows:
+            for stores in row:
+                texts = [printer.value(store.value) for store in stores]
                 lines += [*self._stored(printer, stores, texts)]
+        return lines if self.walk is None else [*ahead, *self._walked(lines)]
+
+    def _values(self, row: int) -> list[list[Store]]:
+        """What is stored in one row of a unit: for each store of the plan, the lanes."""
+        points = [self.task.unrolled(self._mapping(row, lane), self.chained) for lane in range(self.lanes)]
+        found = []
+        for number in range(len(self.plan.stores)):
+            stores = [point[number] for point in points]
+            found.append([Store(with_fills(self._unrounded(s.value)), s.offset, s.output) for s in stores])
+        return found
+
+    def _unrounded(self, value: Expr) -> Expr:
+        return unrounded(value) if self.plan.kind == "sum" else value
+
+    def _walked(self, lines: Sequence[str]) -> list[str]:
+        """``lines`` for one place after another of a strip."""
+        ((name, count),) = self._named(self.counts[len(self.lead) : len(self.lead) + 1])
+        assert isinstance(count, int)
+        is_whole = count % self.steps == 0
+        bound = f"{self.steps}" if is_whole else f"tl.minimum({self.steps}, {count} - strip * {self.steps})"
+        head = [f"for step in range({bound}):", f"    {name} = strip * {self.steps} + step"]
+        return [*head, *(f"    {line}" for line in lines)]
+
+    def _ahead(self, printer: LanePrinter, values: Sequence[Expr]) -> list[str]:
+        """Statements for the numbers that are the same all along a walk."""
+        if self.walk is None:
+            return []
+        ((name, _),) = self._named(self.counts[len(self.lead) : len(self.lead) + 1])
+        moves: dict[Expr, bool] = {}
+        seen: set[Expr] = set()
+        for value in values:
+            for part in ex.walk(value, seen):
+                is_walked = part.op == "var" and part.value[0] == name
+                moves[part] = is_walked or any(moves[argument] for argument in part.args)
+                if part.args and part.dtype in ex.FLOATS and not moves[part]:
+                    printer.value(part)
+        lines = list(printer.lines)
+        printer.lines.clear()
         return lines
 
     def _stored(self, printer: LanePrinter, stores: Sequence[Store], texts: Sequence[str]) -> list[str]:
