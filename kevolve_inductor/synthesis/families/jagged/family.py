@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch.fx
@@ -17,6 +17,7 @@ from ...expression.printer import operator_flops
 from ...expression.remainder import is_integer_division
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
+from ..bags.tiles import balanced
 from .cpp import source_of
 from .plan import Dense, JaggedPlan, JaggedTask, Reduce
 from .structure import Reader, Scan, inlinable, is_tensor, pieces
@@ -24,6 +25,8 @@ from .triton import launches_of
 
 # Fewer elements than this, read or written, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 1024
+# Events of a row whose length is not known.
+_USUAL_LENGTH = 16
 
 
 class JaggedFamily(Family):
@@ -71,24 +74,7 @@ class JaggedFamily(Family):
                 choices["remainder"] = ("reciprocal", "native") if wide else ("native", "reciprocal")
             choices |= {"rows": (256, 64, 1024), "order": ("dynamic", "static")}
             return common.seeded(choices, {"runs": "split"}, {"runs": "masked"}, {"rows": 1024, "order": "static"})
-        if divides:
-            choices["remainder"] = ("multiply", "native")
-        if any(isinstance(task, Reduce) for task in plan.tasks):
-            choices["events"] = (1, 4, 16)
-        lengths = [task.length for task in plan.tasks if isinstance(task, Dense)]
-        if lengths:
-            choices["positions"] = _by_waste(max(lengths))
-        choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
-        whole = {"positions": 64, "tile": 4096, "num_warps": 8}
-        changes = (
-            {"tile": 2048},
-            whole,
-            {"tile": 2048, "num_warps": 8},
-            {"positions": 4},
-            {"events": 4},
-            {"events": 16},
-        )
-        return common.seeded(choices, *changes)
+        return _gpu_space(plan, divides)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: JaggedPlan = match.plan
@@ -98,6 +84,31 @@ class JaggedFamily(Family):
         if language == "triton":
             return launches_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of jagged tensors")
+
+
+def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
+    choices: dict[str, tuple[int | str | bool, ...]] = {"remainder": ("multiply", "native")} if divides else {}
+    changes: list[Schedule] = [{"tile": 2048}]
+    lengths = [task.length for task in plan.tasks if isinstance(task, Dense)]
+    if lengths:
+        choices["positions"] = _by_waste(max(lengths))
+        whole: Schedule = {"positions": 64, "tile": 4096, "num_warps": 8}
+        changes += [whole, {"tile": 2048, "num_warps": 8}, {"positions": 4}]
+    reductions = [task for task in plan.tasks if isinstance(task, Reduce)]
+    if reductions:
+        choices["events"] = (1, 4, 16)
+        choices["steps"] = _in_flight(reductions)
+        fewer = choices["steps"][1]
+        changes += [{"steps": fewer}, {"tile": 512}, {"tile": 512, "num_warps": 2}, {"tile": 512, "steps": fewer},
+                    {"tile": 2048, "steps": fewer}, {"events": 4, "steps": 4}, {"steps": 1}]  # fmt: skip
+    choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
+    return common.seeded(choices, *changes)
+
+
+def _in_flight(tasks: Sequence[Reduce]) -> tuple[int, ...]:
+    """Positions of a row that a lane reads at once: evenly many each time around where all rows are equally long."""
+    longest = max((task.length or _USUAL_LENGTH for task in tasks), default=_USUAL_LENGTH)
+    return tuple(dict.fromkeys((*(balanced(longest, most) for most in (16, 8, 4)), 4, 1)))
 
 
 def _match(scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node]) -> Match:

@@ -13,6 +13,7 @@ from ...expression.expression import Expr
 from ...expression.remainder import TRITON_REMAINDER, Method
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
+from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
 from ..triton_tiles import TilePrinter, cdiv, coordinates, needs_64_bits
 from .cpp import respelled
 from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
@@ -29,7 +30,9 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
         tile = _tile(task, schedule)
         spelled = respelled(task, method)
         functions.append(
-            _dense(name, spelled, plan, tile) if isinstance(spelled, Dense) else _reduce(name, spelled, plan)
+            _dense(name, spelled, plan, tile)
+            if isinstance(spelled, Dense)
+            else _reduce(name, spelled, plan, int(schedule["steps"]))
         )
         launches.append(
             Launch(
@@ -154,7 +157,8 @@ def _hole(part: Expr, kept: Expr) -> Callable[[Expr], Expr | None]:
 # --- one element per row ---
 
 
-def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
+def _reduce(name: str, task: Reduce, plan: JaggedPlan, steps: int) -> str:
+    """``steps`` times ``EVENTS`` positions of a row are in flight together."""
     wide = needs_64_bits((*plan.inputs, *plan.outputs))
     kind = TRITON_TYPES[task.held]
     neutral = literal(_neutral(task), task.held)
@@ -166,17 +170,15 @@ def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
         *coordinates("place", task.inner),
         f"total = tl.full([ROWS, EVENTS, COLUMNS], {neutral}, {kind})",
     ]
-    masks = _masks(task)
-    outer = TilePrinter(masks, {}, "r")
+    outer = BagPrinter(_masks(task), {}, "r")
     lines += _fails(outer, task.fails)
+    outer.hoisted(task.body, lambda part: POSITION in ex.variables(part))
     for number, span in enumerate(task.spans):
-        low, high = outer.value(ex.cast(span.low, "int64")), outer.value(ex.cast(span.high, "int64"))
-        lines += outer.lines
-        outer.lines.clear()
-        lines += _span(task, number, low, high, masks)
+        bounds = [outer.value(ex.cast(bound, "int64")) for bound in (span.low, span.high)]
+        lines += [*outer.taken(), *_span(task, number, bounds, outer, steps)]
     combined = "tl.sum(total, axis=1)" if task.combine == "add" else f"tl.reduce(total, 1, {_HELPERS[task.combine]})"
     lines.append(f"combined = {combined}")
-    lines += _result(task, wide, masks)
+    lines += _result(task, wide, _masks(task))
     return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "EVENTS")), *_indented(lines)])
 
 
@@ -189,28 +191,49 @@ def _neutral(task: Reduce) -> float | int:
     return task.empty
 
 
-def _combine(task: Reduce, left: str, right: str) -> str:
-    return f"{left} + {right}" if task.combine == "add" else f"{_HELPERS[task.combine]}({left}, {right})"
-
-
-def _span(task: Reduce, number: int, low: str, high: str, masks: Mapping[str, str]) -> list[str]:
+def _span(task: Reduce, number: int, bounds: Sequence[str], outer: BagPrinter, steps: int) -> list[str]:
+    """A loop over the positions between ``bounds``."""
+    span = task.spans[number]
+    is_fixed = span.low.op == "const" and span.high.op == "const"
     lines = [
-        f"low{number} = {low} + tl.zeros([ROWS, 1, 1], tl.int64)",
-        f"high{number} = tl.where(row_mask, {high}, low{number})",
-        f"longest{number} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)",
-        f"for step in range(0, longest{number}, EVENTS):",
+        f"low{number} = {bounds[0]} + tl.zeros([ROWS, 1, 1], tl.int64)",
+        f"high{number} = tl.where(row_mask, {bounds[1]}, low{number})",
     ]
-    inner = TilePrinter(masks, guards_of(task.body), f"b{number}_")
-    value = inner.value(task.body)
+    if is_fixed:
+        most = f"{bounds[1]} - {bounds[0]}"
+    else:
+        most = f"longest{number}"
+        lines.append(f"{most} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)")
+    lines.append(f"for start in range(0, {most}, EVENTS * {steps}):")
+    return [*lines, *_indented(_steps(task, number, outer, steps))]
+
+
+def _steps(task: Reduce, number: int, outer: BagPrinter, steps: int) -> list[str]:
+    """Indices of all steps are checked before any value is read: no load is moved across an assertion."""
+    lines, printers = [], []
+    for step in range(steps):
+        at, mask = f"{POSITION}{step}", f"at_mask{step}"
+        ahead = f" + EVENTS * {step}" if step else ""
+        lines.append(f"{at} = low{number} + start{ahead} + tl.arange(0, EVENTS)[None, :, None]")
+        lines.append(f"{mask} = {at} < high{number}")
+        printer = outer.within(f"b{number}_{step}_", _masks(task) | {POSITION: mask})
+        for variable in {part for part in ex.walk(task.body) if part.op == "var" and part.value[0] == POSITION}:
+            printer.name(variable, at)
+        printer.guards = guards_of(task.body)
+        printers.append(printer)
+    axes = {name for name, _ in task.inner}
+    parts: dict[Expr, None] = {
+        part: None for part in ex.walk(task.body) if axes.isdisjoint(ex.variables(part))
+    }
+    lines += checked(parts, printers)
+    values = [printer.value(task.body) for printer in printers]
+    lines += [line for printer in printers for line in printer.taken()]
     neutral = literal(_neutral(task), task.held)
-    body = [
-        f"{POSITION} = low{number} + step + tl.arange(0, EVENTS)[None, :, None]",
-        f"at_mask = {POSITION} < high{number}",
-        *inner.lines,
-        f"value = tl.where(at_mask & row_mask & place_mask, {value}, {neutral}).to({TRITON_TYPES[task.held]})",
-        f"total = {_combine(task, 'total', 'value')}",
+    kept = [
+        f"tl.where(at_mask{step} & row_mask & place_mask, {value}, {neutral}).to({TRITON_TYPES[task.held]})"
+        for step, value in enumerate(values)
     ]
-    return [*lines, *_indented(body)]
+    return [*lines, f"total = {COMBINED[task.combine].format('total', in_pairs(task.combine, kept))}"]
 
 
 def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
