@@ -32,7 +32,7 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
         functions.append(
             _dense(name, spelled, plan, tile)
             if isinstance(spelled, Dense)
-            else _reduce(name, spelled, plan, int(schedule["steps"]))
+            else _reduce(name, spelled, plan, tile["EVENTS"], int(schedule["steps"]))
         )
         launches.append(
             Launch(
@@ -157,8 +157,8 @@ def _hole(part: Expr, kept: Expr) -> Callable[[Expr], Expr | None]:
 # --- one element per row ---
 
 
-def _reduce(name: str, task: Reduce, plan: JaggedPlan, steps: int) -> str:
-    """``steps`` times ``EVENTS`` positions of a row are in flight together."""
+def _reduce(name: str, task: Reduce, plan: JaggedPlan, events: int, steps: int) -> str:
+    """``steps`` times ``events`` positions of a row are in flight together."""
     wide = needs_64_bits((*plan.inputs, *plan.outputs))
     kind = TRITON_TYPES[task.held]
     neutral = literal(_neutral(task), task.held)
@@ -175,7 +175,7 @@ def _reduce(name: str, task: Reduce, plan: JaggedPlan, steps: int) -> str:
     outer.hoisted(task.body, lambda part: POSITION in ex.variables(part))
     for number, span in enumerate(task.spans):
         bounds = [outer.value(ex.cast(bound, "int64")) for bound in (span.low, span.high)]
-        lines += [*outer.taken(), *_span(task, number, bounds, outer, steps)]
+        lines += [*outer.taken(), *_span(task, number, bounds, outer, events, steps)]
     combined = "tl.sum(total, axis=1)" if task.combine == "add" else f"tl.reduce(total, 1, {_HELPERS[task.combine]})"
     lines.append(f"combined = {combined}")
     lines += _result(task, wide, _masks(task))
@@ -191,49 +191,54 @@ def _neutral(task: Reduce) -> float | int:
     return task.empty
 
 
-def _span(task: Reduce, number: int, bounds: Sequence[str], outer: BagPrinter, steps: int) -> list[str]:
+def _span(
+    task: Reduce, number: int, bounds: Sequence[str], outer: BagPrinter, events: int, steps: int
+) -> list[str]:  # fmt: skip
     """A loop over the positions between ``bounds``."""
-    span = task.spans[number]
-    is_fixed = span.low.op == "const" and span.high.op == "const"
-    lines = [
-        f"low{number} = {bounds[0]} + tl.zeros([ROWS, 1, 1], tl.int64)",
-        f"high{number} = tl.where(row_mask, {bounds[1]}, low{number})",
-    ]
-    if is_fixed:
-        most = f"{bounds[1]} - {bounds[0]}"
+    low, high = task.spans[number].low, task.spans[number].high
+    if low.op == high.op == "const":
+        # The same for all rows. What rows and columns outside of the tensors give is not stored.
+        length = int(high.value) - int(low.value)
+        lines = [f"low{number}, high{number} = {bounds[0]}, {bounds[1]}"]
+        most, is_masked = f"{length}", bool(length % (events * steps))
     else:
-        most = f"longest{number}"
-        lines.append(f"{most} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)")
-    lines.append(f"for start in range(0, {most}, EVENTS * {steps}):")
-    return [*lines, *_indented(_steps(task, number, outer, steps))]
+        most, is_masked = f"longest{number}", True
+        lines = [
+            f"low{number} = {bounds[0]} + tl.zeros([ROWS, 1, 1], tl.int64)",
+            f"high{number} = tl.where(row_mask, {bounds[1]}, low{number})",
+            f"{most} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)",
+        ]
+    lines.append(f"for start in range(0, {most}, {events * steps}):")
+    return [*lines, *_indented(_steps(task, number, outer, steps, is_masked))]
 
 
-def _steps(task: Reduce, number: int, outer: BagPrinter, steps: int) -> list[str]:
+def _steps(task: Reduce, number: int, outer: BagPrinter, steps: int, is_masked: bool) -> list[str]:
     """Indices of all steps are checked before any value is read: no load is moved across an assertion."""
+    neutral = literal(_neutral(task), task.held)
     lines, printers = [], []
     for step in range(steps):
         at, mask = f"{POSITION}{step}", f"at_mask{step}"
         ahead = f" + EVENTS * {step}" if step else ""
-        lines.append(f"{at} = low{number} + start{ahead} + tl.arange(0, EVENTS)[None, :, None]")
-        lines.append(f"{mask} = {at} < high{number}")
-        printer = outer.within(f"b{number}_{step}_", _masks(task) | {POSITION: mask})
+        lines.append(f"{at} = (low{number} + start{ahead} + tl.arange(0, EVENTS)[None, :, None]).to(tl.int64)")
+        masks = {variable: text for variable, text in _masks(task).items() if variable != POSITION}
+        if is_masked:
+            lines.append(f"{mask} = {at} < high{number}")
+            masks[POSITION] = mask
+        printer = outer.within(f"b{number}_{step}_", masks)
         for variable in {part for part in ex.walk(task.body) if part.op == "var" and part.value[0] == POSITION}:
             printer.name(variable, at)
         printer.guards = guards_of(task.body)
         printers.append(printer)
     axes = {name for name, _ in task.inner}
-    parts: dict[Expr, None] = {
-        part: None for part in ex.walk(task.body) if axes.isdisjoint(ex.variables(part))
-    }
-    lines += checked(parts, printers)
+    lines += checked(
+        {part: None for part in ex.walk(task.body) if axes.isdisjoint(ex.variables(part))}, printers
+    )  # fmt: skip
     values = [printer.value(task.body) for printer in printers]
     lines += [line for printer in printers for line in printer.taken()]
-    neutral = literal(_neutral(task), task.held)
-    kept = [
-        f"tl.where(at_mask{step} & row_mask & place_mask, {value}, {neutral}).to({TRITON_TYPES[task.held]})"
-        for step, value in enumerate(values)
-    ]
-    return [*lines, f"total = {COMBINED[task.combine].format('total', in_pairs(task.combine, kept))}"]
+    if is_masked:
+        values = [f"tl.where(at_mask{step}, {value}, {neutral})" for step, value in enumerate(values)]
+    joined = in_pairs(task.combine, [f"{value}.to({TRITON_TYPES[task.held]})" for value in values])
+    return [*lines, f"total = {COMBINED[task.combine].format('total', joined)}"]
 
 
 def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
