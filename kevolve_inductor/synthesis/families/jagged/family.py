@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
+from ....graph.region import ITEM_SIZES
 from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
@@ -19,7 +20,7 @@ from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from ..bags.tiles import balanced
 from .cpp import source_of
-from .plan import Dense, JaggedPlan, JaggedTask, Reduce
+from .plan import POSITION, Dense, JaggedPlan, JaggedTask, Reduce
 from .structure import Reader, Scan, inlinable, is_tensor, pieces
 from .triton import launches_of
 
@@ -27,6 +28,8 @@ from .triton import launches_of
 _LEAST_ELEMENTS = 1024
 # Events of a row whose length is not known.
 _USUAL_LENGTH = 16
+# Bytes that a lane has in flight at most, and the elements of a position that it holds in most schedules.
+_MOST_BYTES, _ELEMENTS = 256, 8
 
 
 class JaggedFamily(Family):
@@ -98,9 +101,9 @@ def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
     if reductions:
         choices["events"] = (1, 4, 16)
         choices["steps"] = _in_flight(reductions)
-        fewer = choices["steps"][1]
+        fewer = choices["steps"][min(1, len(choices["steps"]) - 1)]
         changes += [{"steps": fewer}, {"tile": 512}, {"tile": 512, "num_warps": 2}, {"tile": 512, "steps": fewer},
-                    {"tile": 2048, "steps": fewer}, {"events": 4, "steps": 4}, {"steps": 1}]  # fmt: skip
+                    {"tile": 2048, "steps": fewer}, {"events": 4, "steps": fewer}, {"steps": 1}]  # fmt: skip
     choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
     return common.seeded(choices, *changes)
 
@@ -108,7 +111,16 @@ def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
 def _in_flight(tasks: Sequence[Reduce]) -> tuple[int, ...]:
     """Positions of a row that a lane reads at once: evenly many each time around where all rows are equally long."""
     longest = max((task.length or _USUAL_LENGTH for task in tasks), default=_USUAL_LENGTH)
-    return tuple(dict.fromkeys((*(balanced(longest, most) for most in (16, 8, 4)), 4, 1)))
+    most = _MOST_BYTES // (_ELEMENTS * max(map(_item_bytes, tasks)))
+    return tuple(dict.fromkeys(balanced(longest, max(1, number)) for number in (most, most // 2, most // 4, 1)))
+
+
+def _item_bytes(task: Reduce) -> int:
+    """Bytes of the widest element that is read for every inner index."""
+    axes = {name for name, _ in task.inner}
+    reads = [part for part in ex.walk(task.body) if part.op == "read" and POSITION in ex.variables(part)]
+    wide = [read for read in reads if not axes.isdisjoint(ex.variables(read))]
+    return max((ITEM_SIZES[read.value[1]] for read in wide or reads), default=2)
 
 
 def _match(scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node]) -> Match:
