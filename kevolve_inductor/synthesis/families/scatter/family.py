@@ -22,8 +22,9 @@ from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from . import cpp, triton
+from . import cpp, slots, triton
 from .plan import Scatter, ScatterPlan
+from .rows import MOST_NUMBERED
 from .structure import is_scatter, read
 from .tiles import elements_of, gpu_space
 
@@ -53,7 +54,8 @@ class ScatterFamily(Family):
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         scatter: Scatter = match.plan.built
         if target.platform != "cpu":
-            return gpu_space(match.plan, *_hints(match))
+            sizes = _hints(match)
+            return gpu_space(match.plan, *sizes, slots.rooms(match.plan, *sizes))
         threads = max(target.threads, 1)
         width = int(product(tuple(extent for _, extent in scatter.inner[-1:])))
         # With a part of every row a thread goes through all events in order, without choosing.
@@ -72,6 +74,8 @@ class ScatterFamily(Family):
         arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "cpp":
             return cpp.kernel_of(plan, arguments, schedule)
+        if language == "triton" and schedule["room"]:
+            return slots.kernel_of(plan, arguments, schedule)
         if language == "triton":
             return triton.kernel_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of scatters")
@@ -110,7 +114,7 @@ def _check_gpu(match: Match) -> None:
     width = elements_of(scatter)
     if width < _LEAST_ROW or events * width < _LEAST_ON_GPU:
         raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
-    if max(events, rows) >= triton.MOST_NUMBERED:
+    if max(events, rows) >= MOST_NUMBERED:
         raise UnsupportedError("size", "events or rows cannot be numbered in 32 bits")
     exprs = (*scatter.places, scatter.value, scatter.base, *(() if scatter.condition is None else (scatter.condition,)))
     if any(part.op == "bucketize" for expr in exprs for part in ex.walk(expr)):
