@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +105,54 @@ def interpret_any_number() -> None:
         assert_same(ran(kernel, inputs, expected, symbols), expected)
 
 
-@pytest.mark.parametrize("function", ["interpret", "interpret_rounded", "interpret_unevenly", "interpret_any_number"])
+def interpret_slots() -> None:
+    """Slots in the result and beside it; rows of which some, or one, have more events than slots."""
+    torch.manual_seed(0)
+    events, rows = 4000, 500
+    at = torch.randint(rows, (events,))
+    uneven = torch.where(torch.rand(events) < 0.3, torch.randint(3, (events,)) * 7, at)
+    for dtype, how in ((torch.float32, "sum"), (torch.bfloat16, "amax"), (torch.int32, "amin")):
+        given = torch.randint(-99, 99, (events, 24)).to(dtype)
+        found = find(FAMILY, partial(onto_rows, rows=rows, how=how), [given, at])
+        region, choices = region_of(found.match), FAMILY.space(found.match, CUDA).choices
+        assert choices["room"][0] and choices["room"][-1] == 0 and len(choices["room"]) >= 2
+        for room in choices["room"][:2]:
+            kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {"lines": 2}), "room": room}, "triton")
+            for index in (at, uneven, torch.full((events,), 499))[: 3 if how == "sum" else 2]:
+                inputs = [index if spec.dtype == "int64" else given for spec in region.inputs]
+                expected = to_graph_module(region)(*inputs)
+                assert_same(ran(kernel, inputs, expected, {}), expected)
+
+
+def interpret_turned() -> None:
+    """Sums have the same bits whichever slots and places events take."""
+    events, rows = 3000, 300
+    at = torch.randint(rows, (events,))
+    at[torch.rand(events) < 0.3] = 7
+    given = torch.randn(events, 24) * 100
+    found = find(FAMILY, partial(onto_rows, rows=rows, how="sum"), [given, at])
+    inputs = [{"int64": at, "float32": given}[spec.dtype] for spec in region_of(found.match).inputs]
+    for room in FAMILY.space(found.match, CUDA).choices["room"]:
+        kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {}), "room": room}, "triton")
+        # Lanes take events the other way around wherever places are counted by atomic operations.
+        text, count = re.subn(
+            r"(event = .* \* (\d+)) \+ tl.arange\(0, \2\)", r"\1 + (\2 - 1 - tl.arange(0, \2))", kernel.source
+        )
+        assert count == 2
+        results = [ran(one, inputs, [torch.zeros(rows, 24)], {})[0] for one in (kernel, replace(kernel, source=text))]
+        assert torch.equal(*results) and not torch.equal(results[0], torch.zeros(rows, 24))
+
+
+def onto_rows(x: Tensor, at: Tensor, rows: int, how: str) -> Tensor:
+    start = torch.zeros(rows, x.shape[1], dtype=x.dtype)
+    return start.scatter_reduce(0, at[:, None].expand_as(x), x, how)
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["interpret", "interpret_rounded", "interpret_unevenly", "interpret_any_number", "interpret_slots",
+     "interpret_turned"],
+)
 def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:
     interpreted("test_scatter_triton", function)
 

@@ -12,16 +12,16 @@ from .plan import EVENT, Scatter
 MOST_NUMBERED = 2**31 - 2**20
 
 
-def row_function(scatter: Scatter, names: Sequence[str]) -> str:
-    """``kevolve_row``: the row of each event, -1 where there is none. Every use checks it, as nothing is read before."""
+def row_function(scatter: Scatter, names: Sequence[str], name: str = "kevolve_row", *, checks: bool = True) -> str:
+    """``name``: the row of each event, -1 where there is none. Launches behind one that ``checks`` need not again."""
     printer = TritonRowPrinter({EVENT: "event_mask"}, {})
     text = "0"
     for place, size in zip(scatter.places, scatter.rows, strict=True):
         text = f"({text} * {size} + {printer.value(place)})" if text != "0" else printer.value(place)
     mask = "event_mask" if scatter.condition is None else f"event_mask & {printer.value(scatter.condition)}"
-    lines = [f"event_mask = {EVENT} < {scatter.events}", *printer.lines]
-    lines.append(f"return tl.where({mask}, {text}, -1).to(tl.int32)")
-    return "\n    ".join([f"@triton.jit\ndef kevolve_row({', '.join([EVENT, *names])}):", *lines])
+    lines = [line for line in printer.lines if checks or not line.startswith("tl.device_assert(")]
+    lines = [f"event_mask = {EVENT} < {scatter.events}", *lines, f"return tl.where({mask}, {text}, -1).to(tl.int32)"]
+    return "\n    ".join([f"@triton.jit\ndef {name}({', '.join([EVENT, *names])}):", *lines])
 
 
 def size_checks(*sizes: Dim) -> str:

@@ -5,7 +5,7 @@ row is. Which slot an event takes differs from run to run; the program that adds
 that sums have the same bits every time.
 
 - ``kevolve_take``: every event takes a slot of its row. The event that finds none left lists the row as a long one.
-- ``kevolve_sum``: orders and combines the events of all rows that are not long.
+- ``kevolve_sum``: orders and combines the events of all rows that are not long. Extremes need no order.
 - ``kevolve_rest``: long rows, if there are any, with whatever number of events. Tasks are taken in turn by few programs:
   stretches of memory for the rows, then events into the stretches, then order and sum of each row. A program that waits
   for tasks holds a later one than all of these, and whoever holds these is running: it waits for nothing that depends on it.
@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ....graph.dims import product
 from ....graph.region import ITEM_SIZES
 from ....kernel import Argument, Constant, Kernel, Launch, Workspace
 from ...expression import TRITON_PRELUDE
+from ...expression.expression import FLOATS
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import used_helpers
 from ...family import Schedule
@@ -81,7 +83,7 @@ _GIVE = """
 """
 _GATHER = """
     event = task.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row = kevolve_row(event, GIVEN)
+    row = kevolve_checked_row(event, GIVEN)
     mask = tl.load(counts + row, mask=row >= 0, other=0) > ROOM
     stretch = slots + row.to(tl.int64) * WORDS
     place = tl.load(stretch, mask=mask, other=0)
@@ -102,7 +104,7 @@ _ORDER_LONG = """
         next = 0
         for first in range(0, EVENTS, BLOCK):
             event = first + tl.arange(0, BLOCK).to(tl.int64)
-            found = (kevolve_row(event, GIVEN) == wanted).to(tl.int32)
+            found = (kevolve_checked_row(event, GIVEN) == wanted).to(tl.int32)
             tl.store(ids + next + tl.cumsum(found, 0) - found, event.to(tl.int32), mask=found > 0)
             next += tl.sum(found, 0)
     tl.debug_barrier()
@@ -170,6 +172,7 @@ class _Sum(SumText):
         super().__init__(plan, name, tile, room, is_long=is_long)
         self.events = in_brackets(plan.scatter.events)
         self.ids, self.words, self.order = ("rest" if is_long else "slots"), words, ""
+        self.is_ordered = plan.scatter.combine == "add"
         if is_long:
             self.program = "0"
 
@@ -183,7 +186,11 @@ class _Sum(SumText):
         return f"own.to(tl.int64) * {self.words}"
 
     def _opened(self) -> list[str]:
-        return [self.order]
+        return [self.order] if self.is_ordered else []
+
+    def _final(self, combined: str) -> str:
+        """Of zeros of both signs, and of several NaNs, an extreme may be any; an addition makes them the same."""
+        return f"{combined} + 0.0" if not self.is_ordered and self.scatter.held in FLOATS else combined
 
     def _listed(self) -> list[str]:
         return [
@@ -192,7 +199,7 @@ class _Sum(SumText):
             f"row_mask = {ROW} < {self.rows}",
             f"count = tl.load(counts + {ROW})",
             f"low = tl.load(slots + {ROW}.to(tl.int64) * {self.words})",
-            self.order,
+            *self._opened(),
             *self._sums(),
         ]
 
@@ -224,7 +231,9 @@ class _Text:
         }  # fmt: skip
         self.short = short_tile(plan, schedule)
         self.sums = _Sum(plan, "kevolve_sum", self.short, self.room, self.words, is_long=False)
-        self.long = _Sum(plan, "kevolve_sum_long", long_tile(plan), self.room, self.words, is_long=True)
+        # A loop over tasks needs registers of its own.
+        long = long_tile(plan)
+        self.long = _Sum(plan, "kevolve_sum_long", replace(long, steps=long.steps // 2), self.room, self.words, is_long=True)
 
     def kernel(self, arguments: tuple[Argument, ...]) -> Kernel:
         given = (*arguments, *(Argument("workspace", k) for k in range(len(self.memory))))
@@ -253,7 +262,7 @@ class _Text:
         functions = [
             row_function(self.plan.scatter, self.given),
             self._function("kevolve_take", self.names, take, BLOCK=self.block),
-            order,
+            *((order,) if self.sums.is_ordered else ()),
             self.sums.joined(),
             *(self._rest(opening) if self.has_rest else ()),
             # Last what differs most between schedules: Triton knows a function again on the line that it stood on before.
@@ -263,12 +272,14 @@ class _Text:
         return f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n"
 
     def _rest(self, opening: str) -> list[str]:
+        ordered = self._function("kevolve_order_long", ["wanted", "low", "count", *self.both], _ORDER_LONG,
+                                 BLOCK=_SEARCHED, COMPARED=_COMPARED)  # fmt: skip
         order = f"kevolve_order_long(wanted, low, count, {', '.join(self.both)})"
         return [
+            row_function(self.plan.scatter, self.given, "kevolve_checked_row", checks=False),
             self._function("kevolve_give", ["task", "listed", *self.inner], _GIVE, BLOCK=_SEARCHED),
             self._function("kevolve_gather", ["task", *self.both], _GATHER, BLOCK=_SEARCHED),
-            self._function("kevolve_order_long", ["wanted", "low", "count", *self.both], _ORDER_LONG, BLOCK=_SEARCHED,
-                           COMPARED=_COMPARED),
+            *((ordered,) if self.long.is_ordered else ()),
             self._function("kevolve_await", ["done", "wanted"], _AWAIT),
             self.long.function_of(["number", *self.all], [], order),
             self._function("kevolve_rest", self.names, opening + _REST, BLOCK=_SEARCHED),

@@ -82,6 +82,10 @@ class SumText:
         """Statements before any event is read."""
         return []
 
+    def _final(self, combined: str) -> str:
+        """What is written, of the events and the base ``combined``."""
+        return combined
+
     def _closed(self) -> list[str]:
         """Statements before the result is written."""
         return []
@@ -110,7 +114,7 @@ class SumText:
         if tile.events > 1:
             lines.append("total = tl.reduce(total, 0, kevolve_joined, keep_dims=True)")
         base, offset = outer.value(self.scatter.base), outer.value(self.scatter.offset)
-        combined = COMBINED[self.scatter.combine].format("total", base)
+        combined = self._final(COMBINED[self.scatter.combine].format("total", base))
         at = f"out0 + {ROW} * {self.scatter.step} + {offset}" + ("" if self.scatter.inner else " + place * 0")
         mask = "row_mask & place_mask" if self.is_ragged else "row_mask"
         return [*lines, *outer.taken(), *self._closed(), f"tl.store({at}, {combined}, mask={mask})"]
