@@ -233,7 +233,9 @@ class _Text:
         self.sums = _Sum(plan, "kevolve_sum", self.short, self.room, self.words, is_long=False)
         # A loop over tasks needs registers of its own.
         long = long_tile(plan)
-        self.long = _Sum(plan, "kevolve_sum_long", replace(long, steps=long.steps // 2), self.room, self.words, is_long=True)
+        self.long = _Sum(
+            plan, "kevolve_sum_long", replace(long, steps=long.steps // 2), self.room, self.words, is_long=True
+        )
 
     def kernel(self, arguments: tuple[Argument, ...]) -> Kernel:
         given = (*arguments, *(Argument("workspace", k) for k in range(len(self.memory))))

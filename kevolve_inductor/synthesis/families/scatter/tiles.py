@@ -17,7 +17,7 @@ from .plan import EVENT, Scatter, ScatterPlan
 # Elements of a row that one program takes at most.
 _WIDEST = 1024
 # Bytes that a lane has in flight at most: a quarter of its registers, and less.
-_IN_FLIGHT = (256, 128, 64)
+_IN_FLIGHT = (256, 128, 64, 32)
 # Rows differ in their numbers of events: this many times the mean is enough for most.
 _ENOUGH = 1.25
 # Warps that add a very long row, and the bytes that each lane has in flight.
@@ -92,7 +92,7 @@ def gpu_space(plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...])
         "room": (*rooms, 0),
         "across": acrosses,
         "steps": _distinct(_steps(usual, across, limit) for limit in limits for across in acrosses),
-        "lines": (1, 2, 4),
+        "lines": (1, 2, 4, 8),
         "num_warps": _distinct((warps, 2 * warps, 4 * warps, max(1, warps // 2))),
         "vector": (LOADED, *wider),
         "block": (512, 1024, 256),
@@ -100,14 +100,9 @@ def gpu_space(plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...])
     }
     changes = [*_changes(usual, side, warps, (LOADED, *wider)[-1])]
     if rooms:
-        fewer = _steps(usual, side, _IN_FLIGHT[1] // LOADED)
-        several: list[Schedule] = [
-            *({"room": room} for room in (*rooms[1:], 0)),
-            {"lines": 2, "steps": fewer},
-            {"across": 1, "steps": _steps(usual, 1, _IN_FLIGHT[1] // LOADED), "lines": 2},
-            {"lines": 4, "steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED)},
-        ]
-        changes = [*several, *changes, *({**change, "room": 0} for change in changes[:4])]
+        several = list(_several(usual, side, warps))
+        others = ({"room": room} for room in (*rooms[1:], 0))
+        changes = [*others, *several, *changes, *({**change, "room": 0} for change in changes[:4])]
     space = common.seeded(choices, *changes)
     # Where rows have few events, several ways lead to the same schedule.
     return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in space.seeds}.values()))
@@ -128,6 +123,14 @@ def _changes(usual: int, side: int, warps: int, vector: int) -> Iterator[Schedul
     yield {"steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED)}
     yield {"block": 1024}
     yield {"block": 256}
+
+
+def _several(usual: int, side: int, warps: int) -> Iterator[Schedule]:
+    """Several rows to each lane: all of them are waited for at once, from the number of events to the last of these."""
+    for across in dict.fromkeys((side, 1)):
+        for lines, size in zip((4, 2, 8), (_IN_FLIGHT[2], _IN_FLIGHT[1], _IN_FLIGHT[3]), strict=True):
+            yield {"across": across, "lines": lines, "steps": _steps(usual, across, size // LOADED)}
+    yield {"lines": 4, "steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED), "num_warps": 4 * warps}
 
 
 def _steps(usual: int, across: int, most: int) -> int:
