@@ -127,8 +127,8 @@ def _changes(usual: int, side: int, warps: int, vector: int) -> Iterator[Schedul
 
 def _several(usual: int, side: int, warps: int) -> Iterator[Schedule]:
     """Several rows to each lane: all of them are waited for at once, from the number of events to the last of these."""
-    for across in dict.fromkeys((side, 1)):
-        for lines, size in zip((4, 2, 8), (_IN_FLIGHT[2], _IN_FLIGHT[1], _IN_FLIGHT[3]), strict=True):
+    for lines, size in zip((2, 4, 8), _IN_FLIGHT[1:], strict=True):
+        for across in dict.fromkeys((side, 1)):
             yield {"across": across, "lines": lines, "steps": _steps(usual, across, size // LOADED)}
     yield {"lines": 4, "steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED), "num_warps": 4 * warps}
 
