@@ -104,8 +104,24 @@ def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
         fewer = choices["steps"][min(1, len(choices["steps"]) - 1)]
         changes += [{"steps": fewer}, {"tile": 512}, {"tile": 512, "num_warps": 2}, {"tile": 512, "steps": fewer},
                     {"tile": 2048, "steps": fewer}, {"events": 4, "steps": fewer}, {"steps": 1}]  # fmt: skip
-    choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
+    columns: tuple[int, ...] = (64, 128, 32, 256)
+    even = _even_part(reductions)
+    if even not in (0, *columns):
+        columns = (*columns, even)
+        changes += [
+            {"columns": even},
+            {"columns": even, "steps": fewer},
+            {"columns": even, "tile": 512, "num_warps": 2},
+        ]
+    choices |= {"tile": (1024, 512, 2048, 4096), "columns": columns, "num_warps": (4, 2, 8)}
     return common.seeded(choices, *changes)
+
+
+def _even_part(tasks: Sequence[Reduce]) -> int:
+    """Columns that leave no lane of a tile without any, 0 where a lane would hold few."""
+    inner = [math.prod(e for _, e in task.inner if isinstance(e, int)) for task in tasks]
+    part = math.gcd(*inner) if inner else 0
+    return part & -part if part & -part >= _ELEMENTS else 0
 
 
 def _in_flight(tasks: Sequence[Reduce]) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
         functions.append(
             _dense(name, spelled, plan, tile)
             if isinstance(spelled, Dense)
-            else _reduce(name, spelled, plan, tile["EVENTS"], int(schedule["steps"]))
+            else _reduce(name, spelled, plan, tile, int(schedule["steps"]))
         )
         launches.append(
             Launch(
@@ -68,8 +68,16 @@ def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
 def _grid(task: JaggedTask, tile: Mapping[str, int]) -> tuple[str, ...]:
     blocks = [cdiv(task.rows[1], tile["ROWS"]), cdiv(_inner(task), tile["COLUMNS"])]
     if isinstance(task, Dense):
-        blocks.append(cdiv(task.length, tile["POSITIONS"]))
-    return tuple(map(str, blocks))
+        return tuple(map(str, (*blocks, cdiv(task.length, tile["POSITIONS"]))))
+    return (str(blocks[0]) if blocks[1] == 1 else f"({blocks[0]}) * {blocks[1]}",)
+
+
+def _programs(task: Reduce, tile: Mapping[str, int]) -> tuple[str, str]:
+    """Numbers of a program's rows and of its columns. Parts of the same rows follow one another: they share cache lines."""
+    parts = cdiv(_inner(task), tile["COLUMNS"])
+    return (
+        ("tl.program_id(0)", "0") if parts == 1 else (f"(tl.program_id(0) // {parts})", f"tl.program_id(0) % {parts}")
+    )
 
 
 def _head(name: str, plan: JaggedPlan, constants: Sequence[str]) -> str:
@@ -157,14 +165,15 @@ def _hole(part: Expr, kept: Expr) -> Callable[[Expr], Expr | None]:
 # --- one element per row ---
 
 
-def _reduce(name: str, task: Reduce, plan: JaggedPlan, events: int, steps: int) -> str:
-    """``steps`` times ``events`` positions of a row are in flight together."""
+def _reduce(name: str, task: Reduce, plan: JaggedPlan, tile: Mapping[str, int], steps: int) -> str:
+    """``steps`` times the tile's positions of a row are in flight together."""
+    own, part = _programs(task, tile)
     wide = needs_64_bits((*plan.inputs, *plan.outputs))
     kind = TRITON_TYPES[task.held]
     neutral = literal(_neutral(task), task.held)
     lines = [
-        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
-        _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
+        _axis(ROW, own, "ROWS", ":, None, None", wide),
+        _axis("place", part, "COLUMNS", "None, None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
         f"place_mask = place < {_inner(task)}",
         *coordinates("place", task.inner),
@@ -175,10 +184,10 @@ def _reduce(name: str, task: Reduce, plan: JaggedPlan, events: int, steps: int) 
     outer.hoisted(task.body, lambda part: POSITION in ex.variables(part))
     for number, span in enumerate(task.spans):
         bounds = [outer.value(ex.cast(bound, "int64")) for bound in (span.low, span.high)]
-        lines += [*outer.taken(), *_span(task, number, bounds, outer, events, steps)]
+        lines += [*outer.taken(), *_span(task, number, bounds, outer, tile["EVENTS"], steps)]
     combined = "tl.sum(total, axis=1)" if task.combine == "add" else f"tl.reduce(total, 1, {_HELPERS[task.combine]})"
     lines.append(f"combined = {combined}")
-    lines += _result(task, wide, _masks(task))
+    lines += _result(task, (own, part), wide, _masks(task))
     return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "EVENTS")), *_indented(lines)])
 
 
@@ -241,13 +250,13 @@ def _steps(task: Reduce, number: int, outer: BagPrinter, steps: int, is_masked: 
     return [*lines, f"total = {COMBINED[task.combine].format('total', joined)}"]
 
 
-def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
+def _result(task: Reduce, programs: tuple[str, str], wide: bool, masks: Mapping[str, str]) -> list[str]:
     lines = []
     if task.combine == "add" and task.empty != 0:
         lines.append(f"combined += {literal(task.empty, task.held)}")
     lines += [
-        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None", wide),
-        _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
+        _axis(ROW, programs[0], "ROWS", ":, None", wide),
+        _axis("place", programs[1], "COLUMNS", "None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
         f"place_mask = place < {_inner(task)}",
         *coordinates("place", task.inner),
