@@ -35,6 +35,8 @@ from .tiles import LONG_WARPS, Tile, columns_of, elements_of, long_tile, short_t
 
 # Slots of a row at most: a row's events are put in order by comparing each with all.
 _MOST_SLOTS = 128
+# Words that memory is read by: no fewer slots take less time.
+_WORDS_READ = 8
 # Programs that take tasks, events that one looks through at once, and those that it puts in order by comparing all.
 _PROGRAMS, _SEARCHED, _COMPARED = 132, 1024, 2048
 # Behind the counts of rows stand the numbers of long rows, of tasks taken and done, and of places given to long rows.
@@ -146,7 +148,7 @@ def rooms(plan: ScatterPlan, events: int, rows: int) -> tuple[int, ...]:
     if elements > columns_of(plan):
         return ()
     mean = events / max(rows, 1)
-    enough = power_above(math.ceil(mean + 6 * math.sqrt(mean) + 8))
+    enough = -(-math.ceil(mean + 6 * math.sqrt(mean) + 8) // _WORDS_READ) * _WORDS_READ
     if enough > _MOST_SLOTS:
         return ()
     words = _words(plan)
