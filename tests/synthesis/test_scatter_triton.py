@@ -118,7 +118,7 @@ def interpret_slots() -> None:
         assert choices["room"][0] and choices["room"][-1] == 0 and len(choices["room"]) >= 2
         for room in choices["room"][:2]:
             kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {"lines": 2}), "room": room}, "triton")
-            for index in (at, uneven, torch.full((events,), rows - 1)):
+            for index in (uneven, at, torch.full((events,), rows - 1))[: 3 if how == "sum" else 1]:
                 inputs = [index if spec.dtype == "int64" else given for spec in region.inputs]
                 expected = to_graph_module(region)(*inputs)
                 assert_same(ran(kernel, inputs, expected, {}), expected)

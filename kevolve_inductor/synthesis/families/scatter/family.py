@@ -1,7 +1,8 @@
 """The family of scatters: rows of events added to (or compared with) rows that data name.
 
 Eager and Inductor add rows on a GPU with atomic operations, whose order and so whose sums differ from run to run. A kernel
-has to give the same bits every time: events are brought together by row first, which pays where there are many.
+has to give the same bits every time: events are brought together by row first, in slots of the rows where these have few
+(``slots``) and by sorting otherwise (``triton``). That pays where there are many.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from .tiles import elements_of, gpu_space
 
 # Fewer elements than this, read in all, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 4096
-# On a GPU a kernel is six launches, and atomic operations on fewer elements take no longer; nor do they where rows are so
-# short that grouping their events costs as much as adding them.
+# On a GPU a kernel is four launches or more, and atomic operations on fewer elements take no longer; nor do they where rows
+# are so short that grouping their events costs as much as adding them.
 _LEAST_ON_GPU, _LEAST_ROW = 2**21, 8
 # Columns that one thread takes at least, since rows are read by cache lines.
 _LEAST_COLUMNS = 16
