@@ -5,7 +5,8 @@ row is. Which slot an event takes differs from run to run; the program that adds
 that sums have the same bits every time.
 
 - ``kevolve_take``: every event takes a slot of its row. The event that finds none left lists the row as a long one.
-- ``kevolve_sum``: orders and combines the events of all rows that are not long. Extremes need no order.
+- ``kevolve_sum``: orders and combines the events of all rows that are not long. Extremes and sums of
+  integers need no order.
 - ``kevolve_rest``: long rows, if there are any, with whatever number of events. Tasks are taken in turn by few programs:
   stretches of memory for the rows, then events into the stretches, then order and sum of each row. A program that waits
   for tasks holds a later one than all of these, and whoever holds these is running: it waits for nothing that depends on it.
@@ -174,7 +175,7 @@ class _Sum(SumText):
         super().__init__(plan, name, tile, room, is_long=is_long)
         self.events = in_brackets(plan.scatter.events)
         self.ids, self.words, self.order = ("rest" if is_long else "slots"), words, ""
-        self.is_ordered = plan.scatter.combine == "add"
+        self.is_ordered = plan.scatter.combine == "add" and plan.scatter.held in FLOATS
         if is_long:
             self.program = "0"
 
