@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -124,6 +125,31 @@ def interpret_slots() -> None:
                 assert_same(ran(kernel, inputs, expected, {}), expected)
 
 
+def interpret_extremes() -> None:
+    """By atomic operations: of numbers of both signs and none, NaNs of both signs, and infinities, onto values."""
+    torch.manual_seed(0)
+    events, rows = 400, 30
+    at = torch.randint(rows - 1, (events,))
+    for dtype, how in ((torch.float32, "amax"), (torch.float64, "amin"), (torch.int32, "amin"), (torch.int64, "amax")):
+        given = (torch.randn(events, 24) * 100).to(dtype)
+        if dtype.is_floating_point:
+            given[at % 7 == 0] = given[at % 7 == 0].abs() * (-1 if how == "amax" else 1)
+            given[3], given[5, 2], given[8, 4] = 0.0, math.inf, -math.inf
+            given[11, 1], given[12, 1] = math.nan, torch.tensor(math.nan).copysign(torch.tensor(-1.0))
+            assert bool(given[12, 1].signbit())
+        found = find(FAMILY, partial(onto_values, how=how), [given, at, given[:rows] * 2])
+        inputs = values_of(found, found.match.inputs)
+        expected = to_graph_module(region_of(found.match))(*inputs)
+        for change in ({"block": 512}, {"block": 256, "num_warps": 4}):
+            kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, change), "atomic": True}, "triton")
+            assert not kernel.workspaces and "tl.atomic_m" in kernel.source
+            assert_same(ran(kernel, inputs, expected, {}), expected)
+
+
+def onto_values(x: Tensor, at: Tensor, start: Tensor, how: str) -> Tensor:
+    return start.scatter_reduce(0, at[:, None].expand_as(x), x, how)
+
+
 def interpret_turned() -> None:
     """Sums have the same bits whichever slots and places events take."""
     events, rows = 2800, 200
@@ -158,6 +184,7 @@ def onto_rows(x: Tensor, at: Tensor, rows: int, how: str) -> Tensor:
         "interpret_any_number",
         "interpret_slots",
         "interpret_turned",
+        "interpret_extremes",
     ],
 )
 def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:
@@ -176,8 +203,13 @@ def messages(nodes: Tensor, weights: Tensor, sources: Tensor, targets: Tensor) -
     return torch.zeros_like(nodes).index_add(0, targets, nodes[sources] * weights[:, None])
 
 
+def greatest(x: Tensor, at: Tensor) -> Tensor:
+    return onto_rows(x, at, 5000, "amax")
+
+
 LARGE: dict[str, tuple[Callable[..., Any], Callable[[], Sequence[Tensor]]]] = {
     "segments": (segments, lambda: [empty(2_000_000, 128, dtype=torch.bfloat16), places(2_000_000, rows=100)]),
+    "greatest": (greatest, lambda: [empty(100_000, 48), places(100_000, rows=50)]),
     "messages": (messages, lambda: [empty(20_000, 32), empty(300_000), *(places(300_000, rows=9) for _ in "st")]),
 }
 _LARGE_FOUND: dict[str, Found] = {}
@@ -196,7 +228,8 @@ def test_triton_compiles_for_hopper_without_spilling(name: str, folder: Path) ->
     from kevolve_inductor.platforms.triton_build import compile_for
 
     match = large(name).match
-    for schedule in FAMILY.space(match, CUDA).seeds[:4]:
+    space = FAMILY.space(match, CUDA)
+    for schedule in (*space.seeds[:4], *(seed for seed in space.seeds if seed.get("atomic"))):
         resources = compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)
         assert resources.spills in (0, None) and (resources.registers or 0) <= 128
 

@@ -102,8 +102,14 @@ def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
         choices["events"] = (1, 4, 16)
         choices["steps"] = _in_flight(reductions)
         fewer = choices["steps"][min(1, len(choices["steps"]) - 1)]
-        changes += [{"steps": fewer}, {"tile": 512}, {"tile": 512, "num_warps": 2}, {"tile": 512, "steps": fewer},
-                    {"tile": 2048, "steps": fewer}, {"events": 4, "steps": fewer}, {"steps": 1}]  # fmt: skip
+        changes += [
+            {"tile": 512, "steps": fewer},
+            {"steps": fewer},
+            {"tile": 512},
+            {"tile": 512, "num_warps": 2},
+            {"tile": 2048, "steps": fewer},
+            {"steps": 1},
+        ]
     columns: tuple[int, ...] = (64, 128, 32, 256)
     even = _even_part(reductions)
     if even not in (0, *columns):

@@ -2,7 +2,8 @@
 
 Eager and Inductor add rows on a GPU with atomic operations, whose order and so whose sums differ from run to run. A kernel
 has to give the same bits every time: events are brought together by row first, in slots of the rows where these have few
-(``slots``) and by sorting otherwise (``triton``). That pays where there are many.
+(``slots``) and by sorting otherwise (``triton``). That pays where there are many. Of extremes alone (``extremes``) the
+order is of no matter.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from . import cpp, slots, triton
+from . import cpp, extremes, slots, triton
 from .plan import Scatter, ScatterPlan
 from .rows import MOST_NUMBERED
 from .structure import is_scatter, read
@@ -34,6 +35,8 @@ _LEAST_ELEMENTS = 4096
 # On a GPU a kernel is four launches or more, and atomic operations on fewer elements take no longer; nor do they where rows
 # are so short that grouping their events costs as much as adding them.
 _LEAST_ON_GPU, _LEAST_ROW = 2**21, 8
+# Extremes are three launches, and what others compare one by one until it has not changed meanwhile.
+_LEAST_EXTREMES = 2**19
 # Columns that one thread takes at least, since rows are read by cache lines.
 _LEAST_COLUMNS = 16
 
@@ -56,7 +59,8 @@ class ScatterFamily(Family):
         scatter: Scatter = match.plan.built
         if target.platform != "cpu":
             sizes = _hints(match)
-            return gpu_space(match.plan, *sizes, slots.rooms(match.plan, *sizes))
+            rooms = slots.rooms(match.plan, *sizes)
+            return gpu_space(match.plan, *sizes, rooms, has_extremes=extremes.is_offered(match.plan))
         threads = max(target.threads, 1)
         width = int(product(tuple(extent for _, extent in scatter.inner[-1:])))
         # With a part of every row a thread goes through all events in order, without choosing.
@@ -75,6 +79,8 @@ class ScatterFamily(Family):
         arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "cpp":
             return cpp.kernel_of(plan, arguments, schedule)
+        if language == "triton" and schedule.get("atomic"):
+            return extremes.kernel_of(plan, arguments, schedule)
         if language == "triton" and schedule["room"]:
             return slots.kernel_of(plan, arguments, schedule)
         if language == "triton":
@@ -113,7 +119,8 @@ def _check_gpu(match: Match) -> None:
     scatter: Scatter = match.plan.built
     events, rows = _hints(match)
     width = elements_of(scatter)
-    if width < _LEAST_ROW or events * width < _LEAST_ON_GPU:
+    least = _LEAST_EXTREMES if extremes.is_offered(match.plan) else _LEAST_ON_GPU
+    if width < _LEAST_ROW or events * width < least:
         raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
     if max(events, rows) >= MOST_NUMBERED:
         raise UnsupportedError("size", "events or rows cannot be numbered in 32 bits")

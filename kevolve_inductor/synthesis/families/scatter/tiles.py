@@ -17,7 +17,7 @@ from .plan import EVENT, Scatter, ScatterPlan
 # Elements of a row that one program takes at most.
 _WIDEST = 1024
 # Bytes that a lane has in flight at most: a quarter of its registers, and less.
-_IN_FLIGHT = (256, 128, 64, 32)
+_IN_FLIGHT = (256, 128, 64)
 # Rows differ in their numbers of events: this many times the mean is enough for most.
 _ENOUGH = 1.25
 # Warps that add a very long row, and the bytes that each lane has in flight.
@@ -74,10 +74,13 @@ def long_tile(plan: ScatterPlan) -> Tile:
     return Tile(side, 1, columns_of(plan), _LONG_IN_FLIGHT // LOADED)
 
 
-def gpu_space(plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...]) -> ScheduleSpace:
+def gpu_space(
+    plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...], *, has_extremes: bool
+) -> ScheduleSpace:  # fmt: skip
     """``events`` and ``rows`` are numbers at the sizes seen, ``rooms`` numbers of slots that are worth trying.
 
-    Without slots (``room`` 0) events are sorted by their rows in several launches.
+    Without slots (``room`` 0) events are sorted by their rows in several launches. With ``has_extremes`` atomic operations
+    are another way.
     """
     usual = math.ceil(_ENOUGH * max(1, events / max(rows, 1)))
     lanes = _lanes(plan, LOADED)
@@ -92,7 +95,7 @@ def gpu_space(plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...])
         "room": (*rooms, 0),
         "across": acrosses,
         "steps": _distinct(_steps(usual, across, limit) for limit in limits for across in acrosses),
-        "lines": (1, 2, 4, 8),
+        "lines": (1, 2, 4),
         "num_warps": _distinct((warps, 2 * warps, 4 * warps, max(1, warps // 2))),
         "vector": (LOADED, *wider),
         "block": (512, 1024, 256),
@@ -102,7 +105,13 @@ def gpu_space(plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...])
     if rooms:
         several = list(_several(usual, side, warps))
         others = ({"room": room} for room in (*rooms[1:], 0))
-        changes = [*others, *several, *changes, *({**change, "room": 0} for change in changes[:4])]
+        changes = [*others, *changes, *several, *({**change, "room": 0} for change in changes[:3])]
+    if has_extremes:
+        choices["atomic"] = (False, True)
+        ways: list[Schedule] = [
+            {"num_warps": warps * k, "block": b} for k, b in ((1, 512), (4, 1024), (1, 256), (2, 1024))
+        ]
+        changes = [*({**way, "atomic": True} for way in ways), *changes]
     space = common.seeded(choices, *changes)
     # Where rows have few events, several ways lead to the same schedule.
     return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in space.seeds}.values()))
@@ -127,10 +136,9 @@ def _changes(usual: int, side: int, warps: int, vector: int) -> Iterator[Schedul
 
 def _several(usual: int, side: int, warps: int) -> Iterator[Schedule]:
     """Several rows to each lane: all of them are waited for at once, from the number of events to the last of these."""
-    for lines, size in zip((2, 4, 8), _IN_FLIGHT[1:], strict=True):
+    for lines, size in zip((2, 4), _IN_FLIGHT[1:], strict=False):
         for across in dict.fromkeys((side, 1)):
             yield {"across": across, "lines": lines, "steps": _steps(usual, across, size // LOADED)}
-    yield {"lines": 4, "steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED), "num_warps": 4 * warps}
 
 
 def _steps(usual: int, across: int, most: int) -> int:
