@@ -191,6 +191,32 @@ def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:
     interpreted("test_scatter_triton", function)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_very_different_lengths_have_the_same_bits_every_time_on_the_gpu(dtype: torch.dtype) -> None:
+    """Thousands of rows with more events than slots, of which some have more than are compared with one another."""
+    events, rows, width = 200_000, 20_000, 64
+    even = torch.randint(rows, (events,), device="cuda")
+    found = find(FAMILY, partial(onto_rows, rows=rows, how="sum"),
+                 [torch.randn(events, width, device="cuda", dtype=dtype), even], device="cuda")  # fmt: skip
+    region, choices = region_of(found.match), FAMILY.space(found.match, CUDA).choices
+    assert choices["room"][0] and choices["room"][-1] == 0
+    skewed = (even.double() / rows).pow(6).mul(rows).long()
+    for room in choices["room"]:
+        kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {}), "room": room}, "triton")
+        for index in (skewed, torch.where(even % 3 == 0, 17, even), torch.full_like(even, 5)):
+            given = torch.randn(events, width, device="cuda").to(dtype)
+            inputs = [index if spec.dtype == "int64" else given for spec in region.inputs]
+            exact = torch.zeros(rows, width, dtype=torch.float64, device="cuda").index_add(0, index, given.double())
+            share = torch.zeros_like(exact).index_add(0, index, given.double().abs())
+            results = [
+                ran(kernel, inputs, [torch.empty(rows, width, dtype=dtype, device="cuda")], {}) for _ in range(8)
+            ]
+            error = (results[0][0].double() - exact).abs()
+            assert bool((error <= torch.finfo(dtype).eps * exact.abs() + 1e-5 * share + 1e-30).all())
+            assert all(torch.equal(results[0][0], again[0]) for again in results[1:])
+
+
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(*shape, dtype=dtype)
 

@@ -97,37 +97,41 @@ def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
         choices["positions"] = _by_waste(max(lengths))
         whole: Schedule = {"positions": 64, "tile": 4096, "num_warps": 8}
         changes += [whole, {"tile": 2048, "num_warps": 8}, {"positions": 4}]
+    columns: tuple[int, ...] = (64, 128, 32, 256)
     reductions = [task for task in plan.tasks if isinstance(task, Reduce)]
     if reductions:
         choices["events"] = (1, 4, 16)
         choices["steps"] = _in_flight(reductions)
-        fewer = choices["steps"][min(1, len(choices["steps"]) - 1)]
-        changes += [
-            {"tile": 512, "steps": fewer},
-            {"steps": fewer},
-            {"tile": 512},
-            {"tile": 512, "num_warps": 2},
-            {"tile": 2048, "steps": fewer},
-            {"steps": 1},
-        ]
-    columns: tuple[int, ...] = (64, 128, 32, 256)
-    even = _even_part(reductions)
-    if even not in (0, *columns):
-        columns = (*columns, even)
-        changes += [
-            {"columns": even},
-            {"columns": even, "steps": fewer},
-            {"columns": even, "tile": 512, "num_warps": 2},
-        ]
+        if not lengths:
+            columns = _columns(reductions)
+        changes += _reduction_changes(choices["steps"], columns)
     choices |= {"tile": (1024, 512, 2048, 4096), "columns": columns, "num_warps": (4, 2, 8)}
     return common.seeded(choices, *changes)
 
 
-def _even_part(tasks: Sequence[Reduce]) -> int:
-    """Columns that leave no lane of a tile without any, 0 where a lane would hold few."""
+def _reduction_changes(steps: Sequence[int | str | bool], columns: Sequence[int]) -> Iterator[Schedule]:
+    """Fewer positions in flight, and tiles of which a lane holds less; then parts of a row, or several positions at a time."""
+    fewer = steps[min(1, len(steps) - 1)]
+    yield {"tile": 512, "steps": fewer}
+    yield {"tile": 512}
+    yield {"steps": fewer}
+    yield {"tile": 512, "num_warps": 2}
+    yield {"tile": 2048, "steps": fewer}
+    yield {"steps": 1}
+    yield {"tile": 512, "steps": 1}
+    yield {"events": 4, "steps": 1}
+    yield {"columns": columns[1], "tile": 512, "steps": fewer}
+    yield {"columns": columns[1]}
+    yield {"columns": columns[1], "steps": 1}
+
+
+def _columns(tasks: Sequence[Reduce]) -> tuple[int, ...]:
+    """A whole row first, since its parts lie side by side in memory; then those that leave no lane of a tile without any."""
     inner = [math.prod(e for _, e in task.inner if isinstance(e, int)) for task in tasks]
-    part = math.gcd(*inner) if inner else 0
-    return part & -part if part & -part >= _ELEMENTS else 0
+    common_part = math.gcd(*inner)
+    even = common_part & -common_part
+    whole = min(256, max(32, 1 << (max(inner) - 1).bit_length()))
+    return tuple(dict.fromkeys((whole, *((even,) if _ELEMENTS <= even < whole else ()), 64, 128, 32, 256)))
 
 
 def _in_flight(tasks: Sequence[Reduce]) -> tuple[int, ...]:
