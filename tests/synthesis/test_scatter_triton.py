@@ -171,7 +171,7 @@ def interpret_turned() -> None:
 
 
 def onto_rows(x: Tensor, at: Tensor, rows: int, how: str) -> Tensor:
-    start = torch.zeros(rows, x.shape[1], dtype=x.dtype)
+    start = torch.zeros(rows, x.shape[1], dtype=x.dtype, device=x.device)
     return start.scatter_reduce(0, at[:, None].expand_as(x), x, how)
 
 
@@ -193,28 +193,37 @@ def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_of_very_different_lengths_have_the_same_bits_every_time_on_the_gpu(dtype: torch.dtype) -> None:
-    """Thousands of rows with more events than slots, of which some have more than are compared with one another."""
-    events, rows, width = 200_000, 20_000, 64
-    even = torch.randint(rows, (events,), device="cuda")
-    found = find(FAMILY, partial(onto_rows, rows=rows, how="sum"),
-                 [torch.randn(events, width, device="cuda", dtype=dtype), even], device="cuda")  # fmt: skip
-    region, choices = region_of(found.match), FAMILY.space(found.match, CUDA).choices
-    assert choices["room"][0] and choices["room"][-1] == 0
+def test_uneven_rows_have_the_same_bits_every_time_on_the_gpu(dtype: torch.dtype) -> None:
+    """Hundreds of rows have more events than slots, some of them more than are compared with one another."""
+    check_uneven(dtype, "cuda", events=200_000, rows=20_000)
+
+
+def check_uneven(dtype: torch.dtype, device: str, events: int, rows: int) -> None:
+    from kevolve_inductor.platforms.cuda import launch
+
+    def drawn() -> Tensor:
+        return torch.randn(events, 64, device=device).to(dtype)
+
+    even = torch.randint(rows, (events,), device=device)
+    found = find(FAMILY, partial(onto_rows, rows=rows, how="sum"), [drawn(), even], device=device)
+    region, rooms = region_of(found.match), FAMILY.space(found.match, CUDA).choices["room"]
+    assert rooms[0] and rooms[-1] == 0
     skewed = (even.double() / rows).pow(6).mul(rows).long()
-    for room in choices["room"]:
+    for room in rooms:
         kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {}), "room": room}, "triton")
         for index in (skewed, torch.where(even % 3 == 0, 17, even), torch.full_like(even, 5)):
-            given = torch.randn(events, width, device="cuda").to(dtype)
+            given = drawn()
             inputs = [index if spec.dtype == "int64" else given for spec in region.inputs]
-            exact = torch.zeros(rows, width, dtype=torch.float64, device="cuda").index_add(0, index, given.double())
-            share = torch.zeros_like(exact).index_add(0, index, given.double().abs())
-            results = [
-                ran(kernel, inputs, [torch.empty(rows, width, dtype=dtype, device="cuda")], {}) for _ in range(8)
-            ]
-            error = (results[0][0].double() - exact).abs()
+            exact, share = (
+                torch.zeros(rows, 64, dtype=torch.float64, device=device).index_add(0, index, x)
+                for x in (given.double(), given.double().abs())
+            )
+            results = [torch.full((rows, 64), math.nan, dtype=dtype, device=device) for _ in range(8)]
+            for result in results:
+                launch(kernel, inputs, [result], {})
+            error = (results[0].double() - exact).abs()
             assert bool((error <= torch.finfo(dtype).eps * exact.abs() + 1e-5 * share + 1e-30).all())
-            assert all(torch.equal(results[0][0], again[0]) for again in results[1:])
+            assert all(torch.equal(results[0], again) for again in results[1:])
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
