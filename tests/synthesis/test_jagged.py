@@ -412,4 +412,4 @@ def test_triton_compiles_without_spilling(name: str, folder: Path) -> None:
     match = found_of(name).match
     kernel = kernel_of(FAMILY, match, FAMILY.space(match, CUDA).default, "triton")
     resources = compile_for(kernel, region_of(match), "sm_90", folder)
-    assert resources.spills in (0, None) and (resources.registers or 0) <= 96
+    assert resources.spills in (0, None) and (resources.registers or 0) <= 112

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +106,124 @@ def interpret_any_number() -> None:
         assert_same(ran(kernel, inputs, expected, symbols), expected)
 
 
-@pytest.mark.parametrize("function", ["interpret", "interpret_rounded", "interpret_unevenly", "interpret_any_number"])
+def interpret_slots() -> None:
+    """Slots in the result and beside it; rows of which some, or one, have more events than slots."""
+    torch.manual_seed(0)
+    events, rows = 900, 100
+    at = torch.randint(rows, (events,))
+    uneven = torch.where(torch.rand(events) < 0.3, torch.randint(3, (events,)) * 7, at)
+    for dtype, how in ((torch.float32, "sum"), (torch.bfloat16, "amax"), (torch.int32, "amin")):
+        given = torch.randint(-99, 99, (events, 24)).to(dtype)
+        found = find(FAMILY, partial(onto_rows, rows=rows, how=how), [given, at])
+        region, choices = region_of(found.match), FAMILY.space(found.match, CUDA).choices
+        assert choices["room"][0] and choices["room"][-1] == 0 and len(choices["room"]) >= 2
+        for room in choices["room"][:2]:
+            kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {"lines": 2}), "room": room}, "triton")
+            for index in (uneven, at, torch.full((events,), rows - 1))[: 3 if how == "sum" else 1]:
+                inputs = [index if spec.dtype == "int64" else given for spec in region.inputs]
+                expected = to_graph_module(region)(*inputs)
+                assert_same(ran(kernel, inputs, expected, {}), expected)
+
+
+def interpret_extremes() -> None:
+    """By atomic operations: of numbers of both signs and none, NaNs of both signs, and infinities, onto values."""
+    torch.manual_seed(0)
+    events, rows = 400, 30
+    at = torch.randint(rows - 1, (events,))
+    for dtype, how in ((torch.float32, "amax"), (torch.float64, "amin"), (torch.int32, "amin"), (torch.int64, "amax")):
+        given = (torch.randn(events, 24) * 100).to(dtype)
+        if dtype.is_floating_point:
+            given[at % 7 == 0] = given[at % 7 == 0].abs() * (-1 if how == "amax" else 1)
+            given[3], given[5, 2], given[8, 4] = 0.0, math.inf, -math.inf
+            given[11, 1], given[12, 1] = math.nan, torch.tensor(math.nan).copysign(torch.tensor(-1.0))
+            assert bool(given[12, 1].signbit())
+        found = find(FAMILY, partial(onto_values, how=how), [given, at, given[:rows] * 2])
+        inputs = values_of(found, found.match.inputs)
+        expected = to_graph_module(region_of(found.match))(*inputs)
+        for change in ({"block": 512}, {"block": 256, "num_warps": 4}):
+            kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, change), "atomic": True}, "triton")
+            assert not kernel.workspaces and "tl.atomic_m" in kernel.source
+            assert_same(ran(kernel, inputs, expected, {}), expected)
+
+
+def onto_values(x: Tensor, at: Tensor, start: Tensor, how: str) -> Tensor:
+    return start.scatter_reduce(0, at[:, None].expand_as(x), x, how)
+
+
+def interpret_turned() -> None:
+    """Sums have the same bits whichever slots and places events take."""
+    events, rows = 2800, 200
+    at = torch.randint(rows, (events,))
+    # More than are compared with one another, and some fewer.
+    at[:2100], at[2100:2300] = 7, 8
+    given = torch.randn(events, 24) * 100
+    found = find(FAMILY, partial(onto_rows, rows=rows, how="sum"), [given, at])
+    inputs = [{"int64": at, "float32": given}[spec.dtype] for spec in region_of(found.match).inputs]
+    for room in FAMILY.space(found.match, CUDA).choices["room"]:
+        kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {}), "room": room}, "triton")
+        # Lanes take events the other way around wherever places are counted by atomic operations.
+        text, count = re.subn(
+            r"(event = .* \* (\d+)) \+ tl.arange\(0, \2\)", r"\1 + (\2 - 1 - tl.arange(0, \2))", kernel.source
+        )
+        assert count == 2
+        results = [ran(one, inputs, [torch.zeros(rows, 24)], {})[0] for one in (kernel, replace(kernel, source=text))]
+        assert torch.equal(*results) and not torch.equal(results[0], torch.zeros(rows, 24))
+
+
+def onto_rows(x: Tensor, at: Tensor, rows: int, how: str) -> Tensor:
+    start = torch.zeros(rows, x.shape[1], dtype=x.dtype, device=x.device)
+    return start.scatter_reduce(0, at[:, None].expand_as(x), x, how)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "interpret",
+        "interpret_rounded",
+        "interpret_unevenly",
+        "interpret_any_number",
+        "interpret_slots",
+        "interpret_turned",
+        "interpret_extremes",
+    ],
+)
 def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:
     interpreted("test_scatter_triton", function)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_uneven_rows_have_the_same_bits_every_time_on_the_gpu(dtype: torch.dtype) -> None:
+    """Hundreds of rows have more events than slots, some of them more than are compared with one another."""
+    check_uneven(dtype, "cuda", events=200_000, rows=20_000)
+
+
+def check_uneven(dtype: torch.dtype, device: str, events: int, rows: int) -> None:
+    from kevolve_inductor.platforms.cuda import launch
+
+    def drawn() -> Tensor:
+        return torch.randn(events, 64, device=device).to(dtype)
+
+    even = torch.randint(rows, (events,), device=device)
+    found = find(FAMILY, partial(onto_rows, rows=rows, how="sum"), [drawn(), even], device=device)
+    region, rooms = region_of(found.match), FAMILY.space(found.match, CUDA).choices["room"]
+    assert rooms[0] and rooms[-1] == 0
+    skewed = (even.double() / rows).pow(6).mul(rows).long()
+    for room in rooms:
+        kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, {}), "room": room}, "triton")
+        for index in (skewed, torch.where(even % 3 == 0, 17, even), torch.full_like(even, 5)):
+            given = drawn()
+            inputs = [index if spec.dtype == "int64" else given for spec in region.inputs]
+            exact, share = (
+                torch.zeros(rows, 64, dtype=torch.float64, device=device).index_add(0, index, x)
+                for x in (given.double(), given.double().abs())
+            )
+            results = [torch.full((rows, 64), math.nan, dtype=dtype, device=device) for _ in range(8)]
+            for result in results:
+                launch(kernel, inputs, [result], {})
+            error = (results[0].double() - exact).abs()
+            assert bool((error <= torch.finfo(dtype).eps * exact.abs() + 1e-5 * share + 1e-30).all())
+            assert all(torch.equal(results[0], again) for again in results[1:])
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -119,8 +238,13 @@ def messages(nodes: Tensor, weights: Tensor, sources: Tensor, targets: Tensor) -
     return torch.zeros_like(nodes).index_add(0, targets, nodes[sources] * weights[:, None])
 
 
+def greatest(x: Tensor, at: Tensor) -> Tensor:
+    return onto_rows(x, at, 5000, "amax")
+
+
 LARGE: dict[str, tuple[Callable[..., Any], Callable[[], Sequence[Tensor]]]] = {
     "segments": (segments, lambda: [empty(2_000_000, 128, dtype=torch.bfloat16), places(2_000_000, rows=100)]),
+    "greatest": (greatest, lambda: [empty(100_000, 48), places(100_000, rows=50)]),
     "messages": (messages, lambda: [empty(20_000, 32), empty(300_000), *(places(300_000, rows=9) for _ in "st")]),
 }
 _LARGE_FOUND: dict[str, Found] = {}
@@ -139,7 +263,8 @@ def test_triton_compiles_for_hopper_without_spilling(name: str, folder: Path) ->
     from kevolve_inductor.platforms.triton_build import compile_for
 
     match = large(name).match
-    for schedule in FAMILY.space(match, CUDA).seeds[:4]:
+    space = FAMILY.space(match, CUDA)
+    for schedule in (*space.seeds[:4], *(seed for seed in space.seeds if seed.get("atomic"))):
         resources = compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)
         assert resources.spills in (0, None) and (resources.registers or 0) <= 128
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
+from ....graph.region import ITEM_SIZES
 from ....kernel import Kernel, Language, Launch
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
@@ -17,13 +18,18 @@ from ...expression.printer import operator_flops
 from ...expression.remainder import is_integer_division
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
+from ..bags.tiles import balanced
 from .cpp import source_of
-from .plan import Dense, JaggedPlan, JaggedTask, Reduce
+from .plan import POSITION, Dense, JaggedPlan, JaggedTask, Reduce
 from .structure import Reader, Scan, inlinable, is_tensor, pieces
 from .triton import launches_of
 
 # Fewer elements than this, read or written, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 1024
+# Events of a row whose length is not known.
+_USUAL_LENGTH = 16
+# Bytes that a lane has in flight at most, and the elements of a position that it holds in most schedules.
+_MOST_BYTES, _ELEMENTS = 256, 8
 
 
 class JaggedFamily(Family):
@@ -71,24 +77,7 @@ class JaggedFamily(Family):
                 choices["remainder"] = ("reciprocal", "native") if wide else ("native", "reciprocal")
             choices |= {"rows": (256, 64, 1024), "order": ("dynamic", "static")}
             return common.seeded(choices, {"runs": "split"}, {"runs": "masked"}, {"rows": 1024, "order": "static"})
-        if divides:
-            choices["remainder"] = ("multiply", "native")
-        if any(isinstance(task, Reduce) for task in plan.tasks):
-            choices["events"] = (1, 4, 16)
-        lengths = [task.length for task in plan.tasks if isinstance(task, Dense)]
-        if lengths:
-            choices["positions"] = _by_waste(max(lengths))
-        choices |= {"tile": (1024, 512, 2048, 4096), "columns": (64, 128, 32, 256), "num_warps": (4, 2, 8)}
-        whole = {"positions": 64, "tile": 4096, "num_warps": 8}
-        changes = (
-            {"tile": 2048},
-            whole,
-            {"tile": 2048, "num_warps": 8},
-            {"positions": 4},
-            {"events": 4},
-            {"events": 16},
-        )
-        return common.seeded(choices, *changes)
+        return _gpu_space(plan, divides)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: JaggedPlan = match.plan
@@ -98,6 +87,66 @@ class JaggedFamily(Family):
         if language == "triton":
             return launches_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of jagged tensors")
+
+
+def _gpu_space(plan: JaggedPlan, divides: bool) -> ScheduleSpace:
+    choices: dict[str, tuple[int | str | bool, ...]] = {"remainder": ("multiply", "native")} if divides else {}
+    changes: list[Schedule] = [{"tile": 2048}]
+    lengths = [task.length for task in plan.tasks if isinstance(task, Dense)]
+    if lengths:
+        choices["positions"] = _by_waste(max(lengths))
+        whole: Schedule = {"positions": 64, "tile": 4096, "num_warps": 8}
+        changes += [whole, {"tile": 2048, "num_warps": 8}, {"positions": 4}]
+    columns: tuple[int, ...] = (64, 128, 32, 256)
+    reductions = [task for task in plan.tasks if isinstance(task, Reduce)]
+    if reductions:
+        choices["events"] = (1, 4, 16)
+        choices["steps"] = _in_flight(reductions)
+        if not lengths:
+            columns = _columns(reductions)
+        changes += _reduction_changes(choices["steps"], columns)
+    choices |= {"tile": (1024, 512, 2048, 4096), "columns": columns, "num_warps": (4, 2, 8)}
+    return common.seeded(choices, *changes)
+
+
+def _reduction_changes(steps: Sequence[int | str | bool], columns: Sequence[int]) -> Iterator[Schedule]:
+    """Fewer positions in flight, and tiles of which a lane holds less; then parts of a row, or several positions at a time."""
+    fewer = steps[min(1, len(steps) - 1)]
+    yield {"tile": 512, "steps": fewer}
+    yield {"tile": 512}
+    yield {"steps": fewer}
+    yield {"tile": 512, "num_warps": 2}
+    yield {"tile": 2048, "steps": fewer}
+    yield {"steps": 1}
+    yield {"tile": 512, "steps": 1}
+    yield {"events": 4, "steps": 1}
+    yield {"columns": columns[1], "tile": 512, "steps": fewer}
+    yield {"columns": columns[1]}
+    yield {"columns": columns[1], "steps": 1}
+
+
+def _columns(tasks: Sequence[Reduce]) -> tuple[int, ...]:
+    """A whole row first, since its parts lie side by side in memory; then those that leave no lane of a tile without any."""
+    inner = [math.prod(e for _, e in task.inner if isinstance(e, int)) for task in tasks]
+    common_part = math.gcd(*inner)
+    even = common_part & -common_part
+    whole = min(256, max(32, 1 << (max(inner) - 1).bit_length()))
+    return tuple(dict.fromkeys((whole, *((even,) if _ELEMENTS <= even < whole else ()), 64, 128, 32, 256)))
+
+
+def _in_flight(tasks: Sequence[Reduce]) -> tuple[int, ...]:
+    """Positions of a row that a lane reads at once: evenly many each time around where all rows are equally long."""
+    longest = max((task.length or _USUAL_LENGTH for task in tasks), default=_USUAL_LENGTH)
+    most = _MOST_BYTES // (_ELEMENTS * max(map(_item_bytes, tasks)))
+    return tuple(dict.fromkeys(balanced(longest, max(1, number)) for number in (most, most // 2, most // 4, 1)))
+
+
+def _item_bytes(task: Reduce) -> int:
+    """Bytes of the widest element that is read for every inner index."""
+    axes = {name for name, _ in task.inner}
+    reads = [part for part in ex.walk(task.body) if part.op == "read" and POSITION in ex.variables(part)]
+    wide = [read for read in reads if not axes.isdisjoint(ex.variables(read))]
+    return max((ITEM_SIZES[read.value[1]] for read in wide or reads), default=2)
 
 
 def _match(scan: Scan, piece: list[torch.fx.Node], members: set[torch.fx.Node]) -> Match:

@@ -13,6 +13,7 @@ from ...expression.expression import Expr
 from ...expression.remainder import TRITON_REMAINDER, Method
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
+from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
 from ..triton_tiles import TilePrinter, cdiv, coordinates, needs_64_bits
 from .cpp import respelled
 from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
@@ -29,7 +30,9 @@ def launches_of(plan: JaggedPlan, arguments: tuple[Argument, ...], schedule: Sch
         tile = _tile(task, schedule)
         spelled = respelled(task, method)
         functions.append(
-            _dense(name, spelled, plan, tile) if isinstance(spelled, Dense) else _reduce(name, spelled, plan)
+            _dense(name, spelled, plan, tile)
+            if isinstance(spelled, Dense)
+            else _reduce(name, spelled, plan, tile, int(schedule["steps"]))
         )
         launches.append(
             Launch(
@@ -65,8 +68,16 @@ def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
 def _grid(task: JaggedTask, tile: Mapping[str, int]) -> tuple[str, ...]:
     blocks = [cdiv(task.rows[1], tile["ROWS"]), cdiv(_inner(task), tile["COLUMNS"])]
     if isinstance(task, Dense):
-        blocks.append(cdiv(task.length, tile["POSITIONS"]))
-    return tuple(map(str, blocks))
+        return tuple(map(str, (*blocks, cdiv(task.length, tile["POSITIONS"]))))
+    return (str(blocks[0]) if blocks[1] == 1 else f"({blocks[0]}) * {blocks[1]}",)
+
+
+def _programs(task: Reduce, tile: Mapping[str, int]) -> tuple[str, str]:
+    """Numbers of a program's rows and of its columns. Parts of the same rows follow one another: they share cache lines."""
+    parts = cdiv(_inner(task), tile["COLUMNS"])
+    return (
+        ("tl.program_id(0)", "0") if parts == 1 else (f"(tl.program_id(0) // {parts})", f"tl.program_id(0) % {parts}")
+    )
 
 
 def _head(name: str, plan: JaggedPlan, constants: Sequence[str]) -> str:
@@ -154,29 +165,29 @@ def _hole(part: Expr, kept: Expr) -> Callable[[Expr], Expr | None]:
 # --- one element per row ---
 
 
-def _reduce(name: str, task: Reduce, plan: JaggedPlan) -> str:
+def _reduce(name: str, task: Reduce, plan: JaggedPlan, tile: Mapping[str, int], steps: int) -> str:
+    """``steps`` times the tile's positions of a row are in flight together."""
+    own, part = _programs(task, tile)
     wide = needs_64_bits((*plan.inputs, *plan.outputs))
     kind = TRITON_TYPES[task.held]
     neutral = literal(_neutral(task), task.held)
     lines = [
-        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None, None", wide),
-        _axis("place", "tl.program_id(1)", "COLUMNS", "None, None, :", False),
+        _axis(ROW, own, "ROWS", ":, None, None", wide),
+        _axis("place", part, "COLUMNS", "None, None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
         f"place_mask = place < {_inner(task)}",
         *coordinates("place", task.inner),
         f"total = tl.full([ROWS, EVENTS, COLUMNS], {neutral}, {kind})",
     ]
-    masks = _masks(task)
-    outer = TilePrinter(masks, {}, "r")
+    outer = BagPrinter(_masks(task), {}, "r")
     lines += _fails(outer, task.fails)
+    outer.hoisted(task.body, lambda part: POSITION in ex.variables(part))
     for number, span in enumerate(task.spans):
-        low, high = outer.value(ex.cast(span.low, "int64")), outer.value(ex.cast(span.high, "int64"))
-        lines += outer.lines
-        outer.lines.clear()
-        lines += _span(task, number, low, high, masks)
+        bounds = [outer.value(ex.cast(bound, "int64")) for bound in (span.low, span.high)]
+        lines += [*outer.taken(), *_span(task, number, bounds, outer, tile["EVENTS"], steps)]
     combined = "tl.sum(total, axis=1)" if task.combine == "add" else f"tl.reduce(total, 1, {_HELPERS[task.combine]})"
     lines.append(f"combined = {combined}")
-    lines += _result(task, wide, masks)
+    lines += _result(task, (own, part), wide, _masks(task))
     return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "EVENTS")), *_indented(lines)])
 
 
@@ -189,37 +200,63 @@ def _neutral(task: Reduce) -> float | int:
     return task.empty
 
 
-def _combine(task: Reduce, left: str, right: str) -> str:
-    return f"{left} + {right}" if task.combine == "add" else f"{_HELPERS[task.combine]}({left}, {right})"
+def _span(
+    task: Reduce, number: int, bounds: Sequence[str], outer: BagPrinter, events: int, steps: int
+) -> list[str]:  # fmt: skip
+    """A loop over the positions between ``bounds``."""
+    low, high = task.spans[number].low, task.spans[number].high
+    if low.op == high.op == "const":
+        # The same for all rows. What rows and columns outside of the tensors give is not stored.
+        length = int(high.value) - int(low.value)
+        lines = [f"low{number}, high{number} = {bounds[0]}, {bounds[1]}"]
+        most, is_masked = f"{length}", bool(length % (events * steps))
+    else:
+        most, is_masked = f"longest{number}", True
+        lines = [
+            f"low{number} = {bounds[0]} + tl.zeros([ROWS, 1, 1], tl.int64)",
+            f"high{number} = tl.where(row_mask, {bounds[1]}, low{number})",
+            f"{most} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)",
+        ]
+    lines.append(f"for start in range(0, {most}, {events * steps}):")
+    return [*lines, *_indented(_steps(task, number, outer, steps, is_masked))]
 
 
-def _span(task: Reduce, number: int, low: str, high: str, masks: Mapping[str, str]) -> list[str]:
-    lines = [
-        f"low{number} = {low} + tl.zeros([ROWS, 1, 1], tl.int64)",
-        f"high{number} = tl.where(row_mask, {high}, low{number})",
-        f"longest{number} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)",
-        f"for step in range(0, longest{number}, EVENTS):",
-    ]
-    inner = TilePrinter(masks, guards_of(task.body), f"b{number}_")
-    value = inner.value(task.body)
+def _steps(task: Reduce, number: int, outer: BagPrinter, steps: int, is_masked: bool) -> list[str]:
+    """Indices of all steps are checked before any value is read: no load is moved across an assertion."""
     neutral = literal(_neutral(task), task.held)
-    body = [
-        f"{POSITION} = low{number} + step + tl.arange(0, EVENTS)[None, :, None]",
-        f"at_mask = {POSITION} < high{number}",
-        *inner.lines,
-        f"value = tl.where(at_mask & row_mask & place_mask, {value}, {neutral}).to({TRITON_TYPES[task.held]})",
-        f"total = {_combine(task, 'total', 'value')}",
-    ]
-    return [*lines, *_indented(body)]
+    lines, printers = [], []
+    for step in range(steps):
+        at, mask = f"{POSITION}{step}", f"at_mask{step}"
+        ahead = f" + EVENTS * {step}" if step else ""
+        lines.append(f"{at} = (low{number} + start{ahead} + tl.arange(0, EVENTS)[None, :, None]).to(tl.int64)")
+        masks = {variable: text for variable, text in _masks(task).items() if variable != POSITION}
+        if is_masked:
+            lines.append(f"{mask} = {at} < high{number}")
+            masks[POSITION] = mask
+        printer = outer.within(f"b{number}_{step}_", masks)
+        for variable in {part for part in ex.walk(task.body) if part.op == "var" and part.value[0] == POSITION}:
+            printer.name(variable, at)
+        printer.guards = guards_of(task.body)
+        printers.append(printer)
+    axes = {name for name, _ in task.inner}
+    lines += checked(
+        {part: None for part in ex.walk(task.body) if axes.isdisjoint(ex.variables(part))}, printers
+    )  # fmt: skip
+    values = [printer.value(task.body) for printer in printers]
+    lines += [line for printer in printers for line in printer.taken()]
+    if is_masked:
+        values = [f"tl.where(at_mask{step}, {value}, {neutral})" for step, value in enumerate(values)]
+    joined = in_pairs(task.combine, [f"{value}.to({TRITON_TYPES[task.held]})" for value in values])
+    return [*lines, f"total = {COMBINED[task.combine].format('total', joined)}"]
 
 
-def _result(task: Reduce, wide: bool, masks: Mapping[str, str]) -> list[str]:
+def _result(task: Reduce, programs: tuple[str, str], wide: bool, masks: Mapping[str, str]) -> list[str]:
     lines = []
     if task.combine == "add" and task.empty != 0:
         lines.append(f"combined += {literal(task.empty, task.held)}")
     lines += [
-        _axis(ROW, "tl.program_id(0)", "ROWS", ":, None", wide),
-        _axis("place", "tl.program_id(1)", "COLUMNS", "None, :", False),
+        _axis(ROW, programs[0], "ROWS", ":, None", wide),
+        _axis("place", programs[1], "COLUMNS", "None, :", False),
         f"row_mask = {ROW} < {task.rows[1]}",
         f"place_mask = place < {_inner(task)}",
         *coordinates("place", task.inner),

@@ -1,7 +1,9 @@
 """The family of scatters: rows of events added to (or compared with) rows that data name.
 
 Eager and Inductor add rows on a GPU with atomic operations, whose order and so whose sums differ from run to run. A kernel
-has to give the same bits every time: events are brought together by row first, which pays where there are many.
+has to give the same bits every time: events are brought together by row first, in slots of the rows where these have few
+(``slots``) and by sorting otherwise (``triton``). That pays where there are many. Of extremes alone (``extremes``) the
+order is of no matter.
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from . import cpp, triton
+from . import cpp, extremes, slots, triton
 from .plan import Scatter, ScatterPlan
+from .rows import MOST_NUMBERED
 from .structure import is_scatter, read
 from .tiles import elements_of, gpu_space
 
 # Fewer elements than this, read in all, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 4096
-# On a GPU a kernel is six launches, and atomic operations on fewer elements take no longer; nor do they where rows are so
-# short that grouping their events costs as much as adding them.
+# On a GPU a kernel is four launches or more, and atomic operations on fewer elements take no longer; nor do they where rows
+# are so short that grouping their events costs as much as adding them.
 _LEAST_ON_GPU, _LEAST_ROW = 2**21, 8
+# Extremes are three launches, and what others compare one by one until it has not changed meanwhile.
+_LEAST_EXTREMES = 2**19
 # Columns that one thread takes at least, since rows are read by cache lines.
 _LEAST_COLUMNS = 16
 
@@ -53,7 +58,9 @@ class ScatterFamily(Family):
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         scatter: Scatter = match.plan.built
         if target.platform != "cpu":
-            return gpu_space(match.plan, *_hints(match))
+            sizes = _hints(match)
+            rooms = slots.rooms(match.plan, *sizes)
+            return gpu_space(match.plan, *sizes, rooms, has_extremes=extremes.is_offered(match.plan))
         threads = max(target.threads, 1)
         width = int(product(tuple(extent for _, extent in scatter.inner[-1:])))
         # With a part of every row a thread goes through all events in order, without choosing.
@@ -72,6 +79,10 @@ class ScatterFamily(Family):
         arguments = common.arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "cpp":
             return cpp.kernel_of(plan, arguments, schedule)
+        if language == "triton" and schedule.get("atomic"):
+            return extremes.kernel_of(plan, arguments, schedule)
+        if language == "triton" and schedule["room"]:
+            return slots.kernel_of(plan, arguments, schedule)
         if language == "triton":
             return triton.kernel_of(plan, arguments, schedule)
         raise EmissionError(f"no {language} kernels of scatters")
@@ -108,9 +119,10 @@ def _check_gpu(match: Match) -> None:
     scatter: Scatter = match.plan.built
     events, rows = _hints(match)
     width = elements_of(scatter)
-    if width < _LEAST_ROW or events * width < _LEAST_ON_GPU:
+    least = _LEAST_EXTREMES if extremes.is_offered(match.plan) else _LEAST_ON_GPU
+    if width < _LEAST_ROW or events * width < least:
         raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
-    if max(events, rows) >= triton.MOST_NUMBERED:
+    if max(events, rows) >= MOST_NUMBERED:
         raise UnsupportedError("size", "events or rows cannot be numbered in 32 bits")
     exprs = (*scatter.places, scatter.value, scatter.base, *(() if scatter.condition is None else (scatter.condition,)))
     if any(part.op == "bucketize" for expr in exprs for part in ex.walk(expr)):

@@ -15,7 +15,7 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, literal
 from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
 from ..triton_tiles import coordinates, needs_64_bits
-from .plan import EVENT, ROW, Scatter, ScatterPlan
+from .plan import EVENT, ROW, ScatterPlan
 from .tiles import Tile, elements_of
 
 
@@ -23,7 +23,9 @@ class SumText:
     """The function ``name`` that sums rows of at most ``longest`` events, or with ``is_long`` the others, as listed."""
 
     def __init__(self, plan: ScatterPlan, name: str, tile: Tile, longest: int, *, is_long: bool) -> None:
-        self.scatter: Scatter = plan.scatter
+        self.plan, self.scatter = plan, plan.scatter
+        # What holds the events of rows in their order, and the number of a program.
+        self.ids, self.program = "ranks", "tl.program_id(0)"
         self.name, self.tile, self.longest, self.is_long = name, tile, longest, is_long
         specs: tuple[TensorSpec, ...] = (*plan.inputs, *plan.outputs)
         self.wide = ".to(tl.int64)" if needs_64_bits(specs) else ""
@@ -37,14 +39,16 @@ class SumText:
         self.masks = {name: "place_mask" for name, _ in self.scatter.inner if self.is_ragged} | {ROW: "row_mask"}
 
     def function(self, names: Sequence[str]) -> str:
-        lines = [
-            "program = tl.program_id(0)",
+        return "\n".join([f"@triton.jit\ndef {self.name}({', '.join(names)}):", *_indented(self.body())])
+
+    def body(self) -> list[str]:
+        return [
+            f"program = {self.program}",
             f"place = program % {self.parts} * {self.tile.columns} + {self._range(self.tile.columns, 2)}",
             *([f"place_mask = place < {self.elements}"] if self.is_ragged else []),
             *coordinates("place", self.scatter.inner),
             *(self._listed() if self.is_long else self._numbered()),
         ]
-        return "\n".join([f"@triton.jit\ndef {self.name}({', '.join(names)}):", *_indented(lines)])
 
     def joined(self) -> str:
         """Joins what lies side by side, by a fixed tree."""
@@ -63,11 +67,28 @@ class SumText:
             f"count = tl.load(counts + own, mask=own < {self.rows}, other={self.longest + 1})",
             f"own_mask = count <= {self.longest}",
             "count = tl.where(own_mask, count, 0)",
-            "low = tl.load(starts + own, mask=own_mask, other=0)",
+            f"low = {self._low()}",
+            *self._opened(),
             f"{ROW} = own{spread}",
             f"row_mask = own_mask{spread}",
             *self._sums(),
         ]
+
+    def _low(self) -> str:
+        """Where the events of rows start."""
+        return "tl.load(starts + own, mask=own_mask, other=0)"
+
+    def _opened(self) -> list[str]:
+        """Statements before any event is read."""
+        return []
+
+    def _final(self, combined: str) -> str:
+        """What is written, of the events and the base ``combined``."""
+        return combined
+
+    def _closed(self) -> list[str]:
+        """Statements before the result is written."""
+        return []
 
     def _listed(self) -> list[str]:
         body = [
@@ -93,10 +114,10 @@ class SumText:
         if tile.events > 1:
             lines.append("total = tl.reduce(total, 0, kevolve_joined, keep_dims=True)")
         base, offset = outer.value(self.scatter.base), outer.value(self.scatter.offset)
-        combined = COMBINED[self.scatter.combine].format("total", base)
+        combined = self._final(COMBINED[self.scatter.combine].format("total", base))
         at = f"out0 + {ROW} * {self.scatter.step} + {offset}" + ("" if self.scatter.inner else " + place * 0")
         mask = "row_mask & place_mask" if self.is_ragged else "row_mask"
-        return [*lines, *outer.taken(), f"tl.store({at}, {combined}, mask={mask})"]
+        return [*lines, *outer.taken(), *self._closed(), f"tl.store({at}, {combined}, mask={mask})"]
 
     def _steps(self, outer: BagPrinter) -> list[str]:
         value, side = self.scatter.value, self.tile.events
@@ -105,7 +126,7 @@ class SumText:
             several = f" + tl.arange(0, {side})[:, None]" if side > 1 else ""
             lines.append(f"at{step} = start + {step * side}{several}")
             lines.append(f"mask{step} = at{step} < count")
-            lines.append(f"{EVENT}{step} = tl.load(ranks + low + at{step}, mask=mask{step}, other=0){self.wide}")
+            lines.append(f"{EVENT}{step} = tl.load({self.ids} + low + at{step}, mask=mask{step}, other=0){self.wide}")
             printers.append(outer.within(f"s{step}_", self.masks | {EVENT: f"mask{step}"}))
             for variable in {part for part in ex.walk(value) if part.op == "var" and part.value[0] == EVENT}:
                 printers[-1].name(variable, f"{EVENT}{step}")

@@ -43,9 +43,14 @@ def elements_of(scatter: Scatter) -> int:
     return int(product(tuple(extent for _, extent in scatter.inner)))
 
 
+def columns_of(plan: ScatterPlan) -> int:
+    """Elements of a row that one program takes."""
+    return min(_WIDEST, power_above(elements_of(plan.built)))
+
+
 def _lanes(plan: ScatterPlan, vector: int) -> int:
     """Lanes that hold a row's columns when each takes ``vector`` bytes of the widest value."""
-    columns = min(_WIDEST, power_above(elements_of(plan.built)))
+    columns = columns_of(plan)
     return columns // max(1, min(columns, vector // _item_bytes(plan)))
 
 
@@ -57,21 +62,26 @@ def _item_bytes(plan: ScatterPlan) -> int:
 
 
 def short_tile(plan: ScatterPlan, schedule: Schedule) -> Tile:
-    """Lanes that ``across`` events leave over take further rows."""
+    """Lanes that ``across`` events leave over take further rows, and every lane ``lines`` of them."""
     room = max(1, LANES * int(schedule["num_warps"]) // _lanes(plan, int(schedule["vector"])))
     events = min(int(schedule["across"]), room)
-    columns = min(_WIDEST, power_above(elements_of(plan.built)))
-    return Tile(events, room // events, columns, int(schedule["steps"]))
+    return Tile(events, room // events * int(schedule["lines"]), columns_of(plan), int(schedule["steps"]))
 
 
 def long_tile(plan: ScatterPlan) -> Tile:
     """All lanes take events of the same row."""
-    columns = min(_WIDEST, power_above(elements_of(plan.built)))
-    return Tile(max(1, LANES * LONG_WARPS // _lanes(plan, LOADED)), 1, columns, _LONG_IN_FLIGHT // LOADED)
+    side = max(1, LANES * LONG_WARPS // _lanes(plan, LOADED))
+    return Tile(side, 1, columns_of(plan), _LONG_IN_FLIGHT // LOADED)
 
 
-def gpu_space(plan: ScatterPlan, events: int, rows: int) -> ScheduleSpace:
-    """``events`` and ``rows`` are numbers at the sizes seen."""
+def gpu_space(
+    plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...], *, has_extremes: bool
+) -> ScheduleSpace:  # fmt: skip
+    """``events`` and ``rows`` are numbers at the sizes seen, ``rooms`` numbers of slots that are worth trying.
+
+    Without slots (``room`` 0) events are sorted by their rows in several launches. With ``has_extremes`` atomic operations
+    are another way.
+    """
     usual = math.ceil(_ENOUGH * max(1, events / max(rows, 1)))
     lanes = _lanes(plan, LOADED)
     most = power_above(usual)
@@ -82,14 +92,27 @@ def gpu_space(plan: ScatterPlan, events: int, rows: int) -> ScheduleSpace:
     warps = max(1, min(8, lanes // LANES))
     limits = [size // vector for size in _IN_FLIGHT for vector in (LOADED, *wider)]
     choices: dict[str, tuple[int | str | bool, ...]] = {
+        "room": (*rooms, 0),
         "across": acrosses,
         "steps": _distinct(_steps(usual, across, limit) for limit in limits for across in acrosses),
+        "lines": (1, 2, 4),
         "num_warps": _distinct((warps, 2 * warps, 4 * warps, max(1, warps // 2))),
         "vector": (LOADED, *wider),
         "block": (512, 1024, 256),
         "longest": (_longest(events),),
     }
-    space = common.seeded(choices, *_changes(usual, side, warps, (LOADED, *wider)[-1]))
+    changes = [*_changes(usual, side, warps, (LOADED, *wider)[-1])]
+    if rooms:
+        several = list(_several(usual, side, warps))
+        others = ({"room": room} for room in (*rooms[1:], 0))
+        changes = [*others, *changes, *several, *({**change, "room": 0} for change in changes[:3])]
+    if has_extremes:
+        choices["atomic"] = (False, True)
+        ways: list[Schedule] = [
+            {"num_warps": warps * k, "block": b} for k, b in ((1, 512), (4, 1024), (1, 256), (2, 1024))
+        ]
+        changes = [*({**way, "atomic": True} for way in ways), *changes]
+    space = common.seeded(choices, *changes)
     # Where rows have few events, several ways lead to the same schedule.
     return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in space.seeds}.values()))
 
@@ -109,6 +132,13 @@ def _changes(usual: int, side: int, warps: int, vector: int) -> Iterator[Schedul
     yield {"steps": _steps(usual, side, _IN_FLIGHT[2] // LOADED)}
     yield {"block": 1024}
     yield {"block": 256}
+
+
+def _several(usual: int, side: int, warps: int) -> Iterator[Schedule]:
+    """Several rows to each lane: all of them are waited for at once, from the number of events to the last of these."""
+    for lines, size in zip((2, 4), _IN_FLIGHT[1:], strict=False):
+        for across in dict.fromkeys((side, 1)):
+            yield {"across": across, "lines": lines, "steps": _steps(usual, across, size // LOADED)}
 
 
 def _steps(usual: int, across: int, most: int) -> int:

@@ -24,14 +24,12 @@ from ...expression import TRITON_PRELUDE
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import used_helpers
 from ...family import Schedule
-from ..row_printers import TritonRowPrinter
 from ..triton_tiles import cdiv
-from .plan import EVENT, ScatterPlan
+from .plan import ScatterPlan
+from .rows import row_function, size_checks
 from .sums import SumText
 from .tiles import LONG_WARPS, long_tile, short_tile
 
-# Events and rows are numbered in 32 bits, with room for those of a block.
-MOST_NUMBERED = 2**31 - 2**20
 # Rows for which one program allocates, events that one puts in order, and how many each is compared with at once.
 _ALLOCATED, _ORDERED, _COMPARED = 1024, 128, 4
 # Events that one program looks through at once for those of a very long row, and how many programs there are for these.
@@ -140,8 +138,8 @@ class _Text:
         names = [*self.inputs[: len(self.plan.inputs)], *outputs, *self.plan.symbols, *_MEMORY]
         memory = list(_MEMORY)
         functions = [
-            self._row(),
-            self._function("kevolve_count", names, self._checked() + _COUNT, BLOCK=self.block),
+            row_function(self.plan.scatter, self.inputs),
+            self._function("kevolve_count", names, size_checks(self.events, self.rows) + _COUNT, BLOCK=self.block),
             self._function("kevolve_allocate", names, _ALLOCATE, BLOCK=_ALLOCATED),
             self._function("kevolve_place", names, _PLACE, BLOCK=self.block),
             self._function("kevolve_order_short", ["program", *memory, *self.plan.symbols], _ORDER_SHORT,
@@ -159,23 +157,6 @@ class _Text:
         for word, value in (self.words | more).items():
             body = re.sub(rf"\b{word}\b", str(value), body)
         return f"@triton.jit\ndef {name}({', '.join(names)}):\n{body.strip(chr(10))}"
-
-    def _checked(self) -> str:
-        """Sizes that are not known now may be larger than what numbers them."""
-        sizes = [f"({size} < {MOST_NUMBERED})" for size in (self.events, self.rows) if not isinstance(size, int)]
-        return f'    tl.device_assert({" & ".join(sizes)}, "too many events or rows")' if sizes else ""
-
-    def _row(self) -> str:
-        """The row of each event, -1 where there is none. Every use checks it, as nothing is read before."""
-        printer = TritonRowPrinter({EVENT: "event_mask"}, {})
-        text = "0"
-        for place, size in zip(self.plan.scatter.places, self.plan.scatter.rows, strict=True):
-            text = f"({text} * {size} + {printer.value(place)})" if text != "0" else printer.value(place)
-        condition = self.plan.scatter.condition
-        mask = "event_mask" if condition is None else f"event_mask & {printer.value(condition)}"
-        lines = [f"event_mask = {EVENT} < {self.events}", *printer.lines]
-        lines.append(f"return tl.where({mask}, {text}, -1).to(tl.int32)")
-        return "\n    ".join([f"@triton.jit\ndef kevolve_row({', '.join([EVENT, *self.inputs])}):", *lines])
 
     def _long_order(self) -> list[str]:
         if not self.long:
