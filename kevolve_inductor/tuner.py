@@ -6,9 +6,10 @@ The only module that joins search, synthesis, evaluation and cache.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from .evaluate.evaluator import Evaluator
 from .exc import EmissionError, StoreError, UndecidedError
 from .graph.capture import canonical_kernel
 from .graph.discovery import Found
+from .graph.region import Region
 from .kernel import Kernel, Language
 from .platforms.platform import Platform, Target
 from .search.budget import Budget, StopReason
@@ -44,7 +46,9 @@ _FINALISTS = 3
 _MOST_FINALISTS = 8
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
 _LEAST_TRIALS = 3
-_WARM_STARTS = 4
+# A search may have time for a few trials only: what won elsewhere comes before the family's own seeds where the operators
+# are the same and the sizes near, and behind them else.
+_WARM_STARTS, _DISTANT_STARTS = 2, 4
 # A machine that was too noisy to decide about a region is not asked again at once by every compile that meets it.
 _NOISE_LASTS_S = 3600.0
 
@@ -89,7 +93,8 @@ class _Queue:
     def __init__(self, tuner: Tuner, found: Found) -> None:
         self._found, self._language, self._evaluator = found, tuner.platform.language, tuner.evaluator
         space = found.family.space(found.match, tuner.target)
-        self.searcher = EvolutionSearcher(space, tuner.settings.seed, warm=tuner.warm_starts(found))
+        warm, distant = tuner.warm_starts(found)
+        self.searcher = EvolutionSearcher(space, tuner.settings.seed, warm=warm, distant=distant)
         self._asked: deque[tuple[Candidate, Kernel | str]] = deque()
         self._ask(_BATCH)
 
@@ -252,13 +257,17 @@ class Tuner:
             return False
         return evaluation.speedup_low >= self.settings.min_speedup
 
-    def warm_starts(self, found: Found) -> tuple[dict[str, Any], ...]:
-        """Schedules that won for regions of the same family, the most similar operators first."""
-        operators = [node.target for node in found.captured.region.nodes]
+    def warm_starts(self, found: Found) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Schedules that won for the same operators on the nearest sizes, and others of the same family."""
+        region = found.captured.region
+        operators = [node.target for node in region.nodes]
         entries = [e for e in self.store.entries() if e.family == found.family.name and e.schedule and e.kernel]
         entries = [entry for entry in entries if trusted(entry, self.settings.trust)]
-        entries.sort(key=lambda entry: ([node["target"] for node in entry.region["nodes"]] != operators, entry.key))
-        return tuple(dict(entry.schedule) for entry in entries[:_WARM_STARTS] if entry.schedule)
+        entries.sort(key=lambda entry: (_distance(region, entry.region), entry.key))
+        alike = [e for e in entries if [node["target"] for node in e.region["nodes"]] == operators][:_WARM_STARTS]
+        taken = {entry.key for entry in alike}
+        others = [entry for entry in entries if entry.key not in taken][:_DISTANT_STARTS]
+        return [dict(entry.schedule or {}) for entry in alike], [dict(entry.schedule or {}) for entry in others]
 
     def _remember(self, found: Found, search: _Search, seconds: float) -> Entry:
         key = self.key(found)
@@ -301,6 +310,19 @@ class Tuner:
             ):
                 refused = {"kernel": trial.kernel.to_json(), "evaluation": to_json(trial.evaluation)}
                 self.store.remember("review", trial.kernel.digest, refused)
+
+
+def _distance(region: Region, other: Mapping[str, Any]) -> float:
+    """Between the sizes of two regions' inputs, as the sum of the logarithms of their ratios; other ranks are infinitely far.
+
+    Sizes that vary count as equal.
+    """
+    shapes, others = [spec.shape for spec in region.inputs], [spec["shape"] for spec in other["inputs"]]
+    if list(map(len, shapes)) != list(map(len, others)):
+        return math.inf
+    pairs = [pair for shape, another in zip(shapes, others, strict=True) for pair in zip(shape, another, strict=True)]
+    # One more than each, since a size may be 0.
+    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _rows(trials: Sequence[Trial]) -> list[TrialRow]:

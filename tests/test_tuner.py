@@ -37,18 +37,29 @@ def stuck(kernel, latency_us):
     return 100.0
 
 
-@pytest.fixture(scope="module")
-def found():
-    graph = find(RowFamily(), lambda x: torch.topk(torch.softmax(x, -1), 2), [torch.randn(60, 40)]).graph
+def top_two(x):
+    return torch.topk(torch.softmax(x, -1), 2)
+
+
+def discovered(function, *shape):
+    graph = find(RowFamily(), function, [torch.randn(shape)]).graph
     return discover(graph, [RowFamily()], {}, NullPlatform().ceilings(), "cpu").found[0]
 
 
-def searched(found, folder, distortion, seed=0):
+@pytest.fixture(scope="module")
+def found():
+    return discovered(top_two, 60, 40)
+
+
+def tuner_of(folder, distortion, seed=0):
     settings = Settings(store=folder, trials=24, seed=seed)
-    store = Store.open(folder)
-    tuner = Tuner(settings, NullPlatform(), store, NullEvaluator(distortion=distortion))
+    return Tuner(settings, NullPlatform(), Store.open(folder), NullEvaluator(distortion=distortion))
+
+
+def searched(found, folder, distortion, seed=0):
+    tuner = tuner_of(folder, distortion, seed)
     entry = tuner.search(found, None)
-    return entry, store.trials(entry.key)
+    return entry, tuner.store.trials(entry.key)
 
 
 @pytest.mark.parametrize("distortion", [as_it_is, inverted, random_us], ids=lambda clock: clock.__name__)
@@ -78,6 +89,20 @@ def test_the_same_seed_asks_the_same_and_another_one_does_not(found, tmp_path):
         return [row.schedule for row in searched(found, tmp_path / name, random_us, seed)[1]]
 
     assert schedules("one", 3) == schedules("two", 3) != schedules("three", 4)
+
+
+def test_only_what_won_for_the_same_operators_comes_before_the_seeds_the_nearest_sizes_first(found, tmp_path):
+    others = {
+        "near": discovered(top_two, 64, 48),
+        "far": discovered(top_two, 512, 400),
+        "farther": discovered(top_two, 4096, 800),
+        "another": discovered(lambda x: torch.sort(x, -1), 60, 40),
+    }
+    won = {name: searched(other, tmp_path, random_us)[0].schedule for name, other in others.items()}
+    assert all(schedule is not None for schedule in won.values()) and won["near"] != won["far"]
+    near, distant = tuner_of(tmp_path, as_it_is).warm_starts(found)
+    assert near == [won["near"], won["far"]]
+    assert sorted(map(str, distant)) == sorted(str(won[name]) for name in ("farther", "another"))
 
 
 def test_a_finalist_that_loses_when_it_is_measured_again_makes_room_for_the_next(found, tmp_path):

@@ -38,9 +38,10 @@ class Tournament:
 
 
 class EvolutionSearcher(Searcher):
-    """First the schedules in ``warm`` (the best known of near shapes, best first; values that this space does not have
-    are replaced by the nearest), then the space's seeds and its default, then ``drafts`` random schedules that cover
-    every value of every choice evenly, then children of the best so far, until the whole space has been asked.
+    """First the schedules in ``warm`` (the best known of near shapes, best first), then the space's seeds and its default,
+    then those in ``distant`` (that won for what is less alike), then ``drafts`` random schedules that cover every value of
+    every choice evenly, then children of the best so far, until the whole space has been asked. Of schedules from elsewhere
+    values that this space does not have are replaced by the nearest.
 
     ``seed`` fixes all chance. ``selection`` picks the parents.
     Raises ``ValueError`` where a seed of the space uses a name or value that the space does not have.
@@ -52,6 +53,7 @@ class EvolutionSearcher(Searcher):
         seed: int,
         drafts: int = 10,
         warm: Sequence[Schedule] = (),
+        distant: Sequence[Schedule] = (),
         selection: Selection | None = None,
     ) -> None:
         self._space = _Space(space.choices)
@@ -59,10 +61,10 @@ class EvolutionSearcher(Searcher):
         self._selection = selection if selection is not None else Tournament()
         self._tree = Tree()
         self._asked: set[Point] = set()
-        first = [self._space.nearest(schedule) for schedule in warm]
+        first, last = ([self._space.nearest(schedule) for schedule in known] for known in (warm, distant))
         seeds = [self._space.point(schedule) for schedule in space.seeds]
         self._openings: Iterator[tuple[Point, Origin]] = iter(
-            [(point, "seed") for point in (*first, *seeds, self._space.default)]
+            [(point, "seed") for point in (*first, *seeds, self._space.default, *last)]
             + [(point, "draft") for point in self._space.spread(drafts, self._rng)]
         )
         self._drafts_left = drafts

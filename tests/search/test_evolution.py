@@ -57,6 +57,13 @@ def test_warm_schedules_come_first_fitted_to_the_space():
     ]
 
 
+def test_what_won_for_something_else_comes_after_seeds_and_default():
+    space = ExampleSpace({"block": (64, 128, 256, 512)}, seeds=({"block": 128},))
+    searcher = EvolutionSearcher(space, 0, warm=[{"block": 500}], distant=[{"block": 250}, {"block": 128}])
+    asked = [candidate.schedule["block"] for candidate, _ in run(searcher, 4, lambda schedule: 1.0)]
+    assert asked == [512, 128, 64, 256]
+
+
 def test_drafts_cover_every_value():
     drafts = [c.schedule for c, _ in run(EvolutionSearcher(LARGE, 9, drafts=16), 60) if c.origin == "draft"][:16]
     for name, values in LARGE.choices.items():
