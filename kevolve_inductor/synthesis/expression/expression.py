@@ -245,6 +245,17 @@ def loads(expr: Expr) -> list[Expr]:
     return [e for e in walk(expr) if e.op == "load"]
 
 
+def rebuilt(expr: Expr, rule: Callable[[Expr], Expr | None]) -> Expr:
+    """``expr`` with ``rule`` applied to every subexpression once that is so to its arguments; ``None`` keeps it."""
+    done: dict[Expr, Expr] = {}
+    for part in walk(expr):
+        args = tuple(done[argument] for argument in part.args)
+        same = part if args == part.args else make(part.op, part.dtype, args, part.value)
+        new = rule(same)
+        done[part] = same if new is None else new
+    return done[expr]
+
+
 def substitute(expr: Expr, replace: Callable[[Expr], Expr | None]) -> Expr:
     """``expr`` with every subexpression for which ``replace`` gives another one replaced, from the top down."""
     done: dict[Expr, Expr] = {}

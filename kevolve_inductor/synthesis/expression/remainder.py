@@ -122,26 +122,24 @@ def rewritten(expr: Expr, method: Method, shared: Container[str] | None = None) 
     rules: dict[Method, Callable[[Expr, Expr], Expr | None]] = {
         "native": lambda a, d: None, "reciprocal": _reciprocal, "multiply": multiply,
     }  # fmt: skip
-    done: dict[Expr, Expr] = {}
-    for part in ex.walk(expr):
-        args = tuple(done[argument] for argument in part.args)
-        new = None
-        if part.op == "mod" or (part.op == "fmod" and _is_not_negative(args[0]) and _is_positive(args[1])):
-            new = _remainder(part.dtype, args[0], args[1], rules[method])
-        done[part] = new or (part if args == part.args else ex.make(part.op, part.dtype, args, part.value))
-    return done[expr]
+
+    def spelled(part: Expr) -> Expr | None:
+        if part.op == "mod" or (part.op == "fmod" and _is_not_negative(part.args[0]) and _is_positive(part.args[1])):
+            return _remainder(part.dtype, part.args[0], part.args[1], rules[method])
+        return None
+
+    return ex.rebuilt(expr, spelled)
 
 
 def without_inverses(expr: Expr, shared: Container[str]) -> Expr:
     """``expr`` with the divisors over other variables than ``shared`` taken as they are."""
-    done: dict[Expr, Expr] = {}
-    for part in ex.walk(expr):
-        args = tuple(done[argument] for argument in part.args)
-        if part.op == "quick_mod" and part.value == "by" and not all(n in shared for n in ex.variables(part.args[1])):
-            done[part] = ex.make("quick_mod", "int64", args[:2], "any")
-        else:
-            done[part] = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
-    return done[expr]
+
+    def taken_as_it_is(part: Expr) -> Expr | None:
+        if part.op != "quick_mod" or part.value != "by" or all(name in shared for name in ex.variables(part.args[1])):
+            return None
+        return ex.make("quick_mod", "int64", part.args[:2], "any")
+
+    return ex.rebuilt(expr, taken_as_it_is)
 
 
 def _remainder(dtype: str, a: Expr, d: Expr, rule: Callable[[Expr, Expr], Expr | None]) -> Expr | None:

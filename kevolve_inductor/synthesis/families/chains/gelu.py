@@ -47,17 +47,12 @@ def _step(step: Step) -> Step:
 
 
 def _tile(tile: Tile) -> Tile:
-    done: dict[Expr, Expr] = {}
-    for part in ex.walk(tile.value):
-        args = tuple(done[argument] for argument in part.args)
-        same = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
-        done[part] = _quick(same)
-    return replace(tile, value=done[tile.value])
+    return replace(tile, value=ex.rebuilt(tile.value, _quick))
 
 
-def _quick(part: Expr) -> Expr:
+def _quick(part: Expr) -> Expr | None:
     if part.op == "add" and part.dtype == "float32":
         for one, other in (part.args, part.args[::-1]):
             if one.op == "const" and one.value == 1 and other.op == "erf":
                 return ex.make(ONE_PLUS_ERF, "float32", other.args)
-    return part
+    return None

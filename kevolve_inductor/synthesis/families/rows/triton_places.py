@@ -93,9 +93,7 @@ class TritonPlaces:
 
     def tile_at(self, turn: str) -> str:
         """The tile of a persistent program's turn."""
-        if not self.is_backwards:
-            return turn
-        return f"({self.tiles - 1 if isinstance(self.tiles, int) else f'{self.tile_count} - 1'} - {turn})"
+        return f"({self.tile_count} - 1 - {turn})" if self.is_backwards else turn
 
     @property
     def tile_count(self) -> str:

@@ -73,15 +73,9 @@ def unrounded(value: Expr) -> Expr:
 
     They stay where something in ``value`` may jump, so that it does where it does in eager.
     """
-    parts = list(ex.walk(value))
-    if any(_jumps(part) for part in parts):
+    if any(map(_jumps, ex.walk(value))):
         return value
-    done: dict[Expr, Expr] = {}
-    for part in parts:
-        args = tuple(done[argument] for argument in part.args)
-        same = part if args == part.args else ex.make(part.op, part.dtype, args, part.value)
-        done[part] = args[0] if part.op == "round" else same
-    return done[value]
+    return ex.rebuilt(value, lambda part: part.args[0] if part.op == "round" else None)
 
 
 def _jumps(part: Expr) -> bool:
