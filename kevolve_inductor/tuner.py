@@ -96,16 +96,28 @@ class _Queue:
         warm, distant = tuner.warm_starts(found)
         self.searcher = EvolutionSearcher(space, tuner.settings.seed, warm=warm, distant=distant)
         self._asked: deque[tuple[Candidate, Kernel | str]] = deque()
-        self._ask(_BATCH)
+        # Built while the evaluator opens.
+        self._ask(_AHEAD[self._language])
 
     def kernels(self) -> tuple[Kernel, ...]:
         return tuple(kernel for _, kernel in self._asked if isinstance(kernel, Kernel))
 
     def next(self) -> tuple[Candidate, Kernel | str] | None:
-        """``None`` where every schedule has been tried."""
+        """The first that is built, else the first; ``None`` where every schedule has been tried."""
         if len(self._asked) <= _AHEAD[self._language] - _BATCH:
             self._evaluator.prepare(self._ask(_BATCH))
-        return self._asked.popleft() if self._asked else None
+        if not self._asked:
+            return None
+        # One that takes long to build holds up none of the others.
+        ready = (
+            position
+            for position, (_, kernel) in enumerate(self._asked)
+            if isinstance(kernel, str) or self._evaluator.is_built(kernel)
+        )
+        position = next(ready, 0)
+        asked = self._asked[position]
+        del self._asked[position]
+        return asked
 
     def _ask(self, count: int) -> tuple[Kernel, ...]:
         candidates = [candidate for candidate in (self.searcher.ask() for _ in range(count)) if candidate is not None]

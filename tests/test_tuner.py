@@ -13,7 +13,7 @@ from kevolve_inductor.evaluate.evaluation import Refused
 from kevolve_inductor.evaluate.null import NullEvaluator
 from kevolve_inductor.exc import UndecidedError
 from kevolve_inductor.graph.discovery import discover
-from kevolve_inductor.kernel import digest_of
+from kevolve_inductor.kernel import Kernel, digest_of
 from kevolve_inductor.platforms.null import NullPlatform
 from kevolve_inductor.settings import Settings
 from kevolve_inductor.synthesis.families.rows import RowFamily
@@ -121,6 +121,25 @@ def test_a_finalist_that_loses_when_it_is_measured_again_makes_room_for_the_next
     rows = tuner.store.trials(entry.key)
     assert any(row.kernel == refused and row.status == "refused" for row in rows)
     assert entry.kernel == max((row for row in rows if row.kernel != refused), key=lambda row: row.score).kernel
+
+
+def test_a_kernel_that_is_still_being_built_holds_up_none_that_is_ready(found, tmp_path):
+    class Building(NullEvaluator):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.evaluated = None, []
+
+        def is_built(self, kernel: Kernel) -> bool:
+            self.first = self.first or kernel
+            return kernel != self.first or len(self.evaluated) >= 4
+
+        def evaluate(self, kernel, beat=0.0, surely=False, outside=False):
+            self.evaluated.append(kernel)
+            return super().evaluate(kernel, beat, surely, outside)
+
+    evaluator = Building()
+    Tuner(Settings(store=tmp_path, trials=6), NullPlatform(), Store.open(tmp_path), evaluator).search(found, None)
+    assert evaluator.evaluated.index(evaluator.first) == 4
 
 
 def test_finalists_that_turn_out_wrong_do_not_use_up_the_finals(found, tmp_path):

@@ -107,6 +107,9 @@ class WorkerEvaluator:
             self._preparer = Preparer(self._platform, self._setup, self._workers.scratch())
         self._preparer.start(tuple(kernel for kernel in kernels if gate(kernel) is None), region)
 
+    def is_built(self, kernel: Kernel) -> bool:
+        return self._preparer is None or self._preparer.is_built(kernel)
+
     def evaluate(
         self, kernel: Kernel, beat: float = 0.0, surely: bool = False, outside: bool = False
     ) -> Evaluation:  # fmt: skip

@@ -31,6 +31,10 @@ class Evaluator(Protocol):
         """Start building ``kernels`` beside whatever else runs. A hint; may do nothing."""
         ...
 
+    def is_built(self, kernel: Kernel) -> bool:
+        """Whether ``evaluate`` would not wait for a build that ``prepare`` started."""
+        ...
+
     def evaluate(
         self, kernel: Kernel, beat: float = 0.0, surely: bool = False, outside: bool = False
     ) -> Evaluation:  # fmt: skip

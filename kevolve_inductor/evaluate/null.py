@@ -49,6 +49,9 @@ class NullEvaluator:
     def prepare(self, kernels: tuple[Kernel, ...], outside: bool = False) -> None:
         pass
 
+    def is_built(self, kernel: Kernel) -> bool:
+        return True
+
     def evaluate(
         self, kernel: Kernel, beat: float = 0.0, surely: bool = False, outside: bool = False
     ) -> Evaluation:  # fmt: skip

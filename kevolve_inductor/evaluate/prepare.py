@@ -72,6 +72,11 @@ class Preparer:
         future = self._builds.get(kernel.digest)
         return future is None or future.result()
 
+    def is_built(self, kernel: Kernel) -> bool:
+        """Whether nothing is left to wait for; C++ is waited for as a whole, since it is built where kernels are timed."""
+        future = self._builds.get(kernel.digest)
+        return not self._slots or future is None or future.done()
+
     def wait_until_quiet(self) -> None:
         """Until nothing is being built on the processors that are about to be timed."""
         if not self._slots:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import linecache
 import os
 import re
 import subprocess
@@ -86,8 +87,16 @@ def _module(kernel: Kernel, folder: Path) -> ModuleType:
         except Exception as error:  # noqa: BLE001 - the text of a candidate, which may raise anything
             del sys.modules[name]
             raise import_error(error, path, HEADER_LINES) from error
+        _remember_text(path)
         _MODULES[kernel.digest] = module
     return _MODULES[kernel.digest]
+
+
+def _remember_text(path: Path) -> None:
+    """Inductor reads a function's text again for each graph, also after the file has gone with its store."""
+    text = path.read_text()
+    # Without a time of change the entry is never compared with the file.
+    linecache.cache[str(path)] = (len(text), None, text.splitlines(keepends=True), str(path))
 
 
 def _written(kernel: Kernel, folder: Path) -> Path:

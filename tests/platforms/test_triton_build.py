@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import inspect
+import linecache
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +95,16 @@ def test_launches_that_do_not_fit_the_source_are_not_built(tmp_path):
         compile_for(kernel(constants=(("WIDTH", 100),)), region(), "sm_90", tmp_path)
     with pytest.raises(BuildError, match="no constant"):
         compile_for(kernel(constants=(("WIDTH", 100), ("TILE", 128))), region(), "sm_90", tmp_path)
+
+
+def test_the_source_of_a_loaded_kernel_outlives_its_file(tmp_path):
+    text = SOURCE + "\n# in a store that is deleted\n"
+    function = load_triton(kernel(text), tmp_path / "first")[0]
+    before = inspect.getsource(function.fn)
+    shutil.rmtree(tmp_path / "first")
+    linecache.checkcache()
+    assert load_triton(kernel(text), tmp_path / "second")[0] is function
+    assert inspect.getsource(function.fn) == before
 
 
 def test_a_changed_source_file_is_written_again(tmp_path):

@@ -404,6 +404,24 @@ def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_jagged", "interpret")
 
 
+def interpret_long() -> None:
+    """A row of thousands of events, all alike and positive: added one after another they lose four digits."""
+    from kevolve_inductor.platforms.cuda import launch
+
+    values, offsets = torch.full((6000, 40), 0.7), torch.tensor([0, *range(1, ROWS), 6000])
+    found = find(FAMILY, summed, [values, offsets])
+    exact = 0.7 * (6000 - ROWS + 1)
+    for schedule in schedules_of(FAMILY, found.match, CUDA)[:2]:
+        outputs = [empty_like(value) for value in values_of(found, found.match.outputs)]
+        inputs = values_of(found, found.match.inputs)
+        launch(kernel_of(FAMILY, found.match, schedule, "triton"), inputs, outputs, {})
+        assert (outputs[0][-1].double() - exact).abs().max() < 2e-6 * exact
+
+
+def test_long_rows_are_summed_accurately() -> None:
+    interpreted("test_jagged", "interpret_long")
+
+
 @pytest.mark.parametrize("name", ["multiplied", "scattered", "summed"])
 def test_triton_compiles_without_spilling(name: str, folder: Path) -> None:
     pytest.importorskip("triton")

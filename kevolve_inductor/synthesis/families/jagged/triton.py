@@ -217,8 +217,23 @@ def _span(
             f"high{number} = tl.where(row_mask, {bounds[1]}, low{number})",
             f"{most} = tl.max(tl.reshape(high{number} - low{number}, [ROWS]), axis=0)",
         ]
-    lines.append(f"for start in range(0, {most}, {events * steps}):")
-    return [*lines, *_indented(_steps(task, number, outer, steps, is_masked))]
+    stride, body = events * steps, _steps(task, number, outer, steps, is_masked)
+    block = stride * _BLOCK
+    if task.combine != "add" or not task.held.startswith("float") or most.isdecimal() and int(most) <= block:
+        return [*lines, f"for start in range(0, {most}, {stride}):", *_indented(body)]
+    return [
+        *lines,
+        f"for block in range(0, {most}, {block}):",
+        "    sum_before = total",
+        f"    total = tl.zeros([ROWS, EVENTS, COLUMNS], {TRITON_TYPES[task.held]})",
+        f"    for start in range(block, tl.minimum(block + {block}, {most}), {stride}):",
+        *_indented(body, "        "),
+        "    total += sum_before",
+    ]
+
+
+# A float sum's error grows with the number of additions that an element goes through: rounds are summed in blocks.
+_BLOCK = 16
 
 
 def _steps(task: Reduce, number: int, outer: BagPrinter, steps: int, is_masked: bool) -> list[str]:
