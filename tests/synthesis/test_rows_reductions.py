@@ -169,6 +169,10 @@ CASES = {
     "smoothed": Case(smoothed, lambda: (normal(6, 1500), classes(6, 1500), torch.rand(1500))),
     "evenly smoothed": Case(evenly_smoothed, lambda: (normal(6, 1504, dtype=HALF).detach(), classes(6, 1504)), (1,)),
     "z-loss": Case(with_z_loss, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
+    # Enough rows side by side in memory, in runs that no tile divides.
+    "variance in the middle": Case(lambda x: torch.var(x, 1), lambda: (normal(2, 66, 2100).detach(),), (1,)),
+    "least of the middle": Case(lambda x: x.amin(1).exp(), lambda: (normal(3, 70, 1401).detach(),), (1,)),
+    "first log-sum-exp": Case(lambda x: x.logsumexp(0), lambda: (normal(80, 4100, dtype=HALF).detach(),), (1,)),
 }
 
 
@@ -203,6 +207,13 @@ def test_graphs_become_one_region_each(name: str) -> None:
     for found in graphs:
         for match in found.matches:
             assert all(node.op == "placeholder" for node in match.inputs) and match.region_class == "hot"
+
+
+def test_few_rows_that_lie_apart_are_left_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worth, "LEAST_ELEMENTS", 1)
+    for shape in ((2, 66, 1100), (2, 60, 2100)):
+        found = on_gpu(graphs_of(lambda x: x.amin(1), [torch.randn(shape)])[0])
+        assert not found.matches
 
 
 def sweeps(program: RowProgram) -> int:
@@ -421,6 +432,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"rows": 2, "stages": 1},
     {"rows": 2, "stages": 0},
     {"algorithm": "spread", "rows": 2},
+    {"algorithm": "loop", "rows": 64, "lanes": 4, "depth": 4},
 )
 
 

@@ -196,13 +196,13 @@ class _Assembler:
             top = self._reduced("amax", axis, value)
             shifted = ex.make("exp", value.dtype, (ex.make("sub", value.dtype, (value, top)),))
             results = [top, self._reduced("sum", axis, shifted)]
-        elif kind == "var_mean":
+        elif kind in ("var", "var_mean"):
             total, known = self._total(axis, ex.cast(value, held))
             mean = _divided(total, number)
             off = ex.make("sub", held, (ex.cast(value, held), mean))
             squares = self._reduced("sum", axis, ex.make("mul", held, (off, off)))
             known_mean = ex.make("where", held, (known, mean, ex.const(float("nan"), held)))
-            results = [_divided(squares, max(0.0, number - correction)), known_mean]
+            results = [_divided(squares, max(0.0, number - correction)), known_mean][: len(names)]
         elif kind == "mean":
             results = [_divided(self._reduced("sum", axis, ex.cast(value, held)), number)]
         elif kind == "any":

@@ -43,6 +43,8 @@ class Grower:
                     blocked = error.node
                     if blocked is anchor:
                         raise
+            if blocked is anchor:
+                break
             banned.add(blocked)
         raise UnsupportedError("structure", f"what surrounds {anchor} has no order that one kernel can follow")
 

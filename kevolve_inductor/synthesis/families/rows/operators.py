@@ -12,7 +12,7 @@ from ....graph.meta import shape_of, target_name
 from .program import Order
 
 _REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.amax.default": "amax", "aten.amin.default": "amin",
-               "aten.mean.dim": "mean", "aten.var_mean.correction": "var_mean",
+               "aten.mean.dim": "mean", "aten.var_mean.correction": "var_mean", "aten.var.correction": "var",
                "aten.any.dim": "any", "aten.any.dims": "any",
                "prims.prepare_softmax_online.default": "softmax"}  # fmt: skip
 _SELECTIONS = {"aten.topk.default", "aten.sort.default", "aten.sort.stable", "aten.argmax.default", "aten.argmin.default",
@@ -42,7 +42,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a reduction node asks for; ``kind`` is a :data:`program.ReduceOp`, or any, mean, var_mean, softmax (max and sum).
+    """What a reduction node asks for; ``kind`` is a :data:`program.ReduceOp`, or any, mean, var, var_mean, softmax (max and sum).
 
     ``dims`` count from the front and ascend.
     """
@@ -93,7 +93,7 @@ def reduction_of(node: torch.fx.Node) -> Reduction:
     rank = len(shape_of(source))
     if kind == "softmax":
         return Reduction(source, _axes(node, node.args[1], rank), kind, True)
-    if kind == "var_mean":
+    if kind in ("var", "var_mean"):
         given: Any = node.kwargs.get("correction")
         keeps, correction = node.kwargs.get("keepdim", False), 1.0 if given is None else float(given)
     else:

@@ -18,7 +18,8 @@ from .program import COLUMNS, Element, RowProgram, Select, online_pairs, passes
 from .reuse import reused
 from .simplify import simplified
 from .triton_arithmetic import prepared, sums_below
-from .triton_seeds import RowFacts, choices_of, seeds_of
+from .triton_far_seeds import FarFacts, far_choices, far_seeds
+from .triton_seeds import RowFacts, Seed, choices_of, seeds_of
 
 Choice = int | str | bool
 
@@ -170,7 +171,9 @@ def _parallel_choices(program: RowProgram) -> tuple[int, ...]:
 def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if not program.selects and columns_are_near(program):
         return _reduction_space(program, target)
-    choices = _near_tiles(program, target.warp_size // 32) if columns_are_near(program) else _far_tiles(program)
+    near = columns_are_near(program)
+    seeds = [] if near else _far_seeds(program, target)
+    choices = _near_tiles(program, target.warp_size // 32) if near else _far_tiles(program, seeds, target)
     if _packs_32_bits(program):
         doubles = ("int64", "float64") if _has_few_doubles(target) else ("float64", "int64")
         choices["key"] = doubles
@@ -185,7 +188,8 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["stages"] = (1, 0) if program.column_sums else (1, 3)
     if simplified(program) != program:
         choices["simplify"] = (True, False)
-    return ScheduleSpace(choices)
+    first = {name: values[0] for name, values in choices.items()}
+    return ScheduleSpace(choices, tuple({**first, **seed} for seed in seeds))
 
 
 def _reduction_space(program: RowProgram, target: Target) -> ScheduleSpace:
@@ -230,7 +234,7 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
     """
     whole = 1 << (program.columns - 1).bit_length()
     vector = vector_of(program)
-    kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
+    kept = _kept(program)
     algorithms = _algorithms(program, whole)
     if algorithms[0] == "tile":
         # A whole sort exchanges every value with every other lane: fewer in a thread, and more threads at work, hide that.
@@ -248,19 +252,45 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
     }
 
 
-def _far_tiles(program: RowProgram) -> dict[str, tuple[Choice, ...]]:
+def _far_tiles(program: RowProgram, seeds: list[Seed], target: Target) -> dict[str, tuple[Choice, ...]]:
     """Neighbouring rows are neighbours in memory: ``rows`` of them over threads, columns in each thread."""
+    if seeds:
+        return far_choices(_far_facts(program, target), seeds)
     whole = 1 << (program.columns - 1).bit_length()
-    kept = max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
     algorithms = _algorithms(program, whole)
-    if "loop" in algorithms and whole > 64:
-        algorithms = ("loop",)
     return {
         "algorithm": algorithms,
-        "lanes": (4, 1, 8, 2) if algorithms == ("loop",) else _lanes_for(whole, 1, 32),
+        "lanes": _lanes_for(whole, 1, 32),
         "rows": (128, 64, 256, 32),
-        "depth": tuple(dict.fromkeys(max(kept, depth) for depth in (8, 16, 4))) if "loop" in algorithms else (1,),
+        "depth": tuple(dict.fromkeys(max(_kept(program), d) for d in (8, 16, 4))) if "loop" in algorithms else (1,),
     }
+
+
+def _far_seeds(program: RowProgram, target: Target) -> list[Seed]:
+    """None where rows are short, or have to be held whole."""
+    facts = _far_facts(program, target)
+    if facts.whole <= 64 or "loop" not in _algorithms(program, facts.whole):
+        return []
+    return far_seeds(facts)
+
+
+def _far_facts(program: RowProgram, target: Target) -> FarFacts:
+    rows = product(tuple(extent for _, extent in program.rows))
+    loads = [load for load in column_loads(program) if program.is_row_dependent(load)]
+    return FarFacts(
+        rows=rows if isinstance(rows, int) else _PARALLEL_ELEMENTS,
+        columns=program.columns,
+        item_bytes=min((ITEM_SIZES[program.inputs[load.value].dtype] for load in loads), default=4),
+        sweeps=sum(bool(one.sweep) for one in passes(program, online_pairs(program))),
+        kept=_kept(program),
+        selects=bool(program.selects),
+        may_hold=not program.selects and len(loads) == 1,
+        units=target.units,
+    )
+
+
+def _kept(program: RowProgram) -> int:
+    return max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
 
 
 def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:

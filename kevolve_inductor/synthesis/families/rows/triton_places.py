@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from ....graph.dims import Dim, product
 from ...expression import expression as ex
@@ -11,7 +12,7 @@ from ...expression.expression import Expr
 from ..triton_tiles import INT32, cdiv, needs_64_bits
 from .address import slope
 from .program import COLUMNS, RowProgram
-from .spaces import column_loads
+from .spaces import column_loads, columns_are_near
 from .triton_space import Run, Space, SpacePrinter, Tile
 
 
@@ -73,8 +74,22 @@ class TritonPlaces:
         """By how many programs a row is shared."""
         return -(-self.program.columns // self.tile.columns) if self.tile.spread else 1
 
+    @cached_property
+    def run_of_rows(self) -> int:
+        """Rows that lie next to each other in memory and that tiles do not reach beyond; 0 where tiles are of any rows.
+
+        Neighbours are then known to be neighbours, also where the run's length is no multiple of anything.
+        """
+        if len(self.program.rows) < 2 or self.persistent.count or columns_are_near(self.program):
+            return 0
+        run = self.program.rows[-1][1]
+        return run if isinstance(run, int) and run >= self.tile.rows // 2 and run % self.tile.rows else 0
+
     @property
     def tiles(self) -> Dim:
+        if self.run_of_rows:
+            outer = product(tuple(extent for _, extent in self.program.rows[:-1]))
+            return product((outer, -(-self.run_of_rows // self.tile.rows)))
         return cdiv(self.total, self.tile.rows)
 
     @property
@@ -134,9 +149,12 @@ class TritonPlaces:
 
     def _rows(self) -> None:
         start = self.tile_at("turn") if self.persistent.count else self.which_program
-        names = self.row_names(f"({start} // {self.blocks})" if self.tile.spread else start)
-        exact = isinstance(self.total, int) and self.total % self.tile.rows == 0
-        if not exact:
+        start = f"({start} // {self.blocks})" if self.tile.spread else start
+        names = self._run_names(start) if self.run_of_rows else self.row_names(start)
+        exact = not self.run_of_rows and isinstance(self.total, int) and self.total % self.tile.rows == 0
+        if self.run_of_rows:
+            self.add(f"live = {self.program.rows[-1][0]} < {self.run_of_rows}")
+        elif not exact:
             self.add(f"live = row < {self.total}")
         self.spaces[None] = Space(self.program, None, f"[{self.tile.rows}]", "", "", "" if exact else "live", "", names)
         self.printers[None] = self.spaces[None].printer("t")
@@ -153,6 +171,18 @@ class TritonPlaces:
             rest = f"({rest} // ({extent}))"
             names[name] = f"{prefix}{name}"
         return names
+
+    def _run_names(self, start: str) -> dict[str, str]:
+        """The row variables of the tile ``start`` where tiles end with a run of rows."""
+        rows, blocks = self.tile.rows, -(-self.run_of_rows // self.tile.rows)
+        *outer, (inner, _) = self.program.rows
+        self.add(f"{inner} = ({start} % {blocks}) * {rows} + tl.arange(0, {rows})")
+        rest = f"({start} // {blocks})"
+        for name, extent in reversed(outer):
+            own = rest if name == outer[0][0] else f"{rest} % ({extent})"
+            self.add(f"{name} = {own} + tl.zeros([{rows}], tl.int32)")
+            rest = f"({rest} // ({extent}))"
+        return {name: name for name, _ in self.program.rows}
 
     def position(self, piece: int) -> str:
         return f"{COLUMNS}{piece}" if piece else COLUMNS

@@ -11,13 +11,15 @@ from .assemble import Assembled
 from .component import Component
 from .operators import reduction_of
 from .program import RowProgram, passes
-from .spaces import MOST_REDUCED
+from .spaces import MOST_REDUCED, columns_are_near
 
 LEAST_ELEMENTS = 1 << 20
 # Rows of up to this many elements Inductor keeps in a GPU's registers while it needs them (its persistent reductions).
 _LONGEST_HELD = 1024
 # Long rows go through one program each: there have to be several for every unit.
 _LEAST_LONG_ROWS = 512
+# Rows that lie next to each other are read line by line, each by a program: there have to be enough, and of some length.
+_LEAST_FAR_ROWS, _SHORTEST_FAR = 4096, 65
 # Partial sums of all columns stand in a program's registers.
 _MOST_SUMMED = 16384
 
@@ -42,10 +44,23 @@ def check_worth(found: Assembled, component: Component, device: str) -> None:
     program = found.program
     if not component.stands_alone(found):
         raise UnsupportedError("slower", "Inductor computes this together with what comes before or after it")
+    if device != "cpu" and _lies_apart(program, found):
+        return
     if not program.column_sums and sum(bool(one.sweep) for one in passes(program)) < 2:
         raise UnsupportedError("slower", "rows are read once by Inductor as well")
     if device != "cpu":
         _check_gpu(program, found)
+
+
+def _lies_apart(program: RowProgram, found: Assembled) -> bool:
+    """Whether rows, not columns, lie next to each other in memory: of these Inductor has too few in flight side by side."""
+    rows = _elements(found) / program.columns
+    enough = rows >= _LEAST_FAR_ROWS and program.columns >= _SHORTEST_FAR
+    return enough and not program.column_sums and not columns_are_near(program)
+
+
+def _elements(found: Assembled) -> float:
+    return max(elements(node) for node in (*found.inputs, *found.outputs))
 
 
 def _check_gpu(program: RowProgram, found: Assembled) -> None:
@@ -56,6 +71,6 @@ def _check_gpu(program: RowProgram, found: Assembled) -> None:
         return
     if columns <= _LONGEST_HELD:
         raise UnsupportedError("slower", f"rows of {columns} elements are held in registers by Inductor as well")
-    rows = max(elements(node) for node in (*found.inputs, *found.outputs)) / columns
+    rows = _elements(found) / columns
     if columns > MOST_REDUCED and rows < _LEAST_LONG_ROWS:
         raise UnsupportedError("size", f"{int(rows)} rows of {columns} elements are too few for a program each")

@@ -1,0 +1,87 @@
+"""Which schedules a GPU should try first where neighbouring rows, not columns, are neighbours in memory.
+
+Threads go along rows first, so that a warp reads whole lines of memory; what else is needed to keep memory busy comes from
+more threads along the columns: the fewer rows there are, the more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log2
+
+from .triton_seeds import Choice, Seed
+
+# Bytes of neighbouring rows that are read together: whole lines, or at the least whole sectors.
+_LINE, _SECTOR = 128, 32
+# Threads at work on a unit; of a program at most. Each has four rows, or columns, at one depth.
+_THREADS, _MOST_THREADS, _PER_THREAD = 1024, 1024, 4
+# Where rows are held: numbers in a thread, and of a tile at most.
+_HELD, _MOST_HELD = 32, 32768
+
+
+@dataclass(frozen=True)
+class FarFacts:
+    """``rows`` of ``columns`` numbers, the narrowest of ``item_bytes``. ``sweeps`` read them; ``kept``: the least depth that
+    what is selected needs. ``selects``: anything is; ``may_hold``: a program may keep its rows in registers."""
+
+    rows: int
+    columns: int
+    item_bytes: int
+    sweeps: int
+    kept: int
+    selects: bool
+    may_hold: bool
+    units: int
+
+    @property
+    def whole(self) -> int:
+        return 1 << (self.columns - 1).bit_length()
+
+    def lanes(self, rows: int, depth: int) -> int:
+        """Threads along the columns, that with all programs at once a unit has enough of them."""
+        wanted = _PER_THREAD * _THREADS * self.units / max(1, self.rows)
+        most = min(_PER_THREAD * _MOST_THREADS // rows, max(1, self.whole // depth))
+        return 1 << max(0, min(most.bit_length() - 1, round(log2(max(1.0, wanted)))))
+
+
+def far_seeds(facts: FarFacts) -> list[Seed]:
+    """The likeliest schedules, best first; each has a value for every choice."""
+    walked = list(_walked(facts))
+    held = list(_held(facts)) if facts.may_hold else []
+    # Rows that are read once gain nothing from being held, but that all reads are under way at once.
+    found = [*held[:2], *walked[:2], *held[2:], *walked[2:]] if facts.sweeps > 1 else [*walked[:3], *held, *walked[3:]]
+    return list({tuple(sorted(seed.items())): seed for seed in found}.values())
+
+
+def _walked(facts: FarFacts) -> Iterator[Seed]:
+    line = _LINE // facts.item_bytes
+    # Selected numbers are packed with their places: registers for fewer of them.
+    packed, plain = ((1, 4), (2, 4), (1, 8), (4, 4), (1, 2)), ((1, 8), (2, 8), (1, 16), (2, 4), (4, 8), (1, 4))
+    for lines, depth in packed if facts.selects else plain:
+        depth = max(facts.kept, depth)
+        rows = lines * line
+        yield {"algorithm": "loop", "rows": rows, "lanes": facts.lanes(rows, depth), "depth": depth}
+
+
+def _held(facts: FarFacts) -> Iterator[Seed]:
+    sector = _SECTOR // facts.item_bytes
+    for share, per_thread in ((2, _HELD), (1, _HELD), (2, _HELD // 2), (4, _HELD), (4, _HELD // 2)):
+        rows = _MOST_HELD // share // facts.whole
+        threads = rows * facts.whole // per_thread
+        if rows >= sector and 32 <= threads <= _MOST_THREADS:
+            # Wider than a few lines brings nothing.
+            rows = min(rows, 4 * _LINE // facts.item_bytes)
+            lanes = _PER_THREAD * facts.whole // per_thread
+            yield {"algorithm": "tile", "rows": rows, "lanes": max(1, lanes), "depth": max(facts.kept, 8)}
+
+
+def far_choices(facts: FarFacts, seeds: list[Seed]) -> dict[str, tuple[Choice, ...]]:
+    """What the seeds choose from, the first seed's values first, and what else may be tried."""
+    more: dict[str, tuple[Choice, ...]] = {
+        "algorithm": (),
+        "lanes": (4, 8, 2, 16, 1),
+        "rows": (128, 64, 32, 256),
+        "depth": tuple(max(facts.kept, depth) for depth in (8, 16, 4)),
+    }
+    return {name: tuple(dict.fromkeys([*(seed[name] for seed in seeds), *others])) for name, others in more.items()}
