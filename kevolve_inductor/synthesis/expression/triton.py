@@ -50,11 +50,18 @@ def kv_sign(x):
 
 @triton.jit
 def kv_max(a, b):
-    return tl.where((a > b) | (a != a), a, b)
+    # 65535 is PropagateNan.ALL: one instruction in place of three.
+    if (a + b).dtype.is_fp32():
+        return tl.maximum(a, b, propagate_nan=tl.PropagateNan(65535))
+    else:
+        return tl.where((a > b) | (a != a), a, b)
 
 @triton.jit
 def kv_min(a, b):
-    return tl.where((a < b) | (a != a), a, b)
+    if (a + b).dtype.is_fp32():
+        return tl.minimum(a, b, propagate_nan=tl.PropagateNan(65535))
+    else:
+        return tl.where((a < b) | (a != a), a, b)
 
 @triton.jit
 def kv_relu(x):

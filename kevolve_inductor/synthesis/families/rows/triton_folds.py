@@ -14,7 +14,7 @@ from .program import COLUMNS, Reduce
 if TYPE_CHECKING:
     from .triton_writer import TritonWriter
 
-_EXTREMES = {"amax": "kv_most", "amin": "kv_least"}
+_EXTREMES = {"amax": "kv_max", "amin": "kv_min"}
 _OF_COLUMNS = {"sum": "kv_row_sum", "amax": "kv_row_most", "amin": "kv_row_least"}
 
 
@@ -71,7 +71,7 @@ class OnlineFold(Fold):
         new, base, x = w.fresh("m"), w.fresh("m"), w.fresh("x")
         values = w.masked(COLUMNS, self.top.value, "float('-inf')")
         w.add(f"{x} = {w.per_lane(values)}")
-        w.add(f"{new} = kv_most({m}, tl.reduce({x}, 2, kv_most))")
+        w.add(f"{new} = kv_max({m}, tl.reduce({x}, 2, kv_max))")
         # Nothing but -inf so far: exponentials are taken below zero instead, where they vanish.
         w.add(f"{base} = tl.where({new} == float('-inf'), 0.0, {new})")
         w.add(f"{x} = {x} - {base}[:, :, None]")
@@ -92,7 +92,7 @@ class OnlineFold(Fold):
 
     def after(self) -> None:
         w, m, s = self.writer, self.m, self.s
-        w.define_scalar(self.top.result, f"tl.reduce({m}, 1, kv_most)")
+        w.define_scalar(self.top.result, f"tl.reduce({m}, 1, kv_max)")
         top = str(self.top.result.value[0])
         base = w.fresh("m")
         w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None]")

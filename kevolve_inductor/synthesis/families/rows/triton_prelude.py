@@ -10,21 +10,6 @@ from __future__ import annotations
 
 ROW_HELPERS = """
 @triton.jit
-def kv_most(a, b):
-    # 65535 is PropagateNan.ALL: one instruction where kv_max takes three.
-    if a.dtype.is_fp32():
-        return tl.maximum(a, b, propagate_nan=tl.PropagateNan(65535))
-    else:
-        return tl.where((a > b) | (a != a), a, b)
-
-@triton.jit
-def kv_least(a, b):
-    if a.dtype.is_fp32():
-        return tl.minimum(a, b, propagate_nan=tl.PropagateNan(65535))
-    else:
-        return tl.where((a < b) | (a != a), a, b)
-
-@triton.jit
 def kv_exp_below(x):
     # Flushes results that are no normal numbers to zero.
     return tl.exp2(x * 1.4426950408889634)
@@ -47,11 +32,11 @@ def kv_row_sum(x):
 
 @triton.jit
 def kv_row_most(x):
-    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_most), 2, kv_most), 1, kv_most)
+    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_max), 2, kv_max), 1, kv_max)
 
 @triton.jit
 def kv_row_least(x):
-    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_least), 2, kv_least), 1, kv_least)
+    return tl.reduce(tl.reduce(tl.reduce(x, 3, kv_min), 2, kv_min), 1, kv_min)
 
 @triton.jit
 def kv_row_two_sums(a, b):

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from ....graph.region import ITEM_SIZES
 from ...expression.access import accesses
+from ...expression.loops import Axis
 from ...family import Schedule, ScheduleSpace
 from .. import common
 from .cpp import is_gathered, phases
 from .lanes import VECTOR_BYTES
 from .padded import padded
-from .plan import StencilPlan
-from .triton import row_axis, walk_axis
+from .plan import StencilPlan, StencilTask
+from .triton import may_overlap, row_axis, walk_axis
 from .weights import BackwardPlan, WeightPlan
 
 _SHORT_ROW = 128
@@ -72,13 +73,15 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
     preferred = min(widest, lanes[0])
     lanes.sort(key=lambda size: (size != preferred, -size))
     row = row_axis(task)
-    rows = [size for size in (1, 2, 4, 7, 8) if row is not None and int(row[1]) % size == 0] or [1]
+    rows = [size for size in (1, 2, 4, 7, 8) if row is not None and _divides(task, row, size)] or [1]
     most = max(1, _MOST_TEXT // (plan.taps * lanes[0]))
     # Along rows that overlap, several at once read less, and more of them where windows are long; results of windows far
     # apart share nothing.
     shared = _overlap(plan, row[0]) if row is not None else 0
     rows = [size for size in rows if size <= most] or [1]
-    rows.sort(key=lambda size: (abs(size - (4 if shared > 4 else 2 if shared else 1)), size))
+    # Threads whose results are no vectors have registers for more.
+    many = shared > 4 or (shared > 1 and lanes[0] == 1)
+    rows.sort(key=lambda size: (abs(size - (4 if many else 2 if shared else 1)), size))
     choices |= {"lanes": tuple(lanes[:3]), "rows": tuple(rows[:3]), "units": _UNITS, "num_warps": (4, 2, 8)}
     changes = [{"units": 256, "num_warps": 8}, {"units": 256}, {"rows": rows[:3][-1]}, *changes]
     steps = _steps(plan, lanes[0], rows[0])
@@ -86,6 +89,12 @@ def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
         choices["steps"] = (0, *steps)
         changes = [*_walks(lanes[:3][-1], steps), *changes]
     return common.seeded(choices, *changes)
+
+
+def _divides(task: StencilTask, row: Axis, size: int) -> bool:
+    """Whether rows come out even in units of ``size``, or a few may be computed twice."""
+    extent = int(row[1])
+    return extent % size == 0 or (extent >= 4 * size and size in (2, 4) and may_overlap(task, row[0]))
 
 
 def _walks(narrow: int, steps: Sequence[int]) -> list[Schedule]:

@@ -65,6 +65,13 @@ def row_axis(task: StencilTask) -> Axis | None:
     return None
 
 
+def may_overlap(task: StencilTask, axis: str) -> bool:
+    """Whether units of results along ``axis`` may begin anywhere: nothing asks for a position's remainder."""
+    values = [task.term, *task.counted, *(part for store in task.stores for part in (store.value, store.offset))]
+    divisions = (part for value in values for part in ex.walk(value) if part.op in ("idiv", "imod"))
+    return not any(axis in ex.variables(part) for part in divisions)
+
+
 def walk_axis(task: StencilTask) -> Axis | None:
     """The slowest axis of windows, where none of them is the fastest axis and something is read that no window moves."""
     windows = [name for name, _ in task.axes if task.window_of(name) is not None]
@@ -97,6 +104,7 @@ class _Text:
         self.chained = self.plan.kind == "sum" and self.task.term.op == "mul"
         row = row_axis(self.task)
         self.row = row[0] if row is not None else ""
+        self.last_row = self._last_row(row) if row is not None else None
         # Neighbouring threads are neighbours in the source's memory, where that is not in the order of the result's.
         side = side_axis(self.task)
         axes = sorted(self.task.axes, key=lambda axis: axis[0] == side)
@@ -113,13 +121,24 @@ class _Text:
         self.plane = product(tuple(count for _, count in flat))
         self.blocks = cdiv(self.plane, self.units)
         self.grid = product((*(count for _, count in lead), strips, self.blocks))
+        if self.last_row is not None and self.walk is not None and self.walk[0] == self.row:
+            raise EmissionError("units that overlap are not walked along")
         if isinstance(self.plane, int) and self.walk is not None and self.blocks * self.units > 2 * self.plane:  # type: ignore[operator]
             raise EmissionError(f"{self.units} units are too many for {self.plane}")
+
+    def _last_row(self, row: Axis) -> int | None:
+        """Where the last unit along the rows begins, if they do not come out even: it takes some for the second time."""
+        name, extent = row[0], int(row[1])
+        if extent % self.rows == 0:
+            return None
+        if extent < self.rows or not may_overlap(self.task, name):
+            raise EmissionError(f"{self.rows} rows do not divide {extent}")
+        return extent - self.rows
 
     def _count(self, name: str, extent: Dim) -> Dim:
         """How many units there are along an axis."""
         by = self.lanes if name == self.inner else self.rows if name == self.row else 1
-        return extent // by if isinstance(extent, int) else extent
+        return -(-extent // by) if isinstance(extent, int) else extent
 
     def _split(self) -> int:
         """How many axes are the same for a whole program: those in front of all windows, where that wastes little."""
@@ -156,6 +175,8 @@ class _Text:
         else:
             lines.append("unit = program * UNITS + tl.arange(0, UNITS)")
         lines += coordinates("unit", self._named(self.flat))
+        if self.last_row is not None:
+            lines.append(f"{self.row}_first = tl.minimum({self.row}_u * {self.rows}, {self.last_row})")
         return [*lines, f"mask = unit < {self.plane}"] if self._is_masked() else lines
 
     def _is_masked(self) -> bool:
@@ -172,13 +193,17 @@ class _Text:
         mapping = {}
         for name, at in ((self.row, row), (self.inner, lane)):
             by = self._unit_of(name)
-            if by > 1:
+            if by > 1 and name == self.row and self.last_row is not None:
+                mapping[name] = ex.iadd(ex.var(f"{name}_first", self.last_row + 1), ex.index(at))
+            elif by > 1:
                 count = dict(self.counts)[name]
                 mapping[name] = ex.iadd(ex.imul(ex.var(f"{name}_u", count), ex.index(by)), ex.index(at))
         return mapping
 
     def _body(self) -> list[str]:
         inside = {name for name, _ in self._named(self.flat)}
+        if f"{self.row}_u" in inside:
+            inside.add(f"{self.row}_first")
         printer = LanePrinter(self.plan.inputs, inside, self._is_masked())
         rows = [self._values(row) for row in range(self.rows)]
         ahead = self._ahead(printer, [store.value for row in rows for stores in row for store in stores])
