@@ -68,6 +68,15 @@ _HUGE_SHARE = 1 / 16
 _FAR = 2**40
 
 
+# Operators that are given where a pooling found its maxima: that argument's position, those of the kernel's size, stride,
+# padding and dilation, and whether places are indices into a flattened plane.
+_PLACES = {
+    "prims._low_memory_max_pool_offsets_to_indices.default": (0, 1, 3, 4, 5, False),
+    "aten.max_pool2d_with_indices_backward.default": (7, 2, 3, 4, 5, True),
+    "aten.max_pool3d_with_indices_backward.default": (7, 2, 3, 4, 5, True),
+}
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """How one input is filled."""
@@ -161,7 +170,7 @@ def generate(
     name = distribution
     distribution, workload = named(name, workload)
     tensors = []
-    ascending = _ascending_inputs(region)
+    ascending, maxima = _ascending_inputs(region), _places_of_maxima(region, workload.symbols)
     for position, spec in enumerate(region.inputs):
         allowed = workload.ranges[position] if position < len(workload.ranges) else None
         shape, stride = sizes_of(spec, workload.symbols)
@@ -170,6 +179,8 @@ def generate(
         recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
         shift = 1 if distribution == "uniform" and device.type == "cpu" else 0
         values = _values(recipe)
+        if position in maxima:
+            values = maxima[position].places(recipe)
         if position in ascending and distribution != BROKEN:
             values = _sorted(values.nan_to_num(0.0) if values.is_floating_point() else values, False)
         tensors.append(_placed(values, shape, stride, shift))
@@ -189,6 +200,53 @@ def _ascending_inputs(region: Region) -> frozenset[int]:
             if name:
                 found.add(int(name[1:]))
     return frozenset(found)
+
+
+@dataclass(frozen=True)
+class _Maxima:
+    """Where maxima of windows were found: as ``flat`` indices into a plane of ``sizes``, else as numbers of taps."""
+
+    taps: tuple[int, ...]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    flat: bool
+
+    def places(self, recipe: _Recipe) -> torch.Tensor:
+        """Any tap of each window that is inside of the plane: no others are ever found."""
+        rank, found = len(self.taps), torch.zeros(recipe.shape, dtype=torch.int64, device=recipe.device)
+        for d, (taps, size) in enumerate(zip(self.taps, self.sizes, strict=True)):
+            axis = len(recipe.shape) - rank + d
+            across = [-1 if k == axis else 1 for k in range(len(recipe.shape))]
+            start = torch.arange(recipe.shape[axis], device=recipe.device) * self.strides[d] - self.padding[d]
+            first = (-start).clamp(min=0).add(self.dilation[d] - 1).div(self.dilation[d], rounding_mode="floor")
+            last = (size - 1 - start).div(self.dilation[d], rounding_mode="floor").clamp(max=taps - 1)
+            tap = _between(recipe, 0, taps - 1).clamp(first.view(across), last.view(across))
+            here = start.view(across) + tap * self.dilation[d] if self.flat else tap
+            found = found * (size if self.flat else taps) + here
+        return found.to(recipe.dtype)
+
+
+def _places_of_maxima(region: Region, symbols: dict[str, int]) -> dict[int, _Maxima]:
+    """Inputs from which a pooling's gradient knows where the maxima were."""
+    found: dict[int, _Maxima] = {}
+    for node in region.nodes:
+        if node.target not in _PLACES:
+            continue
+        at, kernel, stride, padding, dilation, is_flat = _PLACES[node.target]
+        name = node.args[at].get("node", "")
+        if not name.startswith("i"):
+            continue
+        numbers = [tuple(node.args[which]) for which in (kernel, stride, padding, dilation)]
+        rank = len(numbers[0])
+        taps, strides, pads, apart = (values * rank if len(values) == 1 else values for values in numbers)
+        if is_flat:
+            sizes = sizes_of(region.spec(node.args[1]["node"]), symbols)[0][-rank:]
+        else:
+            sizes = tuple(node.args[2])
+        found[int(name[1:])] = _Maxima(taps, sizes, strides or taps, pads, apart, is_flat)
+    return found
 
 
 def extent_of(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

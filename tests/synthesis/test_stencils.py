@@ -28,6 +28,7 @@ from family_checks import (
     values_of,
 )
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import (
     avg_pool1d,
     avg_pool2d,
@@ -290,6 +291,100 @@ def test_convolutions_that_mix_channels_are_not_looked_at() -> None:
     assert not find(FAMILY, lambda x, w: conv2d(x, w), [finite(2, 4, 20, 20), finite(4, 4, 3, 3)]).results
 
 
+# --- gradients of maxima ---------------------------------------------------------------------------------------------
+
+
+def maximum_and_gradient(
+    rank: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil: bool = False
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    arguments = (kernel, stride, padding, [1] * rank, ceil)
+    forward, backward = (getattr(ATEN, f"max_pool{rank}d_with_indices{which}") for which in ("", "_backward"))
+
+    def both(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        values, where = forward(x, *arguments)
+        return values, backward(gradient * 2, x, *arguments, where)
+
+    return both
+
+
+GRADIENTS = {
+    "overlapping": Case(maximum_and_gradient(2, [3, 3], [2, 2], [1, 1]), lambda: [tied(2, 5, 32, 30), finite(2, 5, 16, 15)]),
+    "odd": Case(maximum_and_gradient(2, [3, 3], [2, 2], [1, 1], True), lambda: [tied(2, 5, 33, 31), finite(2, 5, 17, 16)]),
+    "side by side": Case(maximum_and_gradient(2, [2, 2], [2, 2], [0, 0]), lambda: [tied(2, 5, 32, 32), finite(2, 5, 16, 16)]),
+    "every place": Case(maximum_and_gradient(2, [3, 2], [1, 1], [1, 0]), lambda: [tied(2, 5, 20, 21), finite(2, 5, 20, 20)]),
+    "halves": Case(maximum_and_gradient(2, [3, 3], [2, 2], [1, 1]), lambda: [
+        tied(2, 5, 32, 32, dtype=torch.bfloat16), finite(2, 5, 16, 16, dtype=torch.bfloat16)]),
+    "volume": Case(maximum_and_gradient(3, [3, 3, 3], [2, 2, 2], [1, 1, 1]), lambda: [
+        tied(2, 3, 14, 13, 12), finite(2, 3, 7, 7, 6)]),
+}  # fmt: skip
+
+
+def gradient_of(name: str) -> Found:
+    """The graph of a case with the gradient as the only match."""
+    found = find(FAMILY, GRADIENTS[name].function, GRADIENTS[name].inputs())
+    assert [match.plan.kind for match in found.matches] == ["maximum", "sum"] and not found.rejections
+    return Found(found.graph, found.matches[1:], found.examples)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_maxima_gather(name: str, folder: Path) -> None:
+    found = gradient_of(name)
+    region = region_of(found.match)
+    assert {spec.dtype for spec in region.inputs} >= {"int64" if name == "volume" else "int8"}
+    call = build(FAMILY, found.match, FAMILY.space(found.match, CPU).default, folder)
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    assert_same(run_cpp(call, inputs, expected), expected)
+    workload = Workload((), (None,) * len(region.inputs))
+    judge = Judge(region, workload, 0, torch.device("cpu"))
+    for distribution in distributions_for(region, workload):
+        made = generate(region, workload, distribution, 0, torch.device("cpu"))
+        outputs = [empty_like(value) for value in expected]
+        call(*made, *outputs)
+        assert isinstance(judge.judge(distribution, outputs), Agreed), distribution
+
+
+def test_places_of_maxima_that_are_asked_for_otherwise_stay_a_scatter() -> None:
+    def kept(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        _, where = max_pool2d(x, 3, 2, 1, return_indices=True)
+        return where, ATEN.max_pool2d_with_indices_backward(gradient, x, [3, 3], [2, 2], [1, 1], [1, 1], False, where)
+
+    found = find(FAMILY, kept, [tied(2, 5, 32, 30), finite(2, 5, 16, 15)])
+    assert [match.plan.kind for match in found.matches] == ["maximum"]
+    assert [rejection.code for rejection in found.rejections] == ["structure"]
+
+
+def test_an_operator_s_indices_are_not_made_from_numbers_of_taps(folder: Path) -> None:
+    """As Inductor has it that keeps the operator: places come from the forward graph as numbers of taps."""
+
+    def backward(where: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        window = ([3, 3], [2, 2], [1, 1], [1, 1])
+        places = torch.ops.prims._low_memory_max_pool_offsets_to_indices(where, [3, 3], [32, 30], *window[1:])
+        return ATEN.max_pool2d_with_indices_backward(gradient, x, *window, False, places)
+
+    x, gradient = tied(2, 5, 32, 30), finite(2, 5, 16, 15)
+    where = torch.ops.prims._low_memory_max_pool_with_offsets(x, [3, 3], [2, 2], [1, 1], [1, 1], False)[1]
+    graph = make_fx(backward, tracing_mode="fake")(where, x, gradient).graph
+    names = [node.name for node in graph.find_nodes(op="placeholder")]
+    found = Found(graph, list(FAMILY.find(graph, "cpu")), dict(zip(names, (where, x, gradient), strict=True)))
+    assert "int64" not in {spec.dtype for spec in region_of(found.match).inputs}
+    call = build(FAMILY, found.match, FAMILY.space(found.match, CPU).default, folder)
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    assert_same(run_cpp(call, inputs, expected), expected)
+
+
+def interpret_gradients() -> None:
+    for number, name in enumerate(GRADIENTS):
+        found = gradient_of(name)
+        space = FAMILY.space(found.match, CUDA)
+        assert_triton_agrees(
+            FAMILY, found, [{**space.default, "units": 32, "rows": space.choices["rows"][-(number % 2)]}]
+        )
+
+
+def test_gradients_of_maxima_agree_under_the_interpreter() -> None:
+    interpreted("test_stencils", "interpret_gradients")
+
+
 # --- C++ -------------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +531,7 @@ TRITON_CASES: dict[str, tuple[Case, dict[str, int]]] = {
     "average of what is there": (Case(lambda x: avg_pool2d(x, 3, 2, 1, True, False), lambda: [finite(2, 3, 32, 32)]), {}),
     "a dynamic batch": (Case(lambda x: avg_pool2d(x, 3, 2, 1) * 2, lambda: [finite(9, 3, 12, 16)]), {}),
     "maximum of a volume": (Case(lambda x: max_pool3d(x, 2), lambda: [tied(2, 3, 12, 12, 12)]), {}),
+    "rows that do not come out even": (Case(lambda x: max_pool2d(x, 4, 1, 1), lambda: [tied(2, 3, 23, 24)]), {"rows": 4}),
     "maximum and where": (Case(lambda x: max_pool2d(x, 3, 2, 1, return_indices=True), lambda: [tied(2, 3, 32, 32)]),
                           {"lanes": 4, "rows": 2}),
     "gradient of averages": (Case(average_gradient(2, [3, 3], [2, 2], [1, 1], False, True, None),

@@ -19,6 +19,9 @@ from .plan import Kind
 from .stencil import Index, Stencil, both, each, held_type, known
 from .windows import Window, covered
 
+# From the number of the tap where a maximum was found to its index in a flattened plane of the source.
+PLACES = "prims._low_memory_max_pool_offsets_to_indices.default"
+
 
 class _Counts:
     """How many elements an average is over, from arguments ``kernel_size, stride, padding, ceil_mode, count_include_pad,

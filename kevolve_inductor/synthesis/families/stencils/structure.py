@@ -19,12 +19,12 @@ from ...expression.loops import Axis, Store
 from ...expression.printer import operator_flops
 from ...expression.views import splits
 from .. import common, cores
-from .operators import BACKWARD, MOST_TAPS, STENCILS, is_stencil
+from .operators import BACKWARD, MOST_TAPS, is_stencil, stencil_of
 from .plan import FOLDED, PLACE, REACH, StencilPlan, affine, tap_name
-from .pooling import Maximum
+from .pooling import PLACES, Maximum
+from .pooling_gradient import is_for_gradient
 from .stencil import Index
 
-_PLACES = "prims._low_memory_max_pool_offsets_to_indices.default"
 _FREE = ("aten.constant_pad_nd.default", "prims.convert_element_type.default", "aten._to_copy.default")
 
 
@@ -57,7 +57,8 @@ class Surroundings(cores.Surroundings):
         items = [user for user in core.users if target_name(user) == "getitem"]
         if target_name(core) == BACKWARD:
             return [item for item in items if item.args[1] == 0]
-        return [*items, *(user for item in items for user in item.users if target_name(user) == _PLACES)]
+        users = (user for item in items for user in item.users if target_name(user) == PLACES)
+        return [*items, *(user for user in users if not is_for_gradient(user))]
 
     def followers(self, core: torch.fx.Node) -> Iterator[torch.fx.Node]:
         """Values computed element by element from the stencil's results, in graph order, the results themselves first.
@@ -102,7 +103,7 @@ class Reader:
 
     def __init__(self, core: torch.fx.Node, inside: set[torch.fx.Node], device: str) -> None:
         self.core = core
-        self.stencil = STENCILS[target_name(core)](core)
+        self.stencil = stencil_of(core)
         taps = math.prod(window.taps for window in self.stencil.windows)
         if not 0 < taps <= MOST_TAPS:
             raise UnsupportedError("size", f"windows of {taps} elements")
@@ -123,7 +124,7 @@ class Reader:
         which = 1 if item.args[1] == 1 else 0
         self.builder.bind(item, lambda index: self._result(item, index, which))
         for user in item.users:
-            if which == 1 and target_name(user) == _PLACES:
+            if which == 1 and target_name(user) == PLACES:
                 self.builder.bind(user, lambda index, user=user: self._result(user, index, 2))  # type: ignore[misc]
 
     def _result(self, node: torch.fx.Node, index: Index, which: int) -> Expr:
