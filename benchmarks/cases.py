@@ -262,6 +262,19 @@ def _cross_entropy_training(device: str) -> Instance:
     )  # fmt: skip
 
 
+def _log_sum_exp_outer(device: str) -> Instance:
+    return Instance(lambda x: torch.logsumexp(x, 0), (_normal(device, 512, 8192 if device == "cpu" else 65536),))
+
+
+def _log_softmax_outer(device: str) -> Instance:
+    size = 2048 if device == "cpu" else 4096
+    return Instance(lambda x: functional.log_softmax(x, 0), (_normal(device, size, size),))
+
+
+def _variance_middle(device: str) -> Instance:
+    return Instance(lambda x: torch.var(x, 1), (_normal(device, 8 if device == "cpu" else 64, 512, 1000),))
+
+
 def _softmax_gradient(device: str) -> Instance:
     def softmax_gradient(gradient: Tensor, y: Tensor) -> Tensor:
         return (gradient - (gradient * y).sum(dim=-1, keepdim=True)) * y
@@ -397,6 +410,14 @@ def _greatest_planes(device: str) -> Instance:
 
     x = _normal(device, *((4, 64, 112, 112) if device == "cpu" else (64, 64, 224, 224)))
     return Instance(greatest_planes, (x if device == "cpu" else x.bfloat16(),))
+
+
+def _greatest_training(device: str) -> Instance:
+    x = _normal(device, *((4, 32, 112, 112) if device == "cpu" else (32, 64, 112, 112)))
+    pooled = _size_bytes(x) // 4
+    # Where maxima were is known by a byte each.
+    least = 2 * _size_bytes(x) + 2 * pooled + pooled // 2
+    return Instance(lambda x: functional.max_pool2d(x, 3, 2, 1), (x,), least, trained=(0,))
 
 
 def _greatest_and_where(device: str) -> Instance:
@@ -935,6 +956,9 @@ CASES: tuple[Case, ...] = (
     Case("rms-norm-gradient", "reductions", "table", BOTH, _rms_norm_gradient),
     Case("group-norm-silu", "reductions", "table", BOTH, _group_norm_silu),
     Case("softmax-gradient", "reductions", "variation", BOTH, _softmax_gradient),
+    Case("log-sum-exp-outer", "reductions", "variation", BOTH, _log_sum_exp_outer),
+    Case("log-softmax-outer", "reductions", "variation", BOTH, _log_softmax_outer),
+    Case("variance-middle", "reductions", "variation", BOTH, _variance_middle),
     Case("cross-entropy", "reductions", "table", BOTH, _cross_entropy),
     Case("cross-entropy-gradient", "reductions", "table", BOTH, _cross_entropy_gradient),
     Case("smoothed-cross-entropy", "reductions", "variation", BOTH, _smoothed_cross_entropy),
@@ -956,6 +980,7 @@ CASES: tuple[Case, ...] = (
     Case("average-volumes", "stencils", "variation", BOTH, _average_volumes),
     Case("average-gradient", "stencils", "variation", BOTH, _average_gradient),
     Case("greatest-planes", "stencils", "variation", BOTH, _greatest_planes),
+    Case("greatest-training", "stencils", "variation", BOTH, _greatest_training),
     Case("greatest-and-where", "stencils", "variation", BOTH, _greatest_and_where),
     Case("greatest-volumes", "stencils", "variation", BOTH, _greatest_volumes),
     Case("bucketize-64", "features", "table", CUDA, _bucketize_many),

@@ -29,6 +29,15 @@ def test_answers_come_in_order_and_failures_are_answers_too(tmp_path):
         worker.kill()
 
 
+def test_a_job_s_time_does_not_run_while_its_worker_starts(tmp_path):
+    worker = WorkerProcess(setup(tmp_path), tmp_path / "log")
+    try:
+        # Importing torch alone takes longer.
+        assert "no session is open" in worker.ask(BaselinesJob(), 0.5)["error"]
+    finally:
+        worker.kill()
+
+
 def test_a_worker_that_cannot_begin_leaves_its_words(tmp_path):
     worker = WorkerProcess(WorkerSetup("cpu", str(tmp_path), -3, 0), tmp_path / "log")
     died = worker.ask(referee(), 60.0)
@@ -40,7 +49,7 @@ def test_a_worker_that_cannot_begin_leaves_its_words(tmp_path):
 def test_a_lost_worker_is_replaced_and_its_session_opened_again(tmp_path):
     slot = WorkerSlot(setup(tmp_path), tmp_path / "log")
     try:
-        assert slot.open(referee(), 0.01) == Hung(0.01)
+        assert slot.open(referee(), 1e-6) == Hung(1e-6)
         assert slot.open(referee(), 60.0) == {}
         slot.replace()
         judged = slot.ask(JudgeJob("normal", None), 60.0)
