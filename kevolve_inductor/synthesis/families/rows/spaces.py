@@ -40,6 +40,10 @@ _SHORT_COLUMNS = 512
 # Columns of a block of reductions; longer ones where a block is gone through for its maximum, then for its exponentials.
 _BLOCKS = (256, 1024, 128)
 _BLOCKS_ONLINE = (1024, 4096, 256)
+# One row of so many may be left over.
+_MOST_LEFT = 8
+# Columns that lie apart are held for many rows at once.
+_BLOCKS_APART = (32, 64, 256)
 # Outputs beyond so many times the threads' own caches are written past them.
 _STREAMED_CACHES = 2
 _PARALLEL_ELEMENTS = 1 << 15
@@ -84,8 +88,8 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     algorithms = [first, *(other for other in ("lanes", "scan") if other != first and (other == "scan" or in_lanes))]
     choices: dict[str, tuple[Choice, ...]] = {
         "algorithm": tuple(algorithms),
-        "lanes": ((16, 8, 32) if columns <= _SHORT_COLUMNS else (8, 16)) if in_lanes else (1,),
-        "block": (128, 512, 64) if program.selects else _BLOCKS,
+        "lanes": _cpp_lanes(program, near) if in_lanes else (1,),
+        "block": (128, 512, 64) if program.selects else _BLOCKS if near else _BLOCKS_APART,
         "parallel_from": _parallel_choices(program),
         "order": ("static", "dynamic"),
     }
@@ -98,7 +102,7 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     simple = simplified(program)
     if not program.selects and online_pairs(simple):
         choices["online"] = (True, False)
-        choices["block"] = _BLOCKS_ONLINE
+        choices["block"] = _BLOCKS_ONLINE if near else _BLOCKS_APART
     if simple != program:
         choices["simplify"] = (True, False)
     if reused(passes(simple), {}) or reused(passes(program), {}):
@@ -110,6 +114,17 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if sorts:
         choices["row_sort"] = ("radix", "std")
     return ScheduleSpace(choices, () if program.selects else _seeds(choices))
+
+
+def _cpp_lanes(program: RowProgram, near: bool) -> tuple[int, ...]:
+    """Rows side by side. Where memory has them side by side, many: a column is a page of its own, or a bank, and what is
+    read there should be more than a line of the cache. What is left over in the end is gone through row by row."""
+    few = (16, 8, 32) if program.columns <= _SHORT_COLUMNS else (8, 16)
+    inner = program.rows[-1][1] if program.rows else 0
+    if near or program.selects or not isinstance(inner, int):
+        return few
+    many = [lanes for lanes in (64, 128, 256) if _MOST_LEFT * (inner % lanes) <= inner]
+    return (*many, *few[:2])
 
 
 def _seeds(choices: Mapping[str, tuple[Choice, ...]]) -> tuple[Schedule, ...]:
