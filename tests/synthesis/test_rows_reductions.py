@@ -169,10 +169,10 @@ CASES = {
     "smoothed": Case(smoothed, lambda: (normal(6, 1500), classes(6, 1500), torch.rand(1500))),
     "evenly smoothed": Case(evenly_smoothed, lambda: (normal(6, 1504, dtype=HALF).detach(), classes(6, 1504)), (1,)),
     "z-loss": Case(with_z_loss, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
-    # Enough rows side by side in memory, in runs that no tile divides.
-    "variance in the middle": Case(lambda x: torch.var(x, 1), lambda: (normal(2, 66, 2100).detach(),), (1,)),
-    "least of the middle": Case(lambda x: x.amin(1).exp(), lambda: (normal(3, 70, 1401).detach(),), (1,)),
-    "first log-sum-exp": Case(lambda x: x.logsumexp(0), lambda: (normal(80, 4100, dtype=HALF).detach(),), (1,)),
+    # Rows side by side in memory, in runs that no tile divides.
+    "variance in the middle": Case(lambda x: torch.var(x, 1), lambda: (normal(2, 66, 70).detach(),), (1,)),
+    "least of the middle": Case(lambda x: x.amin(1).exp(), lambda: (normal(3, 70, 47).detach(),), (1,)),
+    "first log-sum-exp": Case(lambda x: x.logsumexp(0), lambda: (normal(80, 132, dtype=HALF).detach(),), (1,)),
 }
 
 
@@ -185,13 +185,14 @@ def graphs_for(name: str) -> list[Found]:
 def found_on(name: str, device: str) -> list[Found]:
     """The graphs of a case in which something is found, with it, however small it is."""
     whole, worth.LEAST_ELEMENTS = worth.LEAST_ELEMENTS, 1
+    enough, worth.LEAST_FAR_ROWS = worth.LEAST_FAR_ROWS, 100
     try:
         graphs = graphs_for(name)
         if device != "cpu":
             return [on_gpu(found) for found in graphs]
         return [replace(found, results=list(FAMILY.find(found.graph, "cpu"))) for found in graphs]
     finally:
-        worth.LEAST_ELEMENTS = whole
+        worth.LEAST_ELEMENTS, worth.LEAST_FAR_ROWS = whole, enough
 
 
 # --- what is found ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ _LONGEST_HELD = 1024
 # Long rows go through one program each: there have to be several for every unit.
 _LEAST_LONG_ROWS = 512
 # Rows that lie next to each other are read line by line, each by a program: there have to be enough, and of some length.
-_LEAST_FAR_ROWS, _SHORTEST_FAR = 4096, 65
+LEAST_FAR_ROWS, _SHORTEST_FAR = 4096, 65
 # Partial sums of all columns stand in a program's registers.
 _MOST_SUMMED = 16384
 
@@ -55,7 +55,7 @@ def check_worth(found: Assembled, component: Component, device: str) -> None:
 def _lies_apart(program: RowProgram, found: Assembled) -> bool:
     """Whether rows, not columns, lie next to each other in memory: of these Inductor has too few in flight side by side."""
     rows = _elements(found) / program.columns
-    enough = rows >= _LEAST_FAR_ROWS and program.columns >= _SHORTEST_FAR
+    enough = rows >= LEAST_FAR_ROWS and program.columns >= _SHORTEST_FAR
     return enough and not program.column_sums and not columns_are_near(program)
 
 
