@@ -392,19 +392,7 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 # --- Triton ----------------------------------------------------------------------------------------------------------
 
 
-def interpret() -> None:
-    for number, name in enumerate(CASES):
-        found = found_of(name)
-        schedules = [s for s in schedules_of(FAMILY, found.match, CUDA) if s["num_warps"] == 4]
-        chosen = [schedules[0], schedules[1 + number // 2 % (len(schedules) - 1)]]
-        assert_triton_agrees(FAMILY, found, chosen[: 1 + number % 2])
-
-
-def test_triton_agrees_with_eager_under_the_interpreter() -> None:
-    interpreted("test_jagged", "interpret")
-
-
-def interpret_long() -> None:
+def interpret_long_rows() -> None:
     """A row of thousands of events, all alike and positive: added one after another they lose four digits."""
     from kevolve_inductor.platforms.cuda import launch
 
@@ -418,8 +406,17 @@ def interpret_long() -> None:
         assert (outputs[0][-1].double() - exact).abs().max() < 2e-6 * exact
 
 
-def test_long_rows_are_summed_accurately() -> None:
-    interpreted("test_jagged", "interpret_long")
+def interpret() -> None:
+    for number, name in enumerate(CASES):
+        found = found_of(name)
+        schedules = [s for s in schedules_of(FAMILY, found.match, CUDA) if s["num_warps"] == 4]
+        chosen = [schedules[0], schedules[1 + number // 2 % (len(schedules) - 1)]]
+        assert_triton_agrees(FAMILY, found, chosen[: 1 + number % 2])
+    interpret_long_rows()
+
+
+def test_triton_agrees_with_eager_under_the_interpreter() -> None:
+    interpreted("test_jagged", "interpret")
 
 
 @pytest.mark.parametrize("name", ["multiplied", "scattered", "summed"])

@@ -37,9 +37,10 @@ from kevolve_inductor.exc import EmissionError
 from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.kernel import Kernel, Language
 from kevolve_inductor.synthesis.families.rows import ReductionFamily, worth
-from kevolve_inductor.synthesis.families.rows.program import RowProgram, online_pairs, passes
+from kevolve_inductor.synthesis.families.rows.program import RowProgram, deviation_pairs, online_pairs, passes
 from kevolve_inductor.synthesis.families.rows.simplify import simplified
 from kevolve_inductor.synthesis.families.rows.triton import pieces_of
+from kevolve_inductor.synthesis.families.rows.triton_arithmetic import prepared
 from kevolve_inductor.synthesis.families.rows.triton_seeds import RowFacts, choices_of, seeds_of
 from kevolve_inductor.synthesis.family import Match, Schedule
 
@@ -220,6 +221,18 @@ def test_few_rows_that_lie_apart_are_left_to_inductor(monkeypatch: pytest.Monkey
 def sweeps(program: RowProgram) -> int:
     short = simplified(program, online=True)
     return sum(bool(step.sweep) for step in passes(short, online_pairs(short)))
+
+
+@pytest.mark.parametrize("name", ["variance in the middle", "first log-sum-exp"])
+def test_what_lies_apart_is_read_once(name: str) -> None:
+    match = found_on(name, "cuda")[0].match
+    walked = prepared(match.plan, simplify=True, online=True)
+    joined = (*online_pairs(walked), *deviation_pairs(walked))
+    assert sum(bool(step.sweep) for step in passes(walked, joined)) == 1
+    space = FAMILY.space(match, CUDA)
+    loop = {**space.default, "algorithm": "loop", "rows": 32, "lanes": 4, "depth": 4}
+    sources = [kernel_of(FAMILY, match, {**loop, "online": online}, "triton").source for online in (True, False)]
+    assert [source.count("for c0 in ") for source in sources] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "of half logits", "z-loss"])

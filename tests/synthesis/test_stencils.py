@@ -381,10 +381,6 @@ def interpret_gradients() -> None:
         )
 
 
-def test_gradients_of_maxima_agree_under_the_interpreter() -> None:
-    interpreted("test_stencils", "interpret_gradients")
-
-
 # --- C++ -------------------------------------------------------------------------------------------------------------
 
 
@@ -550,6 +546,7 @@ def interpret() -> None:
         walks = "for step in range(" in kernel_of(FAMILY, found.match, schedule, "triton").source
         assert walks or not name.startswith("walk"), name
         assert_triton_agrees(FAMILY, found, [schedule])
+    interpret_gradients()
 
 
 def judge_walks() -> None:

@@ -221,6 +221,23 @@ def online_pairs(program: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:
     return tuple(pairs)
 
 
+def deviation_pairs(program: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:
+    """Sums over the columns, each with the sum of squares of what is off its mean, that can be had in one sweep."""
+    pairs = []
+    totals = {s.result: s for s in program.statements if isinstance(s, Reduce) and s.op == "sum" and s.axis == COLUMNS}
+    for step in program.statements:
+        if not isinstance(step, Reduce) or step.op != "sum" or step.axis != COLUMNS or step.value.op != "mul":
+            continue
+        off, other = step.value.args
+        if off is not other or off.op != "sub" or off.args[1].op != "truediv":
+            continue
+        total, count = off.args[1].args
+        is_mean = total in totals and count.op == "const" and count.value == program.columns
+        if is_mean and totals[total].value is off.args[0]:
+            pairs.append((totals[total], step))
+    return tuple(pairs)
+
+
 def without_unused(program: RowProgram) -> RowProgram:
     """``program`` without statements and results that nothing uses."""
     ends: tuple[Store | ColumnSum, ...] = (*program.stores, *program.column_sums)

@@ -14,7 +14,7 @@ from ...family import Schedule, ScheduleSpace
 from .address import slope
 from .cpp_types import is_wide
 from .precise import cancels
-from .program import COLUMNS, Element, RowProgram, Select, online_pairs, passes
+from .program import COLUMNS, Element, Reduce, RowProgram, Select, deviation_pairs, online_pairs, passes
 from .reuse import reused
 from .simplify import simplified
 from .triton_arithmetic import prepared, sums_below
@@ -196,7 +196,9 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["select"] = ("extract", "network")
     elif any(s.count <= 8 for s in program.selects):
         choices["select"] = ("network", "extract")
-    if "loop" in choices["algorithm"] and online_pairs(program):
+    if "loop" in choices["algorithm"] and (
+        online_pairs(program) if program.selects else _joined(prepared(program, True, True))
+    ):
         choices["online"] = (True, False)
     if not program.selects:
         choices["programs"] = tuple(target.units * n for n in (2, 4, 1, 8)) if program.column_sums else (0,)
@@ -289,16 +291,22 @@ def _far_seeds(program: RowProgram, target: Target) -> list[Seed]:
     return far_seeds(facts)
 
 
+def _joined(walked: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:
+    """What one sweep of an online program takes together."""
+    return (*online_pairs(walked), *sums_below(walked), *deviation_pairs(walked))
+
+
 def _far_facts(program: RowProgram, target: Target) -> FarFacts:
     rows = product(tuple(extent for _, extent in program.rows))
     loads = [load for load in column_loads(program) if program.is_row_dependent(load)]
+    walked = prepared(program, True, True)
     return FarFacts(
         rows=rows if isinstance(rows, int) else _PARALLEL_ELEMENTS,
         columns=program.columns,
         item_bytes=min((ITEM_SIZES[program.inputs[load.value].dtype] for load in loads), default=4),
-        sweeps=sum(bool(one.sweep) for one in passes(program, online_pairs(program))),
+        sweeps=sum(bool(one.sweep) for one in passes(walked, _joined(walked))),
         kept=_kept(program),
-        selects=bool(program.selects),
+        is_heavy=bool(program.selects or deviation_pairs(walked)),
         may_hold=not program.selects and len(loads) == 1,
         units=target.units,
     )

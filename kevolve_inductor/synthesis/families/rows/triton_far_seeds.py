@@ -23,14 +23,15 @@ _HELD, _MOST_HELD = 32, 32768
 @dataclass(frozen=True)
 class FarFacts:
     """``rows`` of ``columns`` numbers, the narrowest of ``item_bytes``. ``sweeps`` read them; ``kept``: the least depth that
-    what is selected needs. ``selects``: anything is; ``may_hold``: a program may keep its rows in registers."""
+    what is selected needs. ``is_heavy``: a thread keeps several numbers for each that it reads (its place, a mean and
+    squares off it); ``may_hold``: a program may keep its rows in registers."""
 
     rows: int
     columns: int
     item_bytes: int
     sweeps: int
     kept: int
-    selects: bool
+    is_heavy: bool
     may_hold: bool
     units: int
 
@@ -56,9 +57,9 @@ def far_seeds(facts: FarFacts) -> list[Seed]:
 
 def _walked(facts: FarFacts) -> Iterator[Seed]:
     line = _LINE // facts.item_bytes
-    # Selected numbers are packed with their places: registers for fewer of them.
-    packed, plain = ((1, 4), (2, 4), (1, 8), (4, 4), (1, 2)), ((1, 8), (2, 8), (1, 16), (2, 4), (4, 8), (1, 4))
-    for lines, depth in packed if facts.selects else plain:
+    # Registers for fewer numbers where each comes with others.
+    heavy, light = ((1, 4), (2, 4), (1, 8), (4, 4), (1, 2)), ((1, 8), (2, 8), (1, 16), (2, 4), (4, 8), (1, 4))
+    for lines, depth in heavy if facts.is_heavy else light:
         depth = max(facts.kept, depth)
         rows = lines * line
         yield {"algorithm": "loop", "rows": rows, "lanes": facts.lanes(rows, depth), "depth": depth}

@@ -105,6 +105,44 @@ class OnlineFold(Fold):
         self.writer.define_scalar(reduce.result, f"tl.where({top} == float('-inf'), float('nan'), {text})")
 
 
+class DeviationFold(Fold):
+    """Running mean and sum of squares off it, per element of the tile; brought together at the end.
+
+    B. P. Welford, "Note on a method for calculating corrected sums of squares and products", 1962; parts are joined as in
+    T. F. Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979. The sum itself is
+    kept beside the mean, which loses more where numbers are not finite.
+    """
+
+    def __init__(self, writer: TritonWriter, total: Reduce, squares: Reduce) -> None:
+        self.writer, self.total, self.squares = writer, total, squares
+        self.sum, self.mean, self.off, self.n = (writer.fresh(prefix) for prefix in "ameq")
+        kind = TRITON_TYPES[total.value.dtype]
+        zeros = f"tl.zeros({writer.tile.shape}, {kind})"
+        before = [f"{name} = {zeros}" for name in (self.sum, self.mean, self.off)]
+        super().__init__([*before, f"{self.n} = tl.zeros([1, 1, 1, 1], {kind})"])
+
+    def inside(self) -> None:
+        w, mask = self.writer, self.writer.spaces[COLUMNS].axis_mask
+        x, d = w.fresh("x"), w.fresh("d")
+        w.add(f"{x} = {w.whole(COLUMNS, self.total.value)}")
+        w.add(f"{self.n} += 1.0")
+        w.add(f"{d} = {f'tl.where({mask}, {x} - {self.mean}, 0.0)' if mask else f'{x} - {self.mean}'}")
+        w.add(f"{self.sum} += {f'tl.where({mask}, {x}, 0.0)' if mask else x}")
+        w.add(f"{self.mean} += {d} * (1.0 / {self.n})")
+        w.add(f"{self.off} += {d} * ({x} - {self.mean})")
+
+    def after(self) -> None:
+        w, mask = self.writer, self.writer.spaces[COLUMNS].axis_mask
+        w.define_scalar(self.total.result, reduced(self.total, self.sum))
+        mean = f"({self.total.result.value[0]} / {float(w.program.columns)})[:, None, None, None]"
+        # Of the last block some elements have one number less than the others, or none.
+        counts = f"tl.where({mask}, {self.n}, {self.n} - 1.0)" if mask else self.n
+        part, between = w.fresh("n"), w.fresh("d")
+        w.add(f"{part} = {counts}")
+        w.add(f"{between} = tl.where({part} > 0.0, {self.mean} - {mean}, 0.0)")
+        w.define_scalar(self.squares.result, reduced(self.squares, f"{self.off} + {part} * {between} * {between}"))
+
+
 def identity(reduce: Reduce) -> str:
     """What does not change a reduction's result."""
     if reduce.op == "sum":

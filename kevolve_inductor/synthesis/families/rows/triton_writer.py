@@ -8,11 +8,24 @@ from ....exc import EmissionError
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
-from .program import COLUMNS, ColumnSum, Element, Pass, Reduce, RowProgram, Select, Step, Store, online_pairs, passes
+from .program import (
+    COLUMNS,
+    ColumnSum,
+    Element,
+    Pass,
+    Reduce,
+    RowProgram,
+    Select,
+    Step,
+    Store,
+    deviation_pairs,
+    online_pairs,
+    passes,
+)
 from .spaces import column_loads
 from .triton_ahead import Ahead
 from .triton_arithmetic import sums_below
-from .triton_folds import Fold, OnlineFold, ReduceFold, combined, identity, reduced
+from .triton_folds import DeviationFold, Fold, OnlineFold, ReduceFold, combined, identity, reduced
 from .triton_places import Programs, TritonPlaces
 from .triton_space import Space, SpacePrinter, Tile
 from .triton_steps import Selector
@@ -28,7 +41,8 @@ class TritonWriter(TritonPlaces):
             raise EmissionError("sums over all rows need whole rows and persistent programs")
         super().__init__(program, tile, programs)
         self.pairs = online_pairs(program) if online else ()
-        self.joined = (*self.pairs, *(sums_below(program) if online else ()))
+        self.deviations = deviation_pairs(program) if online else ()
+        self.joined = (*self.pairs, *(sums_below(program) if online else ()), *self.deviations)
         self.steps = passes(program, self.joined)
         if tile.spread and not self._is_pointwise:
             raise EmissionError("blocks of a row have programs of their own where nothing but stores is left of it")
@@ -123,6 +137,7 @@ class TritonWriter(TritonPlaces):
             isinstance(part, Element)
             or self.program.selects
             or not (isinstance(part, ColumnSum) or part.axis == COLUMNS)
+            or any(part is second for _, second in self.deviations)
         ):
             return
         for value in self._numbers_of_row(part.value):
@@ -201,8 +216,11 @@ class TritonWriter(TritonPlaces):
 
     def _fold(self, part: Step, sweep: Sequence[Step]) -> Fold | None:
         if isinstance(part, Reduce):
-            if any(part is first and second in sweep for first, second in self.pairs):
+            if any(part is first and second in sweep for first, second in (*self.pairs, *self.deviations)):
                 return None
+            total = next((first for first, second in self.deviations if part is second), None)
+            if total is not None:
+                return DeviationFold(self, total, part)
             partner = next((first for first, second in self.pairs if part is second), None)
             if partner is not None:
                 return OnlineFold(self, partner, part, self._sum_below(partner))
