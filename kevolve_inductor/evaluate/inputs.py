@@ -178,9 +178,7 @@ def generate(
         distinct = tuple(1 if step == 0 else size for size, step in zip(shape, stride, strict=True))
         recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
         shift = 1 if distribution == "uniform" and device.type == "cpu" else 0
-        values = _values(recipe)
-        if position in maxima:
-            values = maxima[position].places(recipe)
+        values = maxima[position].places(recipe) if position in maxima else _values(recipe)
         if position in ascending and distribution != BROKEN:
             values = _sorted(values.nan_to_num(0.0) if values.is_floating_point() else values, False)
         tensors.append(_placed(values, shape, stride, shift))

@@ -184,11 +184,10 @@ def _parallel_choices(program: RowProgram) -> tuple[int, ...]:
 
 
 def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
-    if not program.selects and columns_are_near(program):
-        return _reduction_space(program, target)
     near = columns_are_near(program)
-    seeds = [] if near else _far_seeds(program, target)
-    choices = _near_tiles(program, target.warp_size // 32) if near else _far_tiles(program, seeds, target)
+    if near and not program.selects:
+        return _reduction_space(program, target)
+    choices, seeds = (_near_tiles(program, target.warp_size // 32), []) if near else _far_tiles(program, target)
     if _packs_32_bits(program):
         doubles = ("int64", "float64") if _has_few_doubles(target) else ("float64", "int64")
         choices["key"] = doubles
@@ -269,26 +268,20 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
     }
 
 
-def _far_tiles(program: RowProgram, seeds: list[Seed], target: Target) -> dict[str, tuple[Choice, ...]]:
-    """Neighbouring rows are neighbours in memory: ``rows`` of them over threads, columns in each thread."""
-    if seeds:
-        return far_choices(_far_facts(program, target), seeds)
-    whole = 1 << (program.columns - 1).bit_length()
-    algorithms = _algorithms(program, whole)
+def _far_tiles(program: RowProgram, target: Target) -> tuple[dict[str, tuple[Choice, ...]], list[Seed]]:
+    """Neighbouring rows are neighbours in memory: ``rows`` of them over threads, columns in each thread. With seeds, but
+    where rows are short or have to be held whole."""
+    facts = _far_facts(program, target)
+    algorithms = _algorithms(program, facts.whole)
+    if facts.whole > 64 and "loop" in algorithms:
+        seeds = far_seeds(facts)
+        return far_choices(facts, seeds), seeds
     return {
         "algorithm": algorithms,
-        "lanes": _lanes_for(whole, 1, 32),
+        "lanes": _lanes_for(facts.whole, 1, 32),
         "rows": (128, 64, 256, 32),
-        "depth": tuple(dict.fromkeys(max(_kept(program), d) for d in (8, 16, 4))) if "loop" in algorithms else (1,),
-    }
-
-
-def _far_seeds(program: RowProgram, target: Target) -> list[Seed]:
-    """None where rows are short, or have to be held whole."""
-    facts = _far_facts(program, target)
-    if facts.whole <= 64 or "loop" not in _algorithms(program, facts.whole):
-        return []
-    return far_seeds(facts)
+        "depth": tuple(dict.fromkeys(max(facts.kept, d) for d in (8, 16, 4))) if "loop" in algorithms else (1,),
+    }, []
 
 
 def _joined(walked: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:

@@ -89,7 +89,7 @@ class TritonPlaces:
     def tiles(self) -> Dim:
         if self.run_of_rows:
             outer = product(tuple(extent for _, extent in self.program.rows[:-1]))
-            return product((outer, -(-self.run_of_rows // self.tile.rows)))
+            return product((outer, cdiv(self.run_of_rows, self.tile.rows)))
         return cdiv(self.total, self.tile.rows)
 
     @property
@@ -174,7 +174,7 @@ class TritonPlaces:
 
     def _run_names(self, start: str) -> dict[str, str]:
         """The row variables of the tile ``start`` where tiles end with a run of rows."""
-        rows, blocks = self.tile.rows, -(-self.run_of_rows // self.tile.rows)
+        rows, blocks = self.tile.rows, cdiv(self.run_of_rows, self.tile.rows)
         *outer, (inner, _) = self.program.rows
         self.add(f"{inner} = ({start} % {blocks}) * {rows} + tl.arange(0, {rows})")
         rest = f"({start} // {blocks})"

@@ -138,7 +138,7 @@ class _Text:
     def _count(self, name: str, extent: Dim) -> Dim:
         """How many units there are along an axis."""
         by = self.lanes if name == self.inner else self.rows if name == self.row else 1
-        return -(-extent // by) if isinstance(extent, int) else extent
+        return cdiv(extent, by) if isinstance(extent, int) else extent
 
     def _split(self) -> int:
         """How many axes are the same for a whole program: those in front of all windows, where that wastes little."""
