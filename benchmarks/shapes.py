@@ -82,9 +82,11 @@ def _reductions(draw: Draw) -> Instance:
     rows = max(1, draw.elements() // columns)
     x, residual = draw.laid_out(rows, columns, dtype=dtype), draw.normal(rows, columns, dtype=dtype)
     weight, bias = draw.normal(columns, dtype=dtype), draw.normal(columns, dtype=dtype)
-    kind = draw.rng.randrange(6)
+    kind = draw.rng.randrange(8)
     if kind == 0:
         return Instance(lambda x: torch.softmax(x, -1), (x,))
+    if kind >= 6:
+        return _reductions_across(draw)
     if kind == 1:
         return Instance(lambda x, r, w, b: functional.layer_norm(x + r, w.shape, w, b), (x, residual, weight, bias))
     if kind == 2:
@@ -97,6 +99,24 @@ def _reductions(draw: Draw) -> Instance:
     return Instance(lambda x, w, b: functional.layer_norm(x, w.shape, w, b), (x, weight, bias), trained=(0, 1, 2))
 
 
+def _reductions_across(draw: Draw) -> Instance:
+    """Over an outer or a middle axis, or over groups of channels."""
+    outer, length = draw.between(1, 64), draw.between(16, 4000)
+    inner = max(1, draw.elements() // (outer * length))
+    x = draw.normal(outer, length, inner, dtype=draw.dtype())
+    groups = draw.rng.choice([count for count in (1, 2, 4, 8, 16) if length % count == 0])
+    weight, bias = draw.normal(length, dtype=x.dtype), draw.normal(length, dtype=x.dtype)
+    functions: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: torch.softmax(x, 1),
+        lambda x: torch.logsumexp(x, 1),
+        lambda x: torch.var(x, 1),
+        lambda x: torch.amax(x, 1),
+        lambda x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True),
+        lambda x: functional.silu(functional.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype))),
+    )
+    return Instance(draw.rng.choice(functions), (x,))
+
+
 def _scans(draw: Draw) -> Instance:
     columns = draw.between(100, 20_000)
     x = draw.laid_out(max(2, draw.elements() // 2 // columns), columns, dtype=draw.dtype())
@@ -106,6 +126,7 @@ def _scans(draw: Draw) -> Instance:
         lambda x: torch.flip(torch.cumsum(torch.flip(torch.relu(x), (dim,)), dim), (dim,)),
         lambda x: torch.cummax(x, dim).values,
         lambda x: torch.cumsum(x, dim) - x,
+        lambda x: torch.logcumsumexp(x, dim),
     )
     return Instance(draw.rng.choice(functions), (x,))
 

@@ -22,7 +22,8 @@ _ENOUGH_ROWS = 16
 class Verdict:
     """``wrong`` and ``error`` have the output's shape; ``error`` is 0 where no difference is defined.
 
-    ``pattern`` where what is wrong, not where, makes it. ``by_rounding``: finite values, each near the right one or not.
+    ``pattern`` where what is wrong, not where, makes it. ``by_rounding``: each value is near the right one or not, or not
+    finite where the right one is; then ``overflowed`` says where. No value is finite in place of an infinity.
     """
 
     check: str
@@ -31,6 +32,7 @@ class Verdict:
     pattern: Pattern | None = None
     by_rounding: bool = False
     allowed_norm: float = 0.0
+    overflowed: torch.Tensor | None = None
 
 
 def compare(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitwise: bool) -> Verdict:
@@ -62,8 +64,9 @@ def _compare_bits(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor
 def _compare_values(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, empty: Verdict) -> Verdict:
     assert empty.error is not None
     wrong, error = empty.wrong, empty.error
+    overflowed = torch.empty_like(wrong)
     allowance = _Allowance.of(exact, eager)
-    nans_differ, all_finite = False, True
+    nans_differ, by_rounding = False, True
     squares, allowed_squares = 0.0, 0.0
     for at in row_blocks(output.shape):
         mine, own, wanted = output[at], eager[at], exact[at]
@@ -73,16 +76,19 @@ def _compare_values(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tens
         same_infinity = (mine == own) | (mine.double() == wanted) | _rounds_to_infinity(mine, wanted, allowed)
         not_finite = ~same_infinity & (mine.isinf() | (own.isinf() & wanted.isinf())) & ~mine.isnan()
         not_finite |= nan_differs
+        # Where eager's own precision does not reach to the end, a candidate's need not either.
+        not_finite &= mine.isfinite() | own.isfinite() | ~wanted.isfinite()
         wrong[at] = not_finite | (error[at] > allowed)
-        nans_differ |= bool(nan_differs.any())
-        all_finite &= not bool(not_finite.any())
+        overflowed[at] = not_finite & ~mine.isfinite() & wanted.isfinite()
+        nans_differ |= bool((nan_differs & not_finite).any())
+        by_rounding &= not bool((not_finite & ~overflowed[at]).any())
         squares += float(error[at].square().sum())
         allowed_squares += float(allowance.of_each(wanted, own).square().sum())
     if squares > allowed_squares:
         for at in row_blocks(output.shape):
             wrong[at] |= error[at] > allowance.of_each(exact[at], eager[at])
-    by_rounding = all_finite and bool(wrong.any())
-    return Verdict(empty.check, wrong, error, _nan_placement(nans_differ), by_rounding, allowed_squares**0.5)
+    by_rounding &= bool(wrong.any())
+    return Verdict(empty.check, wrong, error, _nan_placement(nans_differ), by_rounding, allowed_squares**0.5, overflowed)
 
 
 def _nan_differs(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:

@@ -154,9 +154,14 @@ class Judge:
 
     def _with_other_orders(self, distribution: str, number: int, verdict: Verdict) -> Verdict:
         """The verdict where eager's error may have been any that rounding gives, not only the one that it has."""
-        assert verdict.error is not None
+        assert verdict.error is not None and verdict.overflowed is not None
         spread = self._spread_of(distribution)
         wrong = verdict.wrong
+        if verdict.overflowed.any():
+            if spread is None or bool((verdict.overflowed & ~spread.may_overflow(number)).any()):
+                return verdict
+            wrong = wrong & ~verdict.overflowed
+            verdict = replace(verdict, wrong=wrong)
         while spread is not None:
             deviation = spread.deviation(number)
             allowed = _SPREADS * deviation

@@ -7,6 +7,7 @@ region's symbols in order (``"normal@127"``, ``"normal@127,64"``).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,9 @@ _PLAIN_INTEGERS = InputRange(-100, 100)
 _ANY_INDEX = InputRange(0, 1)
 _SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
 _RAGGED_SHARE = 64
+_PRODUCTS = ("aten.cumprod.default", "aten.prod.default", "aten.prod.dim_int")
+# So many standard deviations of the logarithm of a whole axis' product lie within what the dtype holds.
+_DEVIATIONS_OF_PRODUCTS = 6.0
 _HUGE_SHARE = 1 / 16
 # Elements: more than any tensor has, and in bytes still no address that wraps around.
 _FAR = 2**40
@@ -79,7 +83,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How one input is filled."""
+    """How one input is filled. ``factors``: up to so many of its values may be multiplied with each other."""
 
     distribution: str
     position: int
@@ -88,6 +92,7 @@ class _Recipe:
     allowed: InputRange | None
     generator: torch.Generator
     device: torch.device
+    factors: int = 0
 
 
 def distributions_for(region: Region, workload: Workload) -> tuple[str, ...]:
@@ -171,12 +176,13 @@ def generate(
     distribution, workload = named(name, workload)
     tensors = []
     ascending, maxima = _ascending_inputs(region), _places_of_maxima(region, workload.symbols)
+    factors = _most_factors(region, workload.symbols)
     for position, spec in enumerate(region.inputs):
         allowed = workload.ranges[position] if position < len(workload.ranges) else None
         shape, stride = sizes_of(spec, workload.symbols)
         generator = torch.Generator(device=device).manual_seed(_seed(seed, workload.seed, name, position))
         distinct = tuple(1 if step == 0 else size for size, step in zip(shape, stride, strict=True))
-        recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device)
+        recipe = _Recipe(distribution, position, distinct, dtype_of(spec.dtype), allowed, generator, device, factors)
         shift = 1 if distribution == "uniform" and device.type == "cpu" else 0
         values = maxima[position].places(recipe) if position in maxima else _values(recipe)
         if position in ascending and distribution != BROKEN:
@@ -198,6 +204,16 @@ def _ascending_inputs(region: Region) -> frozenset[int]:
             if name:
                 found.add(int(name[1:]))
     return frozenset(found)
+
+
+def _most_factors(region: Region, symbols: dict[str, int]) -> int:
+    """The longest axis that a product may run along; 0 without products."""
+    found = [0]
+    for node in region.nodes:
+        if node.target in _PRODUCTS:
+            shape, _ = sizes_of(region.spec(node.args[0]["node"]), symbols)
+            found.append(math.prod(shape) if len(node.args) == 1 else max(shape, default=1))
+    return max(found)
 
 
 @dataclass(frozen=True)
@@ -310,6 +326,11 @@ def _floats(recipe: _Recipe) -> torch.Tensor:
     match recipe.distribution:
         case "uniform":
             return _uniform(recipe)
+        case "large" if recipe.factors:
+            # Which part of a product overflows depends on the order: large is only what no order takes beyond the range.
+            deviation = math.log(torch.finfo(recipe.dtype).max) / (_DEVIATIONS_OF_PRODUCTS * recipe.factors**0.5)
+            signs = torch.where(_uniform(recipe) < 0.5, -1.0, 1.0)
+            return signs * torch.exp(deviation * _normal(recipe))
         case "large":
             values = _normal(recipe) * (64.0 if recipe.dtype is torch.float16 else 1000.0)
             if recipe.dtype is torch.float16:

@@ -32,6 +32,8 @@ _POOL = 2**22
 _SHIFTS = 2**16
 # An operation rounds to nearest: its error is uniform within half a unit in the last place, about half of that in the mean.
 _SHARE_OF_HALF_UNIT = 0.5
+# A value this close to its dtype's largest, in units of the last place, may be rounded beyond it.
+_UNITS_TO_OVERFLOW = 8
 # The additions of a sum err together like its terms and its result with so many roundings each: a tree over blocks that
 # are summed one after another, as kernels do it, with blocks of some forty terms.
 _OF_A_SUM = 4.0
@@ -61,6 +63,7 @@ class RoundingSpread:
         self._last_uses = last_uses(region)
         self._exact = self._evaluate(noisy=False)
         self._squares = [torch.zeros_like(exact) for exact in self._exact]
+        self._overflows: list[torch.Tensor] | None = None
         self.draws = 0
 
     @property
@@ -81,11 +84,20 @@ class RoundingSpread:
         return (self._squares[output] / max(self.draws, 1)).sqrt()
 
     @torch.no_grad()
-    def _evaluate(self, noisy: bool) -> list[torch.Tensor]:
+    def may_overflow(self, output: int) -> torch.Tensor:
+        """Where one output is not finite once each value that its dtype barely holds, or does not hold, is infinite."""
+        if self._overflows is None:
+            self._overflows = [~values.isfinite() for values in self._evaluate(noisy=False, bounded=True)]
+        return self._overflows[output]
+
+    @torch.no_grad()
+    def _evaluate(self, noisy: bool, bounded: bool = False) -> list[torch.Tensor]:
         values: dict[str, Any] = {name: widened(tensor) for name, tensor in self._inputs.items()}
         for position, node in enumerate(self._region.nodes):
             name = f"n{position}"
             values[name] = self._step(name, node, values, noisy)
+            if bounded:
+                values[name] = _bounded(values[name], node)
             for old in self._last_uses.get(position, ()):
                 del values[old]
         outputs = [values[name] for name in self._region.outputs]
@@ -121,6 +133,17 @@ class RoundingSpread:
             shift = int(torch.randint(_SHIFTS, (), generator=self._generator))
             part.addcmul_(part, self._pool[shift : shift + part.numel()], value=_SHARE_OF_HALF_UNIT * half_unit)
         return value
+
+
+def _bounded(value: Any, node: RegionNode) -> Any:
+    parts = [value] if isinstance(value, torch.Tensor) else list(value)
+    for place, (part, spec) in enumerate(zip(parts, node.specs, strict=True)):
+        dtype = dtype_of(spec.dtype)
+        if isinstance(part, torch.Tensor) and part.is_floating_point() and dtype.is_floating_point:
+            limits = torch.finfo(dtype)
+            beyond = part.abs() >= limits.max * (1.0 - _UNITS_TO_OVERFLOW * limits.eps)
+            parts[place] = torch.where(beyond, part.sign() * float("inf"), part)
+    return parts[0] if isinstance(value, torch.Tensor) else tuple(parts)
 
 
 def _half_unit(dtype: str, accumulated: bool = False) -> float:

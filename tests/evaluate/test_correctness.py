@@ -8,6 +8,7 @@ from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference
 from kevolve_inductor.evaluate.evaluation import Mismatch
 from kevolve_inductor.evaluate.inputs import generate
 from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
+from kevolve_inductor.graph.rounding import RoundingSpread
 from kevolve_inductor.testing.evaluators import row_sum_region
 
 CPU = torch.device("cpu")
@@ -209,3 +210,46 @@ def test_overflow_beside_the_largest_value_is_rounding():
 
     assert wrong(inf, 65504.0, -inf, 32752.0) == [False] * 4
     assert wrong(-inf, 65504.0, inf, inf) == [True, False, True, True]
+
+
+def half_machine_region():
+    """``(sum x)^2 - sum x^2`` in half precision, where squares of large values leave the range."""
+    full, per_row = spec(64, 29, 20, dtype="float16"), spec(64, 20, dtype="float16")
+    nodes = (
+        RegionNode("aten.sum.dim_IntList", ({"node": "i0"}, [1]), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", ({"node": "n0"}, {"node": "n0"}), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", ({"node": "i0"}, {"node": "i0"}), {}, (full,)),
+        RegionNode("aten.sum.dim_IntList", ({"node": "n2"}, [1]), {}, (per_row,)),
+        RegionNode("aten.sub.Tensor", ({"node": "n1"}, {"node": "n3"}), {}, (per_row,)),
+    )
+    return Region((full,), nodes, ("n4",))
+
+
+def test_where_eager_overflows_a_kernel_may_in_another_way_but_may_not_be_wrong():
+    judged, inputs = judge(half_machine_region())
+    x = inputs("large")[0]
+    total = x.float().sum(1).half()
+    squares = (x * x).float().sum(1)
+    unrounded, rounded = (total * total).float() - squares, (total * total) - squares.half()
+    exact = x.double().sum(1).square() - x.double().square().sum(1)
+    lost = unrounded.isinf() & rounded.isnan() & (exact.abs() < 60_000)
+    assert lost.any()
+    assert isinstance(judged.judge("large", [unrounded.half()]), Agreed)
+    wrong = unrounded.half()
+    wrong[lost] = 0.0
+    assert isinstance(judged.judge("large", [wrong]), Mismatch)
+    normal = inputs("normal")[0]
+    spoilt = (normal.float().sum(1).square() - normal.float().square().sum(1)).half()
+    assert isinstance(judged.judge("normal", [spoilt]), Agreed)
+    spoilt[3, 4] = float("inf")
+    assert isinstance(judged.judge("normal", [spoilt]), Mismatch)
+
+
+def test_an_overflow_on_the_way_is_rounding_only_beside_the_largest_value():
+    nodes = (
+        RegionNode("aten.mul.Tensor", ({"node": "i0"}, {"node": "i1"}), {}, (spec(4, dtype="float16"),)),
+        RegionNode("aten.mul.Tensor", ({"node": "n0"}, 0.125), {}, (spec(4, dtype="float16"),)),
+    )
+    region = Region((spec(4, dtype="float16"), spec(4, dtype="float16")), nodes, ("n1",))
+    inputs = [torch.tensor([255.75, 240.0, 1.0, 2.0]).half(), torch.tensor([256.0, 256.0, 1.0, 3.0]).half()]
+    assert RoundingSpread(region, inputs, 0).may_overflow(0).tolist() == [True, False, False, False]

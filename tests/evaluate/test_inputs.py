@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from kevolve_inductor.evaluate.inputs import (
     named,
     with_other_seeds,
 )
-from kevolve_inductor.graph.region import InputRange, Region, TensorSpec, Workload
+from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
 
 CPU = torch.device("cpu")
 
@@ -138,3 +139,15 @@ def test_only_distributions_that_say_something_are_used():
     assert len(distributions_for(region(huge), free)) < len(distributions_for(region(FLOATS), free))
     on_gpu = TensorSpec((10,), (1,), "int64", "cuda")
     assert "beyond" not in distributions_for(region(on_gpu), ranged)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_large_factors_overflow_in_no_order(dtype):
+    spec = TensorSpec((64, 900), (900, 1), dtype, "cpu")
+    product = RegionNode("aten.cumprod.default", ({"node": "i0"}, 1), {}, (spec,))
+    factors = generate(Region((spec,), (product,), ("n0",)), Workload((), (None,)), "large", 0, CPU)[0].float()
+    logarithms = factors.abs().double().log().cumsum(1)
+    widest = (logarithms.amax(1) - logarithms.amin(1)).max()
+    largest = math.log(torch.finfo(getattr(torch, dtype)).max)
+    assert 0.3 * largest < widest < largest
+    assert (factors < 0).any()
