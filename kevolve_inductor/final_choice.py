@@ -38,8 +38,9 @@ Name = Literal["compiled", "inductor", "eager"]
 
 # Copies of all inputs, and of what one step makes of them, must fit beside what is there.
 _MEMORY_SHARE = 0.2
-# Below this, what surrounds a graph's call decides, which is the same on all sides.
-_LEAST_US = 50.0
+# Below this, what surrounds a graph's call decides, which is the same on all sides; where work is submitted ahead it is
+# hidden, or gone once the graph is replayed, and so much is left to tell kernels from launches.
+_LEAST_US, _LEAST_ALONE_US = 50.0, 15.0
 # Some twenty steps of each side are timed: what takes longer than this is not worth the wait.
 _MOST_US = 2e6
 # Submitting a step takes longer at times than it did once.
@@ -150,7 +151,7 @@ class FinalChoice:
         """``None`` where nothing is to be remembered: too short a step, or too noisy a machine."""
         least = self._settings.min_speedup
         steps = [min(timing.latency_us, *timing.baselines_us.values()) for timing in timings.values()]
-        if min(steps) < _LEAST_US:
+        if min(steps) < self._least_us():
             return None
         best = max(timings, key=lambda name: timings[name].speedup_low)
         if timings[best].speedup_low < least and any(timing.too_noisy_for(least) for timing in timings.values()):
@@ -163,6 +164,9 @@ class FinalChoice:
         }
         return FinalVerdict(chosen, times_us, timings[best].speedup_low, self._settings.search)
 
+    def _least_us(self) -> float:
+        return _LEAST_ALONE_US if executor_for(self._platform.name).submits_ahead else _LEAST_US
+
     def _timed(self, compiled: Callable[[], object], challenger: Callable[[], object]) -> Timing:
         """Where calls only submit work, the challenger's weaker side counts: as it is called here, where submitting may take
         longer than the work, or on the device alone, as where a model keeps it busy or a graph is replayed."""
@@ -171,7 +175,7 @@ class FinalChoice:
             # The first call of either may compile something still.
             compiled(), challenger()
         (base,), (own,) = executor.measure([compiled, challenger], 1, cold=False)
-        if not _LEAST_US <= min(base, own) <= _MOST_US:
+        if not self._least_us() <= min(base, own) <= _MOST_US:
             return Timing(own, {"compiled": base}, base / own, 0.0, base / own, 1)
         least = self._settings.min_speedup
         as_called = Contest(executor, {"compiled": compiled}).time(challenger, decide_at=least)

@@ -46,6 +46,8 @@ _FINALISTS = 3
 _MOST_FINALISTS = 8
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
 _LEAST_TRIALS = 3
+# After that there is time for this share of what preparing took, or of all there was, since candidates are built by then.
+_LEAST_SHARE = 0.5
 # A search may have time for a few trials only: what won elsewhere comes before the family's own seeds where the operators
 # are the same and the sizes near, and behind them else.
 _WARM_STARTS, _DISTANT_STARTS = 2, 4
@@ -205,7 +207,7 @@ class Tuner:
 
     def _budget(self, found: Found, search: _Search, seconds: float | None, start: float) -> Budget:
         spent = self.clock() - start
-        left = None if seconds is None else max(seconds - spent, 0.0)
+        left = None if seconds is None else max(seconds - spent, _LEAST_SHARE * min(seconds, spent))
         best_us = min(search.baselines_us.values(), default=0.0)
         target = best_us * _TARGET_SHARE_OF_FLOOR / found.floor_us if found.floor_us > 0 and best_us else None
         if target is not None:
