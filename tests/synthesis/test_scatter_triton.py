@@ -146,6 +146,42 @@ def interpret_extremes() -> None:
             assert_same(ran(kernel, inputs, expected, {}), expected)
 
 
+def interpret_crowded() -> None:
+    """Rows by products: whatever the values are, also where a block of events has infinite ones and none."""
+    torch.manual_seed(0)
+    events, rows = 700, 150
+    at = torch.randint(rows - 1, (events,))
+    for dtype, width, change in (
+        (torch.float32, 24, {"taken": 32}), (torch.float16, 9, {"programs": 132}), (torch.bfloat16, 100, {"num_warps": 8})
+    ):  # fmt: skip
+        given = (torch.randn(events, width) * torch.logspace(-3, 3, width)).to(dtype)
+        found = find(FAMILY, partial(onto_values, how="sum"), [given, at, torch.randn(rows, width).to(dtype)])
+        kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, change), "crowded": True}, "triton")
+        assert len(kernel.launches) == 2
+        # The interpreter multiplies bfloat16 numbers as the integers they are stored in.
+        text, count = re.subn(
+            r"tl.dot\(hit.to\(tl.bfloat16\), (.+), total\)",
+            r"tl.dot(hit.to(tl.float32), \1.to(tl.float32), total)",
+            kernel.source,
+        )
+        assert count == {torch.float32: 6, torch.float16: 0, torch.bfloat16: 2}[dtype]
+        kernel = replace(kernel, source=text)
+        for spoilt in (False, True):
+            inputs = values_of(found, found.match.inputs)
+            if spoilt:
+                of = next(x for x in inputs if x.shape == given.shape)
+                of[3, 2], of[100, 4], of[699] = math.inf, math.nan, -math.inf
+            reference = evaluate_fp64(region_of(found.match), inputs)
+            exact, eager = reference.exact[0], reference.eager[0]
+            (output,) = ran(kernel, inputs, [eager], {})
+            error = (output.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+            # The interpreter cuts off where a GPU rounds.
+            unit = 0.0 if dtype is torch.float32 else 2.0 * torch.finfo(dtype).eps
+            assert bool((error <= allowed_error(exact, eager) + exact.abs().nan_to_num(0.0, 0.0, 0.0) * unit).all())
+            assert torch.equal(output.isnan(), exact.isnan())
+            assert torch.equal(output.isinf(), exact.isinf())
+
+
 def onto_values(x: Tensor, at: Tensor, start: Tensor, how: str) -> Tensor:
     return start.scatter_reduce(0, at[:, None].expand_as(x), x, how)
 
@@ -185,6 +221,7 @@ def onto_rows(x: Tensor, at: Tensor, rows: int, how: str) -> Tensor:
         "interpret_slots",
         "interpret_turned",
         "interpret_extremes",
+        "interpret_crowded",
     ],
 )
 def test_triton_agrees_with_eager_under_the_interpreter(function: str) -> None:

@@ -41,14 +41,16 @@ def kv_level(x):
     return tl.where(tl.abs(x) < float("inf"), x, 0.0).to(x.dtype)
 
 @triton.jit
-def kv_decay(a, b):
-    d = kv_level(a) - kv_level(b)
-    return tl.exp(tl.where(d > 0, 0.0, d).to(a.dtype))
+def kv_join_logsumexp(a, x, b, y):
+    # One of both is relative to the greater element already.
+    decay = tl.exp(-tl.abs(kv_level(a) - kv_level(b)))
+    first = a >= b
+    return kv_max(a, b), tl.where(first, x, x * decay) + tl.where(first, y * decay, y)
 
 @triton.jit
-def kv_join_logsumexp(a, x, b, y):
-    top = kv_max(a, b)
-    return top, x * kv_decay(a, top) + y * kv_decay(b, top)
+def kv_alone(x):
+    # exp(x - x), as far as that is a number.
+    return tl.where(tl.abs(x) < float("inf"), 1.0, tl.where(x < 0, 0.0, x)).to(x.dtype)
 """
 
 # Names of the one or two tensors that make a running value.

@@ -135,7 +135,7 @@ class ScanText(ABC):
         lines = [*printer.lines, f"{x} = tl.where({live}, {value}, {none}).to({kind})"]
         printer.lines.clear()
         if self.plan.kind == "logsumexp":
-            lines.append(f"{stem}_second = tl.exp({x} - kv_level({x}))")
+            lines.append(f"{stem}_second = kv_alone({x})")
         elif self.joins.is_tuple:
             lines.append(f"{stem}_second = tl.where({live}, {at}, -1).to({self.joins.types()[1]})")
         return lines

@@ -2,8 +2,8 @@
 
 Eager and Inductor add rows on a GPU with atomic operations, whose order and so whose sums differ from run to run. A kernel
 has to give the same bits every time: events are brought together by row first, in slots of the rows where these have few
-(``slots``) and by sorting otherwise (``triton``). That pays where there are many. Of extremes alone (``extremes``) the
-order is of no matter.
+(``slots``) and by sorting otherwise (``triton``), or few rows are products (``crowded``). That pays where there are many.
+Of extremes alone (``extremes``) the order is of no matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from . import cpp, extremes, slots, triton
+from . import cpp, crowded, extremes, slots, triton
 from .plan import Scatter, ScatterPlan
 from .rows import MOST_NUMBERED
 from .structure import is_scatter, read
@@ -60,7 +60,8 @@ class ScatterFamily(Family):
         if target.platform != "cpu":
             sizes = _hints(match)
             rooms = slots.rooms(match.plan, *sizes)
-            return gpu_space(match.plan, *sizes, rooms, has_extremes=extremes.is_offered(match.plan))
+            has_extremes, is_crowded = extremes.is_offered(match.plan), crowded.is_offered(match.plan, *sizes)
+            return gpu_space(match.plan, *sizes, rooms, has_extremes=has_extremes, is_crowded=is_crowded)
         threads = max(target.threads, 1)
         width = int(product(tuple(extent for _, extent in scatter.inner[-1:])))
         # With a part of every row a thread goes through all events in order, without choosing.
@@ -81,6 +82,8 @@ class ScatterFamily(Family):
             return cpp.kernel_of(plan, arguments, schedule)
         if language == "triton" and schedule.get("atomic"):
             return extremes.kernel_of(plan, arguments, schedule)
+        if language == "triton" and schedule.get("crowded"):
+            return crowded.kernel_of(plan, arguments, schedule)
         if language == "triton" and schedule["room"]:
             return slots.kernel_of(plan, arguments, schedule)
         if language == "triton":

@@ -75,12 +75,12 @@ def long_tile(plan: ScatterPlan) -> Tile:
 
 
 def gpu_space(
-    plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...], *, has_extremes: bool
+    plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...], *, has_extremes: bool, is_crowded: bool
 ) -> ScheduleSpace:  # fmt: skip
     """``events`` and ``rows`` are numbers at the sizes seen, ``rooms`` numbers of slots that are worth trying.
 
     Without slots (``room`` 0) events are sorted by their rows in several launches. With ``has_extremes`` atomic operations
-    are another way.
+    are another way, with ``is_crowded`` products are.
     """
     usual = math.ceil(_ENOUGH * max(1, events / max(rows, 1)))
     lanes = _lanes(plan, LOADED)
@@ -112,6 +112,13 @@ def gpu_space(
             {"num_warps": warps * k, "block": b} for k, b in ((1, 512), (4, 1024), (1, 256), (2, 1024))
         ]
         changes = [*({**way, "atomic": True} for way in ways), *changes]
+    if is_crowded:
+        choices |= {"crowded": (False, True), "taken": (64, 128, 32), "programs": (264, 528, 132)}
+        choices["num_warps"] = _distinct((*choices["num_warps"], 4, 8))  # type: ignore[arg-type]
+        products: list[Schedule] = [
+            {"num_warps": 4}, {"num_warps": 4, "programs": 528}, {"num_warps": 8, "taken": 128}, {"num_warps": 4, "taken": 32}
+        ]  # fmt: skip
+        changes = [*({**way, "crowded": True} for way in products), *changes]
     space = common.seeded(choices, *changes)
     # Where rows have few events, several ways lead to the same schedule.
     return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in space.seeds}.values()))

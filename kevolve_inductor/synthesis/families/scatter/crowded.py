@@ -1,0 +1,193 @@
+"""Sums of few rows with many events each as Triton: a matrix that says which event is of which row, times their values.
+
+Zeros and ones are exact in any precision, so that products are as well; values of 32 bits are three numbers of half
+precision each, which together have as many digits.
+
+- ``kevolve_parts``: a stretch of the events is multiplied for some of the rows.
+- ``kevolve_join``: what all stretches give is added, always in the same order.
+
+A product with zero is no number where a value is infinite or none: where a block of events has such a value, they are added
+one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....graph.dims import product
+from ....kernel import Argument, Kernel, Launch, Workspace
+from ...expression import TRITON_PRELUDE
+from ...expression import expression as ex
+from ...expression.expression import LOW_PRECISION, Expr
+from ...expression.remainder import TRITON_REMAINDER
+from ...expression.triton import TRITON_TYPES, used_helpers
+from ...family import Schedule
+from ..bags.checks import BagPrinter
+from ..bags.tiles import power_above
+from ..triton_tiles import coordinates, needs_64_bits
+from .plan import EVENT, ROW, ScatterPlan
+from .rows import row_function
+from .tiles import columns_of, elements_of
+
+# Each event is compared with every row. Beyond these rows, elements and comparisons grouping the events takes less.
+MOST_ROWS, _MOST_COLUMNS, _MOST_COMPARED = 2048, 128, 2**30
+# Rows and columns of the least product that there is; rows of a program at most.
+_LEAST_LINES, _LEAST_COLUMNS, _MOST_LINES = 64, 16, 128
+# Partial sums that are added at once.
+_JOINED = 8192
+
+
+def is_offered(plan: ScatterPlan, events: int, rows: int) -> bool:
+    scatter = plan.built
+    is_static = isinstance(scatter.events, int) and isinstance(product(scatter.rows), int)
+    is_small = rows <= MOST_ROWS and elements_of(scatter) <= _MOST_COLUMNS and events * rows <= _MOST_COMPARED
+    return is_static and is_small and scatter.combine == "add" and scatter.held == "float32"
+
+
+def kernel_of(plan: ScatterPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
+    return _Text(plan, schedule).kernel(arguments)
+
+
+class _Text:
+    def __init__(self, plan: ScatterPlan, schedule: Schedule) -> None:
+        self.plan, self.scatter, self.warps = plan, plan.scatter, int(schedule["num_warps"])
+        self.events, self.rows = int(self.scatter.events), int(product(self.scatter.rows))
+        self.elements, self.columns = elements_of(self.scatter), max(_LEAST_COLUMNS, columns_of(plan))
+        self.lines = min(_MOST_LINES, max(_LEAST_LINES, power_above(self.rows)))
+        self.tiles, self.block = -(-self.rows // self.lines), int(schedule["taken"])
+        stretches = max(1, int(schedule["programs"]) // self.tiles)
+        # Events of a stretch: whole blocks.
+        self.span = -(-self.events // (stretches * self.block)) * self.block
+        self.stretches = -(-self.events // self.span)
+        self.wide = ".to(tl.int64)" if needs_64_bits((*plan.inputs, *plan.outputs)) else ""
+        self.given = [*(f"in{k}" for k in range(len(plan.inputs))), *plan.symbols]
+        self.names = [*self.given[: len(plan.inputs)], "out0", *plan.symbols, "parts"]
+        stored = _stored(self.scatter.value)
+        self.operand = TRITON_TYPES[stored] if stored else "tl.bfloat16"
+        self.is_split = stored is None
+
+    def kernel(self, arguments: tuple[Argument, ...]) -> Kernel:
+        given = (*arguments, Argument("workspace", 0))
+        launches = (
+            Launch("kevolve_parts", given, (str(self.stretches * self.tiles),), num_warps=self.warps),
+            Launch("kevolve_join", given, (str(self.rows),)),
+        )
+        code = "\n\n".join(
+            [
+                row_function(self.scatter, self.given),
+                self._function("kevolve_join", self._join(), self.names),
+                self._function("kevolve_one", self._one(), ["total", "line", "number", *self.given]),
+                self._function("kevolve_parts", self._parts(), self.names),
+            ]
+        )
+        source = f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n"
+        sums = Workspace("float32", str(self.rows * self.stretches * self.elements))
+        return Kernel("triton", source, launches, (sums,))
+
+    def _function(self, name: str, lines: Sequence[str], names: Sequence[str]) -> str:
+        return "\n    ".join([f"@triton.jit\ndef {name}({', '.join(names)}):", *lines])
+
+    def _columns(self) -> list[str]:
+        return [
+            f"place = tl.arange(0, {self.columns})[None, :]",
+            f"place_mask = place < {self.elements}",
+            *coordinates("place", self.scatter.inner),
+        ]
+
+    def _printer(self, axis: str, mask: str, prefix: str) -> BagPrinter:
+        return BagPrinter({axis: mask, **{name: "place_mask" for name, _ in self.scatter.inner}}, {}, prefix)
+
+    def _parts(self) -> list[str]:
+        tile, stretch = f"tl.program_id(0) % {self.tiles}", f"tl.program_id(0) // {self.tiles}"
+        nothing = f"tl.zeros([{self.lines}, {self.columns}], tl.float32)"
+        blocks = f"range(begin, tl.minimum(begin + {self.span}, {self.events}), {self.block})"
+        at = f"(line.to(tl.int64) * {self.stretches} + {stretch}) * {self.elements} + place"
+        return [
+            *self._columns(),
+            f"line = ({tile}) * {self.lines} + tl.arange(0, {self.lines})[:, None]",
+            f"begin = ({stretch}){self.wide} * {self.span}",
+            f"total = {nothing}",
+            f"odd = tl.zeros([{self.block}, {self.columns}], tl.int32)",
+            f"for first in {blocks}:",
+            *_indented(self._block()),
+            *_indented([*self._strange(), "odd |= strange", *self._products()]),
+            "if tl.max(tl.max(odd, 1), 0) > 0:",
+            *_indented([f"total = {nothing}", f"for first in {blocks}:"]),
+            *_indented(_indented(self._careful())),
+            f"tl.store(parts + {at}, total, mask=(line < {self.rows}) & place_mask)",
+        ]
+
+    def _block(self, number: str | None = None) -> list[str]:
+        """``hit``: which of the lines each event is of; ``value``: what it adds."""
+        printer = self._printer(EVENT, "event_mask", "s")
+        value = printer.value(self.scatter.value)
+        return [
+            f"number = {number or f'first + tl.arange(0, {self.block})'}",
+            f"row = kevolve_row({', '.join(['number', *self.given])})",
+            "hit = line == row[None, :]",
+            f"{EVENT} = number[:, None]",
+            "event_mask = row[:, None] >= 0",
+            *printer.taken(),
+            f"value = tl.where(event_mask & place_mask, {value}, 0.0).to(tl.float32)",
+        ]
+
+    def _strange(self) -> list[str]:
+        return ['strange = 1 - (tl.abs(value) < float("inf")).to(tl.int32)']
+
+    def _products(self) -> list[str]:
+        chosen = f"hit.to({self.operand})"
+        if not self.is_split:
+            return [f"total = tl.dot({chosen}, value.to({self.operand}), total)"]
+        return [
+            f"high = value.to({self.operand})",
+            "left = value - high.to(tl.float32)",
+            f"middle = left.to({self.operand})",
+            f"low = (left - middle.to(tl.float32)).to({self.operand})",
+            *(f"total = tl.dot({chosen}, {part}, total)" for part in ("low", "middle", "high")),
+        ]
+
+    def _careful(self) -> list[str]:
+        """A block again, one by one where one of its values is strange."""
+        one = ", ".join(["total", "line", "first + one", *self.given])
+        return [
+            *self._block(),
+            *self._strange(),
+            "if tl.max(tl.max(strange, 1), 0) > 0:",
+            f"    for one in range(0, {self.block}):",
+            f"        total = kevolve_one({one})",
+            "else:",
+            *_indented(self._products()),
+        ]
+
+    def _one(self) -> list[str]:
+        """``total`` with a single event."""
+        return [*self._columns(), *self._block("number + tl.arange(0, 1)"), "return total + tl.where(hit, value, 0.0)"]
+
+    def _join(self) -> list[str]:
+        printer = self._printer(ROW, "row_mask", "r")
+        base, offset = printer.value(self.scatter.base), printer.value(self.scatter.offset)
+        count = min(power_above(self.stretches), max(1, _JOINED // self.columns))
+        at = f"({ROW}.to(tl.int64) * {self.stretches} + stretch) * {self.elements} + place"
+        mask = f"(stretch < {self.stretches}) & place_mask"
+        return [
+            *self._columns(),
+            f"{ROW} = tl.program_id(0){self.wide} + place * 0",
+            f"row_mask = {ROW} < {self.rows}",
+            f"total = tl.zeros([1, {self.columns}], tl.float32)",
+            f"for first in range(0, {self.stretches}, {count}):",
+            f"    stretch = first + tl.arange(0, {count})[:, None]",
+            f"    total += tl.sum(tl.load(parts + {at}, mask={mask}, other=0.0), 0, keep_dims=True)",
+            *printer.taken(),
+            f"tl.store(out0 + {ROW} * {self.scatter.step} + {offset} + place * 0, total + {base}, mask=place_mask)",
+        ]
+
+
+def _stored(value: Expr) -> str | None:
+    """The low precision in which a value lies in memory, if nothing is computed of it."""
+    while value.op == "cast" and value.dtype in ex.FLOATS:
+        value = value.args[0]
+    return value.value[1] if value.op == "read" and value.value[1] in LOW_PRECISION else None
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
