@@ -27,16 +27,20 @@ import torch
 from .cases import CASES, Case
 from .longtail import select
 from .regions import instance_of, regions_of
+from .shapes import drawn
 from .swept import Sweep, compile_only
 
+# So many of each family are known by their names.
+_DRAWN = 100
 _FAULTED, _CHILD_GRACE_S, _MOST_FAULTS = 7, 60.0, 12
 _COLUMNS = ("time_us", "order", "registers", "spills", "shared_bytes", "worst")
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    known = CASES if arguments.drawn is None else drawn(_DRAWN, arguments.drawn)
     chosen = [
-        case for case in select(arguments.cases, "cuda", CASES) if not arguments.exact or case.name in arguments.cases
+        case for case in select(arguments.cases, "cuda", known) if not arguments.exact or case.name in arguments.cases
     ]
     if not chosen:
         print(f"no case for cuda matches {' '.join(arguments.cases)}", file=sys.stderr)
@@ -61,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit-s", type=float, default=60.0, help="seconds for each case (default 60)")
     parser.add_argument("--random", type=int, default=100, metavar="COUNT", help="schedules drawn beside the seeds")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--drawn", type=int, metavar="SEED", help="cases of `longtail --random --seed SEED` instead")
     parser.add_argument("--jobs", type=int, default=8, help="processes that build (default 8)")
     parser.add_argument("--best", type=int, default=8, help="how many of a region are printed (default 8)")
     parser.add_argument("--target", help="compile for this chip (sm_90) instead of running")
@@ -87,6 +92,7 @@ def _child(case: Case, arguments: argparse.Namespace, path: Path, limit_s: float
     options += ["--jobs", arguments.jobs, "--rows", path]
     options += ["--family", arguments.family] if arguments.family else []
     options += ["--target", arguments.target] if arguments.target else []
+    options += ["--drawn", arguments.drawn] if arguments.drawn is not None else []
     command = [sys.executable, "-m", "benchmarks.sweep", case.name, *map(str, options)]
     try:
         return subprocess.run(command, check=False, timeout=limit_s + _CHILD_GRACE_S).returncode not in (0, 1)

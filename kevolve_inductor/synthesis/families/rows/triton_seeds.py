@@ -15,6 +15,7 @@ Seed = dict[str, Choice]
 
 # Of a unit; what a thread needs beside the values of its row; threads of a unit and of a program.
 _REGISTERS = 65536
+_MOST_REGISTERS = 255
 _FEW_REGISTERS = 24
 _MOST_THREADS = 2048
 _FEW_THREADS = 512
@@ -59,17 +60,21 @@ class RowFacts:
         run = lanes * self.vector
         return -(-self.columns // run) * self.vector
 
+    def registers(self, lanes: int) -> int:
+        """Of a thread, if it may have so many."""
+        numbers = self.sums + self.loads + (self.weights if self.sums else 0)
+        return _FEW_REGISTERS + self.in_thread(lanes) * max(1, numbers)
+
     def programs(self, lanes: int) -> int:
         """How many fit on a unit."""
-        numbers = self.sums + self.loads + (self.weights if self.sums else 0)
-        registers = _FEW_REGISTERS + self.in_thread(lanes) * max(1, numbers)
         threads = max(lanes, _NARROWEST)
-        return min(_MOST_THREADS // threads, _REGISTERS // (min(registers, 255) * threads))
+        return min(_MOST_THREADS // threads, _REGISTERS // (min(self.registers(lanes), _MOST_REGISTERS) * threads))
 
     def lanes(self, wanted: int, numbers: int) -> list[int]:
         """Threads of a row, those first of which enough run at once and which hold about ``wanted`` values."""
         filled = [n for n in _powers(1, _WIDEST) if n * self.vector < 2 * self.columns]
         able = [n for n in filled if n >= _NARROWEST and self.in_thread(n) <= _MOST_IN_THREAD] or filled[-1:]
+        able = [n for n in able if self.registers(n) <= _MOST_REGISTERS] or able
 
         def distance(lanes: int) -> tuple[bool, float, int]:
             far = abs(log2(self.in_thread(lanes) * max(1, numbers) / wanted))

@@ -16,8 +16,8 @@ from .spaces import MOST_REDUCED, columns_are_near
 LEAST_ELEMENTS = 1 << 20
 # Rows of up to this many elements Inductor keeps in a GPU's registers while it needs them (its persistent reductions).
 _LONGEST_HELD = 1024
-# Long rows go through one program each: there have to be several for every unit.
-_LEAST_LONG_ROWS = 512
+# Long rows go through one program each: there has to be one for most units.
+_LEAST_LONG_ROWS = 96
 # Rows that lie next to each other are read line by line, each by a program: there have to be enough, and of some length.
 LEAST_FAR_ROWS, _SHORTEST_FAR = 4096, 65
 # Partial sums of all columns stand in a program's registers.
