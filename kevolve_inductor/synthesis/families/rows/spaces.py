@@ -228,7 +228,9 @@ def _facts(program: RowProgram, target: Target) -> RowFacts:
     sweeps = [one for one in passes(walked, (*pairs, *sums_below(walked))) if one.sweep]
     reads = [load for load in column_loads(walked) if slope(load.args[0], COLUMNS) == 1]
     own = [load for load in reads if walked.is_row_dependent(load)]
+    rows = product(tuple(extent for _, extent in program.rows))
     return RowFacts(
+        rows=rows if isinstance(rows, int) else 0,
         columns=program.columns,
         vector=vector_of(program),
         loads=len(own),

@@ -11,6 +11,8 @@ tile is read while one is computed, and sums over all rows are kept in registers
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ....exc import EmissionError
 from ....kernel import Kernel, Launch
 from ...expression import TRITON_PRELUDE
@@ -23,6 +25,7 @@ from .triton_arithmetic import prepared
 from .triton_columns import ColumnTotals
 from .triton_places import Programs
 from .triton_prelude import ROW_HELPERS
+from .triton_shared import NAMES as SHARED_NAMES
 from .triton_space import Tile
 from .triton_writer import TritonWriter
 
@@ -44,17 +47,18 @@ def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     writer = TritonWriter(program, tile, selections, online, programs)
     totals = ColumnTotals(program, writer.programs) if program.column_sums else None
     names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
-    names += totals.names if totals else []
+    names += totals.names if totals else SHARED_NAMES if writer.shared else []
     body = "\n".join(f"    {line}" for line in writer.lines())
     code = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *program.symbols])}):\n{body}"
     code = f"{code}\n\n{totals.function()}" if totals else code
     source = f"{used_helpers(TRITON_PRELUDE + ROW_HELPERS, code)}\n\n{code}\n"
     arguments = arguments_of(program.inputs, program.outputs, program.symbols)
-    if totals:
-        arguments = totals.with_workspaces(arguments)
+    extra = totals or writer.shared
+    if extra:
+        arguments = extra.with_workspaces(arguments)
     launch = Launch(_FUNCTION, arguments, (str(writer.programs),), num_warps=warps, num_stages=1)
     more = (totals.launch(arguments),) if totals else ()
-    return Kernel("triton", source, (launch, *more), totals.workspaces if totals else ())
+    return Kernel("triton", source, (launch, *more), extra.workspaces if extra else ())
 
 
 def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
@@ -69,11 +73,12 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     power = 1 << (program.columns - 1).bit_length()
     if lanes * vector > 2 * power:
         raise EmissionError(f"{lanes} threads for {program.columns} columns")
-    depth, pieces = max(1, power // (lanes * vector)), 1
+    depth, pieces, parts = max(1, power // (lanes * vector)), 1, int(schedule.get("parts", 1))
+    own = -(-program.columns // parts)
     if algorithm != "tile":
         depth = min(depth, int(schedule["depth"]))
     elif near and not program.selects:
-        depth, pieces = pieces_of(-(-program.columns // (lanes * vector)))
+        depth, pieces = pieces_of(-(-own // (lanes * vector)))
     if depth * pieces * vector > _MOST_PER_THREAD:
         raise EmissionError(f"{depth * pieces * vector} columns of a row in one thread")
     rows = int(schedule["rows"])
@@ -85,7 +90,19 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     if warps > _MOST_WARPS:
         raise EmissionError(f"{warps} warps in a program")
     tile = Tile(rows, lanes, depth, vector, algorithm != "tile", algorithm == "spread", pieces)
+    if parts > 1:
+        tile = _shared(tile, own, program.columns)
     return tile, 1 << (warps - 1).bit_length()
+
+
+def _shared(tile: Tile, own: int, columns: int) -> Tile:
+    """``tile`` of a row of which every program has about ``own`` columns: whole blocks, or all that the tile holds."""
+    if tile.spread or tile.rows > 1:
+        raise EmissionError("programs share single rows that are held or walked over")
+    span = -(-own // tile.columns) * tile.columns if tile.looped else tile.columns * tile.pieces
+    if span >= columns:
+        raise EmissionError(f"a row of {columns} columns has no parts of {span}")
+    return replace(tile, parts=-(-columns // span), span=span)
 
 
 def pieces_of(runs: int) -> tuple[int, int]:

@@ -45,8 +45,7 @@ class ReduceFold(Fold):
         self.writer.add(f"{self.name} = {combined(self.reduce, self.name, value)}")
 
     def after(self) -> None:
-        text = reduced(self.reduce, self.name)
-        self.writer.define_scalar(self.reduce.result, text)
+        self.writer.define_reduced(self.reduce, self.name)
 
 
 class OnlineFold(Fold):
@@ -91,15 +90,31 @@ class OnlineFold(Fold):
         w.add(f"{n} += {f'tl.sum({inside}.to(tl.float32), 2)' if mask else f'{float(w.tile.per_thread)}'}")
 
     def after(self) -> None:
+        if self.writer.shared:
+            self._exchange()
         w, m, s = self.writer, self.m, self.s
-        w.define_scalar(self.top.result, f"tl.reduce({m}, 1, kv_max)")
+        w.define_scalar(self.top.result, w.along("amax", m))
         top = str(self.top.result.value[0])
         base = w.fresh("m")
-        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None]")
-        self._defined(self.total, top, f"tl.sum({s} * {self.exp}({m} - {base}), 1)")
+        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top}){'' if w.shared else '[:, None]'}")
+        self._defined(self.total, top, w.along("sum", f"{s} * {self.exp}({m} - {base})"))
         if self.below is not None:
             moved = f"tl.where({self.n} == 0, 0.0, {self.n} * ({m} - {base}))"
-            self._defined(self.below, top, f"tl.sum({self.d} + {moved}, 1)")
+            self._defined(self.below, top, w.along("sum", f"{self.d} + {moved}"))
+
+    def _exchange(self) -> None:
+        """What all threads of a part have becomes one of as many as there are parts."""
+        w, m = self.writer, self.m
+        top, base = w.fresh("m"), w.fresh("m")
+        w.add(f"{top} = tl.reduce({m}, 1, kv_max)")
+        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top})[:, None]")
+        values = [top, f"tl.sum({self.s} * {self.exp}({m} - {base}), 1)"]
+        if self.below is None:
+            self.m, self.s = w.exchanged(values, ["float('-inf')", "0"])
+            return
+        moved = f"tl.where({self.n} == 0, 0.0, {self.n} * ({m} - {base}))"
+        values += [f"tl.sum({self.d} + {moved}, 1)", f"tl.sum({self.n}, 1)"]
+        self.m, self.s, self.d, self.n = w.exchanged(values, ["float('-inf')", "0", "0", "0"])
 
     def _defined(self, reduce: Reduce, top: str, text: str) -> None:
         self.writer.define_scalar(reduce.result, f"tl.where({top} == float('-inf'), float('nan'), {text})")
@@ -133,14 +148,38 @@ class DeviationFold(Fold):
 
     def after(self) -> None:
         w, mask = self.writer, self.writer.spaces[COLUMNS].axis_mask
-        w.define_scalar(self.total.result, reduced(self.total, self.sum))
-        mean = f"({self.total.result.value[0]} / {float(w.program.columns)})[:, None, None, None]"
         # Of the last block some elements have one number less than the others, or none.
         counts = f"tl.where({mask}, {self.n}, {self.n} - 1.0)" if mask else self.n
         part, between = w.fresh("n"), w.fresh("d")
+        if w.shared:
+            total = w.fresh("a")
+            w.add(f"{total} = {reduced(self.total, self.sum)}")
+            mean = f"({total} / {self._columns('part')})[:, None, None, None]"
+        else:
+            w.define_scalar(self.total.result, reduced(self.total, self.sum))
+            mean = f"({self.total.result.value[0]} / {float(w.program.columns)})[:, None, None, None]"
         w.add(f"{part} = {counts}")
         w.add(f"{between} = tl.where({part} > 0.0, {self.mean} - {mean}, 0.0)")
-        w.define_scalar(self.squares.result, reduced(self.squares, f"{self.off} + {part} * {between} * {between}"))
+        squares = reduced(self.squares, f"{self.off} + {part} * {between} * {between}")
+        if w.shared:
+            squares = self._of_parts(total, squares)
+        w.define_scalar(self.squares.result, squares)
+
+    def _columns(self, part: str) -> str:
+        """How many columns parts have, as floating-point numbers."""
+        span, columns = self.writer.tile.span, self.writer.program.columns
+        return f"tl.maximum(tl.minimum({span}, {columns} - ({part}) * {span}), 0).to(tl.float32)"
+
+    def _of_parts(self, total: str, squares: str) -> str:
+        """Defines the sum of all parts; their squares off its mean."""
+        w = self.writer
+        sums, own = w.exchanged([total, squares], ["0", "0"])
+        w.define_scalar(self.total.result, w.along("sum", sums))
+        count, off = w.fresh("n"), w.fresh("d")
+        w.add(f"{count} = {self._columns('which')}")
+        mean = f"{self.total.result.value[0]} / {float(w.program.columns)}"
+        w.add(f"{off} = tl.where({count} > 0.0, {sums} / {count} - {mean}, 0.0)")
+        return str(w.along("sum", f"{own} + {count} * {off} * {off}"))
 
 
 def identity(reduce: Reduce) -> str:
@@ -161,7 +200,12 @@ def reduced(reduce: Reduce, text: str) -> str:
     """Of a whole axis. Columns are reduced axis by axis: so results have the layout that they are used in."""
     if reduce.axis == COLUMNS:
         return f"{_OF_COLUMNS[reduce.op]}({text})"
-    return f"tl.sum({text}, 1)" if reduce.op == "sum" else f"tl.reduce({text}, 1, {_EXTREMES[reduce.op]})"
+    return over(reduce.op, text, 1)
+
+
+def over(op: str, text: str, axis: int) -> str:
+    """A reduction of one axis of a tensor."""
+    return f"tl.sum({text}, {axis})" if op == "sum" else f"tl.reduce({text}, {axis}, {_EXTREMES[op]})"
 
 
 def combined(reduce: Reduce, one: str, other: str) -> str:

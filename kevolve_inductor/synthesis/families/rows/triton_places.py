@@ -13,6 +13,7 @@ from ..triton_tiles import INT32, cdiv, needs_64_bits
 from .address import slope
 from .program import COLUMNS, RowProgram
 from .spaces import column_loads, columns_are_near
+from .triton_shared import SharedRows
 from .triton_space import Run, Space, SpacePrinter, Tile
 
 
@@ -44,6 +45,7 @@ class TritonPlaces:
         self.printers: dict[str | None, SpacePrinter] = {}
         self.pieces: list[tuple[Space, SpacePrinter]] = []
         self.hoisted: dict[Expr, Expr] = {}
+        self.shared = SharedRows(program, self.total, tile.parts) if tile.parts > 1 else None
 
     @property
     def which_program(self) -> str:
@@ -67,12 +69,12 @@ class TritonPlaces:
     @property
     def _is_ragged(self) -> bool:
         """Whether the last piece, or block, of a row ends beyond it."""
-        return self.program.columns % self.tile.columns != 0
+        return self.program.columns % (self.tile.span if self.tile.parts > 1 and not self.tile.looped else self.tile.columns) != 0
 
     @property
     def blocks(self) -> int:
-        """By how many programs a row is shared."""
-        return -(-self.program.columns // self.tile.columns) if self.tile.spread else 1
+        """How many programs a row has."""
+        return -(-self.program.columns // self.tile.columns) if self.tile.spread else self.tile.parts
 
     @cached_property
     def run_of_rows(self) -> int:
@@ -149,20 +151,22 @@ class TritonPlaces:
 
     def _rows(self) -> None:
         start = self.tile_at("turn") if self.persistent.count else self.which_program
-        start = f"({start} // {self.blocks})" if self.tile.spread else start
+        start = "line" if self.shared else f"({start} // {self.blocks})" if self.tile.spread else start
         names = self._run_names(start) if self.run_of_rows else self.row_names(start)
         exact = not self.run_of_rows and isinstance(self.total, int) and self.total % self.tile.rows == 0
         if self.run_of_rows:
             self.add(f"live = {self.program.rows[-1][0]} < {self.run_of_rows}")
         elif not exact:
             self.add(f"live = row < {self.total}")
-        self.spaces[None] = Space(self.program, None, f"[{self.tile.rows}]", "", "", "" if exact else "live", "", names)
+        # The row of programs that share it is a number, from whose layout in threads nothing can follow.
+        shape = "" if self.shared else f"[{self.tile.rows}]"
+        self.spaces[None] = Space(self.program, None, shape, "", "", "" if exact else "live", "", names)
         self.printers[None] = self.spaces[None].printer("t")
 
     def row_names(self, start: str, prefix: str = "") -> dict[str, str]:
         """The row variables of the tile ``start``, by name."""
         rows = self.tile.rows
-        self.add(f"{prefix}row = {start} * {rows} + tl.arange(0, {rows})")
+        self.add(f"{prefix}row = " + (start if self.shared else f"{start} * {rows} + tl.arange(0, {rows})"))
         rest = f"{prefix}row"
         names = {}
         for name, extent in reversed(self.program.rows):
@@ -188,7 +192,8 @@ class TritonPlaces:
         return f"{COLUMNS}{piece}" if piece else COLUMNS
 
     def mask(self, piece: int) -> str:
-        last = piece == self.tile.pieces - 1
+        # Of a shared row the last part may be of any length.
+        last = piece == self.tile.pieces - 1 or self.shared is not None
         return f"{self.position(piece)} < {self.program.columns}" if self._is_ragged and last else ""
 
     @property
@@ -204,6 +209,7 @@ class TritonPlaces:
         parts = [f"{lane} * {tile.vector}" if tile.vector > 1 else lane]
         parts += [f"{self._deep} * {tile.run}"] if tile.depth > 1 else []
         parts += [near] if tile.vector > 1 else []
+        parts += ["begin"] if self.shared and not tile.looped else []
         self.add(f"{name} = {' + '.join(parts)}")
         for k in range(1, tile.pieces):
             self.add(f"{self.position(k)} = {COLUMNS} + {k * tile.columns}")
@@ -213,7 +219,8 @@ class TritonPlaces:
         for k in range(self.tile.pieces):
             space = self._space(COLUMNS, self.tile.shape, "[:, None, None, None]", self.position(k), self.mask(k))
             if not space.axis_mask:
-                self._mark_run(space, f"{k * self.tile.depth} + " if k else "")
+                first = f"part * {self.tile.span // self.tile.run} + " if self.shared else ""
+                self._mark_run(space, first + (f"{k * self.tile.depth} + " if k else ""))
             self.pieces.append((space, self.printers[COLUMNS]))
 
     def _mark_run(self, space: Space, start: str) -> None:
@@ -234,7 +241,7 @@ class TritonPlaces:
         self._space(axis, f"[{self.tile.rows}, {width}]", "[:, None]", axis, mask)
 
     def _space(self, axis: str, shape: str, suffix: str, position: str, mask: str) -> Space:
-        row = self.spaces[None]
+        row, suffix = self.spaces[None], "" if self.shared else suffix
         row_mask = row.row_mask + suffix if row.row_mask else ""
         names = {name: text + suffix for name, text in row.names.items()}
         space = Space(self.program, axis, shape, suffix, position, row_mask, mask, {**names, axis: position})

@@ -21,6 +21,8 @@ _MOST_THREADS = 2048
 _FEW_THREADS = 512
 _WIDEST = 1024
 _NARROWEST = 32
+# Columns that are worth a program beside others of the row.
+_LEAST_SHARE = 4096
 # Values of a row in a thread: more need the registers of other threads, fewer do not pay for waiting for each other.
 _MANY_HELD = 32
 # The same of one tensor.
@@ -36,9 +38,10 @@ _MOST_IN_THREAD = 128
 class RowFacts:
     """What is known of a row: ``vector`` columns are read at once, ``loads`` tensors differ between rows and ``weights`` do
     not, ``sums`` go over all rows, ``sweeps`` read the row again. ``row_bytes`` are read of a row, ``online``: with a
-    maximum and what depends on it in one sweep. ``pointwise``: nothing is reduced.
+    maximum and what depends on it in one sweep. ``pointwise``: nothing is reduced. ``rows``: 0 where their number varies.
     """
 
+    rows: int
     columns: int
     vector: int
     loads: int
@@ -54,6 +57,13 @@ class RowFacts:
     @property
     def is_held(self) -> bool:
         return self.sums > 0 or self.columns * max(1, self.loads) <= MOST_HELD
+
+    @property
+    def may_share(self) -> bool:
+        """Whether several programs could read a row once where one would read it again, or would be one of too few."""
+        is_long = self.columns * max(1, self.loads) > MOST_HELD or self.rows < 2 * self.units
+        read_again = self.sweeps > 1 and not self.sums and not self.pointwise
+        return read_again and is_long and self.rows > 0 and self.columns >= 2 * _LEAST_SHARE
 
     def in_thread(self, lanes: int) -> int:
         """Columns, in whole vectors."""
@@ -90,6 +100,15 @@ def _powers(first: int, last: int) -> list[int]:
 
 def seeds_of(facts: RowFacts) -> list[Seed]:
     """The likeliest schedules, best first; each has a value for every choice."""
+    shared = list(_shared(facts)) if facts.may_share else []
+    found = _unshared(facts)
+    # One program's rows are long for a cache, or there are too few of them.
+    first = 3 if facts.rows < facts.units or facts.rows * facts.columns > 2**21 * facts.units else 1
+    found = [*shared[:first], *found[:2], *shared[first:], *found[2:]] if shared else found
+    return list({tuple(sorted(seed.items())): seed for seed in found}.values())
+
+
+def _unshared(facts: RowFacts) -> list[Seed]:
     if facts.sums:
         found = list(_summed(facts))
     elif facts.pointwise:
@@ -99,11 +118,12 @@ def seeds_of(facts: RowFacts) -> list[Seed]:
         found = [*held[:2], walked[0], *held[2:4], *walked[1:3], *held[4:]]
     else:
         found = list(_walked(facts))
-    return list({tuple(sorted(seed.items())): seed for seed in found}.values())
+    return found
 
 
 def _seed(algorithm: str, lanes: int, **others: Choice) -> Seed:
-    return {"algorithm": algorithm, "lanes": lanes, "rows": 1, "depth": 1, "programs": 0, "stages": 1, **others}
+    plain: Seed = {"algorithm": algorithm, "lanes": lanes, "rows": 1, "depth": 1, "programs": 0, "stages": 1, "parts": 1}
+    return {**plain, **others}
 
 
 def _held(facts: RowFacts) -> Iterable[Seed]:
@@ -121,6 +141,26 @@ def _held(facts: RowFacts) -> Iterable[Seed]:
         yield _seed("tile", lanes[0], programs=facts.units, stages=3)
     for n in lanes[2:4]:
         yield _seed("tile", n)
+
+
+def _shared(facts: RowFacts) -> Iterable[Seed]:
+    """Rows in the registers of several programs; else in the cache, walked over by as many as few rows keep busy."""
+    most = facts.units // 2
+    for lanes, each in ((512, 32), (256, 32), (1024, 32), (512, 16), (1024, 64)):
+        parts = -(-facts.columns * facts.loads // (lanes * each))
+        if 1 < parts <= most:
+            yield _seed("tile", lanes, parts=_spread_evenly(parts))
+    for lanes, columns in ((512, 16), (1024, 8), (256, 32)):
+        depth = max(1, columns // (facts.vector * max(1, facts.loads)))
+        parts = min(most, facts.columns // (lanes * facts.vector * depth))
+        while parts > 1:
+            yield _seed("loop", lanes, depth=depth, parts=_spread_evenly(parts))
+            parts = parts // 4 if lanes == 512 else 0
+
+
+def _spread_evenly(parts: int) -> int:
+    """The next power of two, of a few: so that parts are whole tiles where rows are."""
+    return 1 << (parts - 1).bit_length() if parts <= 64 else parts
 
 
 def _walked(facts: RowFacts) -> Iterable[Seed]:
@@ -176,5 +216,6 @@ def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str,
         "depth": () if facts.sums else [max(1, columns // facts.vector) for columns in (32, 16, 8, 64)],
         "programs": [facts.units * n for n in (2, 4, 1, 8)] if facts.sums else (0,),
         "stages": (3, 0, 4, 1) if facts.sums else (1, 3),
+        "parts": (1, 2, 4, 8, 16, 32, 64) if facts.may_share else (1,),
     }
     return {name: tuple(dict.fromkeys([*(seed[name] for seed in seeds), *more])) for name, more in others.items()}

@@ -18,7 +18,7 @@ class Tile:
 
     A row is ``pieces`` tiles next to each other, all of them held at once: their number need not be a power of two, and
     only the last one is masked. ``looped``: the tile is a block of the columns and the kernel walks over blocks;
-    ``spread``: every block has a program of its own.
+    ``spread``: every block has a program of its own. Of a row that ``parts`` programs share each has ``span`` columns.
     """
 
     rows: int
@@ -28,6 +28,8 @@ class Tile:
     looped: bool = False
     spread: bool = False
     pieces: int = 1
+    parts: int = 1
+    span: int = 0
 
     @property
     def columns(self) -> int:
@@ -110,7 +112,9 @@ class Space:
         self.names[variable] = text
 
     def spread(self, text: str, expr: Expr) -> str:
-        """``text`` as a tensor of the full shape."""
+        """``text`` as a tensor of the full shape, or as it is where a number of the row is one."""
+        if not self.shape:
+            return text
         along = self.axis is None or self.program.axis_of(expr) is not None
         if expr.op == "const":
             return f"tl.full({self.shape}, {text}, {TRITON_TYPES[expr.dtype]})"

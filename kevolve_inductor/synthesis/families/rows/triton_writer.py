@@ -25,7 +25,7 @@ from .program import (
 from .spaces import column_loads
 from .triton_ahead import Ahead
 from .triton_arithmetic import sums_below
-from .triton_folds import DeviationFold, Fold, OnlineFold, ReduceFold, combined, identity, reduced
+from .triton_folds import DeviationFold, Fold, OnlineFold, ReduceFold, combined, identity, over, reduced
 from .triton_places import Programs, TritonPlaces
 from .triton_space import Space, SpacePrinter, Tile
 from .triton_steps import Selector
@@ -55,6 +55,8 @@ class TritonWriter(TritonPlaces):
         return all(store.axis == COLUMNS for store in self.program.stores) and not self.program.statements
 
     def lines(self) -> list[str]:
+        if self.shared:
+            self.out += self.shared.opening(self.tile.span)
         self._positions()
         whole = bool(self.persistent.count) and not self.tile.looped
         held = self._held() if whole else []
@@ -187,11 +189,14 @@ class TritonWriter(TritonPlaces):
             # Blocks that end inside the row have no masks.
             whole = columns - columns % block
             if whole:
-                self._loop("c0", f"0, {whole}, {block}")
+                mine = f"begin, tl.minimum(begin + {self.tile.span}, {whole})" if self.shared else f"0, {whole}"
+                self._loop("c0", f"{mine}, {block}")
                 self._block(step, folds, ragged=False)
                 self.indent -= 1
             if self._is_ragged:
-                self.add(f"c0 = {whole}")
+                # Of a shared row only the last part has an end; to the others all of it is outside.
+                last = f"tl.where(part == {self.tile.parts - 1}, {whole}, {columns})"
+                self.add(f"c0 = {last if self.shared else whole}")
                 self._block(step, folds, ragged=True)
         for fold in folds:
             fold.after()
@@ -262,7 +267,7 @@ class TritonWriter(TritonPlaces):
     def _reduce(self, reduces: Sequence[Reduce]) -> None:
         """Reductions of one axis; sums over columns go together, so that threads wait for each other once."""
         values = {reduce.result: self._partial(reduce) for reduce in reduces}
-        sums = [reduce for reduce in reduces if reduce.op == "sum" and reduce.axis == COLUMNS]
+        sums = [reduce for reduce in reduces if reduce.op == "sum" and reduce.axis == COLUMNS and not self.shared]
         while len(sums) > 1:
             some, sums = sums[:3], sums[3:]
             names = [self.fresh("s") for _ in some]
@@ -272,7 +277,27 @@ class TritonWriter(TritonPlaces):
                 self.define_scalar(reduce.result, name)
         for reduce in reduces:
             if reduce.result in values:
-                self.define_scalar(reduce.result, reduced(reduce, values[reduce.result]))
+                self.define_reduced(reduce, values[reduce.result])
+
+    def define_reduced(self, reduce: Reduce, text: str) -> None:
+        """The result of a reduction of which ``text`` is what this program's threads have."""
+        text = reduced(reduce, text)
+        if self.shared and reduce.axis == COLUMNS:
+            (parts,) = self.exchanged([text], [identity(reduce)])
+            text = self.along(reduce.op, parts)
+        self.define_scalar(reduce.result, text)
+
+    def along(self, op: str, text: str) -> str:
+        """A reduction of the last axis of ``[rows, …]``; a number where programs share a row."""
+        return over(op, over(op, text, 1), 0) if self.shared else over(op, text, 1)
+
+    def exchanged(self, values: Sequence[str], nothing: Sequence[str]) -> list[str]:
+        """Names of the values ``[1, parts]`` of all programs that share a row."""
+        assert self.shared is not None
+        names = [self.fresh("z") for _ in values]
+        for line in self.shared.exchanged(names, values, nothing):
+            self.add(line)
+        return names
 
     def _partial(self, reduce: Reduce) -> str:
         """All pieces' values as one."""

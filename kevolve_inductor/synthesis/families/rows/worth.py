@@ -16,7 +16,7 @@ from .spaces import MOST_REDUCED, columns_are_near
 LEAST_ELEMENTS = 1 << 20
 # Rows of up to this many elements Inductor keeps in a GPU's registers while it needs them (its persistent reductions).
 _LONGEST_HELD = 1024
-# Long rows go through one program each: there has to be one for most units.
+# Where the number of rows varies, long ones go through one program each: there has to be one for most units.
 _LEAST_LONG_ROWS = 96
 # Rows that lie next to each other are read line by line, each by a program: there have to be enough, and of some length.
 LEAST_FAR_ROWS, _SHORTEST_FAR = 4096, 65
@@ -72,5 +72,6 @@ def _check_gpu(program: RowProgram, found: Assembled) -> None:
     if columns <= _LONGEST_HELD:
         raise UnsupportedError("slower", f"rows of {columns} elements are held in registers by Inductor as well")
     rows = _elements(found) / columns
-    if columns > MOST_REDUCED and rows < _LEAST_LONG_ROWS:
+    is_static = all(isinstance(extent, int) for _, extent in program.rows)
+    if columns > MOST_REDUCED and rows < _LEAST_LONG_ROWS and not is_static:
         raise UnsupportedError("size", f"{int(rows)} rows of {columns} elements are too few for a program each")

@@ -1,0 +1,81 @@
+"""Long rows in Triton that several programs share: each has a part, and what the parts give is exchanged through memory.
+
+So a row is read from memory once, whatever its length: its parts are held in registers, or come from the cache the second
+time since few rows are at work at once. Programs take their places in turn, and all parts of a row stand next to each other
+in the order of places: whoever waits for a part waits for one that has begun, or begins next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....exc import EmissionError
+from ....graph.dims import Dim
+from ....kernel import Argument, Workspace
+from .program import RowProgram
+
+NAMES = ("shared", "arrived")
+
+
+class SharedRows:
+    """What ``parts`` programs of every one of ``rows`` rows exchange.
+
+    ``shared`` holds each value by row and part, ``arrived`` the number of places taken and, for each exchange, how many
+    parts of a row have come to it.
+    """
+
+    def __init__(self, program: RowProgram, rows: Dim, parts: int) -> None:
+        if not isinstance(rows, int):
+            raise EmissionError("rows of which there is an unknown number are not shared")
+        if program.selects or program.column_sums:
+            raise EmissionError("nothing is selected from a shared row, and nothing summed over such rows")
+        self.rows, self.parts = rows, parts
+        self._values = self._exchanges = 0
+
+    def opening(self, span: int) -> list[str]:
+        """``line`` is the row and ``begin`` the first column of this program's part."""
+        return [
+            "ticket = tl.atomic_add(arrived, 1)",
+            f"line = ticket // {self.parts}",
+            f"part = ticket % {self.parts}",
+            f"begin = part * {span}",
+        ]
+
+    def exchanged(self, names: Sequence[str], values: Sequence[str], nothing: Sequence[str]) -> list[str]:
+        """``names`` become tensors ``[1, parts]`` of the single-precision ``values`` of all parts; ``nothing`` fills them up."""
+        width, own = 1 << (self.parts - 1).bit_length(), f"line * {self.parts}"
+        places = [self._values + k for k in range(len(names))]
+        arrived = f"arrived + {1 + self._exchanges * self.rows} + line"
+        lines = [
+            f"tl.store(shared + ({place * self.rows * self.parts} + {own} + part + tl.arange(0, 1)), {value})"
+            for place, value in zip(places, values, strict=True)
+        ]
+        lines += [
+            "tl.debug_barrier()",
+            f"seen = tl.atomic_add({arrived}, 1) + 1",
+            f"while seen < {self.parts}:",
+            f"    seen = tl.atomic_add({arrived}, 0)",
+            "tl.debug_barrier()",
+            f"which = tl.arange(0, {width})[None, :]",
+        ]
+        # Not by way of a unit's own cache, which does not hear of what others write.
+        how = "" if width == self.parts else f", mask=which < {self.parts}, other={{}}"
+        for name, place, none in zip(names, places, nothing, strict=True):
+            at = f"shared + ({place * self.rows * self.parts} + {own} + which)"
+            lines.append(f"{name} = tl.load({at}{how.format(none)}, cache_modifier='.cg')")
+        self._values += len(names)
+        self._exchanges += 1
+        return lines
+
+    @property
+    def workspaces(self) -> tuple[Workspace, ...]:
+        """To be asked for when all is printed."""
+        return (
+            Workspace("float32", str(self._values * self.rows * self.parts)),
+            Workspace("int32", str(1 + self._exchanges * self.rows), zeroed=True),
+        )
+
+    def with_workspaces(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
+        tensors = tuple(one for one in arguments if one.kind != "size")
+        mine = tuple(Argument("workspace", k) for k in range(len(NAMES)))
+        return (*tensors, *mine, *(one for one in arguments if one.kind == "size"))
