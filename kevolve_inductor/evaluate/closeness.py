@@ -88,7 +88,9 @@ def _compare_values(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tens
         for at in row_blocks(output.shape):
             wrong[at] |= error[at] > allowance.of_each(exact[at], eager[at])
     by_rounding &= bool(wrong.any())
-    return Verdict(empty.check, wrong, error, _nan_placement(nans_differ), by_rounding, allowed_squares**0.5, overflowed)
+    return Verdict(
+        empty.check, wrong, error, _nan_placement(nans_differ), by_rounding, allowed_squares**0.5, overflowed
+    )
 
 
 def _nan_differs(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:

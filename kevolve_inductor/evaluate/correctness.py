@@ -156,21 +156,21 @@ class Judge:
         """The verdict where eager's error may have been any that rounding gives, not only the one that it has."""
         assert verdict.error is not None and verdict.overflowed is not None
         spread = self._spread_of(distribution)
-        wrong = verdict.wrong
-        if verdict.overflowed.any():
-            if spread is None or bool((verdict.overflowed & ~spread.may_overflow(number)).any()):
+        wrong, error, overflowed = verdict.wrong, verdict.error, verdict.overflowed
+        if overflowed.any():
+            if spread is None or bool((overflowed & ~spread.may_overflow(number)).any()):
                 return verdict
-            wrong = wrong & ~verdict.overflowed
-            verdict = replace(verdict, wrong=wrong)
+            wrong = wrong & ~overflowed
+        finite = wrong
         while spread is not None:
             deviation = spread.deviation(number)
             allowed = _SPREADS * deviation
-            wrong = verdict.wrong & (verdict.error > allowed)
-            if verdict.error.norm() > max(verdict.allowed_norm, _SPREADS_IN_NORM * float(deviation.norm())):
-                wrong = verdict.wrong
+            wrong = finite & (error > allowed)
+            if error.norm() > max(verdict.allowed_norm, _SPREADS_IN_NORM * float(deviation.norm())):
+                wrong = finite
             if not wrong.any() or spread.draws >= self._most_draws():
                 break
-            if bool((verdict.error > _FAR_OFF * _of_row(allowed))[wrong].any()):
+            if bool((error > _FAR_OFF * _of_row(allowed))[wrong].any()):
                 break
             spread.draw(spread.draws)
         return replace(verdict, wrong=wrong)

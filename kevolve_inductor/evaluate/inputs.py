@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,7 +62,8 @@ _PASSES_ORDER = ("aten.select.int", "aten.slice.Tensor", "aten.view.default", "a
 _PLAIN_INTEGERS = InputRange(-100, 100)
 # Of a whole graph's integers it is not known which are indices: these are in range nearly everywhere.
 _ANY_INDEX = InputRange(0, 1)
-_SPECIAL_VALUES = (float("nan"), float("inf"), float("-inf"), -0.0, 1e-40)
+_SPECIAL_FACTORS = (float("nan"), float("inf"), float("-inf"), -0.0)
+_SPECIAL_VALUES = (*_SPECIAL_FACTORS, 1e-40)
 _RAGGED_SHARE = 64
 _PRODUCTS = ("aten.cumprod.default", "aten.prod.default", "aten.prod.dim_int")
 # So many standard deviations of the logarithm of a whole axis' product lie within what the dtype holds.
@@ -326,11 +327,10 @@ def _floats(recipe: _Recipe) -> torch.Tensor:
     match recipe.distribution:
         case "uniform":
             return _uniform(recipe)
-        case "large" if recipe.factors:
-            # Which part of a product overflows depends on the order: large is only what no order takes beyond the range.
-            deviation = math.log(torch.finfo(recipe.dtype).max) / (_DEVIATIONS_OF_PRODUCTS * recipe.factors**0.5)
-            signs = torch.where(_uniform(recipe) < 0.5, -1.0, 1.0)
-            return signs * torch.exp(deviation * _normal(recipe))
+        case "large" | "special" if recipe.factors:
+            # Which part of a product overflows or vanishes depends on the order: here no order leaves the range.
+            factors = _factors(recipe)
+            return factors if recipe.distribution == "large" else _sprinkled(recipe, factors, _SPECIAL_FACTORS)
         case "large":
             values = _normal(recipe) * (64.0 if recipe.dtype is torch.float16 else 1000.0)
             if recipe.dtype is torch.float16:
@@ -346,7 +346,7 @@ def _floats(recipe: _Recipe) -> torch.Tensor:
         case "sorted":
             return _sorted(_normal(recipe), recipe.position % 2 == 1)
         case "special":
-            return _sprinkled(recipe, _normal(recipe))
+            return _sprinkled(recipe, _normal(recipe), _SPECIAL_VALUES)
         case "graph":
             if len(recipe.shape) < 2:
                 return _uniform(recipe) + 0.5
@@ -354,11 +354,17 @@ def _floats(recipe: _Recipe) -> torch.Tensor:
     return _normal(recipe)
 
 
-def _sprinkled(recipe: _Recipe, values: torch.Tensor) -> torch.Tensor:
+def _factors(recipe: _Recipe) -> torch.Tensor:
+    """Of both signs, and as far from 1 as ``recipe.factors`` of them may be."""
+    deviation = math.log(torch.finfo(recipe.dtype).max) / (_DEVIATIONS_OF_PRODUCTS * recipe.factors**0.5)
+    return torch.where(_uniform(recipe) < 0.5, -1.0, 1.0) * torch.exp(deviation * _normal(recipe))
+
+
+def _sprinkled(recipe: _Recipe, values: torch.Tensor, special: Sequence[float]) -> torch.Tensor:
     flat = values.reshape(-1)
     count = flat.numel()
     if count:
-        for value in _SPECIAL_VALUES:
+        for value in special:
             places = max(1, count // 1000)
             at = torch.randint(count, (places,), generator=recipe.generator, device=recipe.device)
             flat[at] = value

@@ -499,7 +499,7 @@ def test_triton_has_numbers_that_are_not_finite_where_eager_has_them() -> None:
 
 SHARES = (
     {"algorithm": "tile", "lanes": 32, "parts": 3}, {"algorithm": "tile", "lanes": 64, "parts": 8},
-    {"algorithm": "loop", "lanes": 32, "depth": 2, "parts": 3}, {"algorithm": "loop", "lanes": 32, "depth": 4, "parts": 2},
+    {"algorithm": "loop", "lanes": 32, "depth": 2, "parts": 3},
 )  # fmt: skip
 
 
@@ -509,11 +509,11 @@ def interpret_shared() -> None:
     from kevolve_inductor.platforms.cuda import launch_functions
     from kevolve_inductor.platforms.triton_build import load_triton
 
-    for name, shares in (("softmax", 4), ("evenly smoothed", 3), ("group norm", 1), ("layer norm of sequences", 1)):
+    for name, shares in (("softmax", 3), ("evenly smoothed", 1), ("group norm", 1)):
         found = found_on(name, "cuda")[0]
         inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
         space = FAMILY.space(found.match, CUDA)
-        ways = [{**space.default, "rows": 1, **way} for way in SHARES[:shares]]
+        ways = [{**space.default, "rows": 1, **way} for way in SHARES[-shares:]]
         if name == "softmax":
             ways.append({**ways[-1], "online": False})
         for schedule in ways:

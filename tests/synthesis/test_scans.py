@@ -207,6 +207,17 @@ def test_what_is_read_in_another_order_stays_outside() -> None:
         assert [node.name for node in found.match.outputs] == ["cumsum"]
 
 
+def test_a_scan_against_itself_stays_outside() -> None:
+    """Each output's element reads two positions: written in the scan's order only those on the diagonal would be."""
+
+    def differences(x: Tensor) -> Tensor:
+        running = x.cumsum(-1)
+        return (running[..., :, None] - running[..., None, :]).exp()
+
+    match = find(FAMILY, differences, [torch.randn(40, 60)]).match
+    assert [tuple(node.meta["val"].shape) for node in match.outputs] == [(40, 60)]
+
+
 def test_regions_do_not_wait_for_each_other() -> None:
     def crossed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.cumsum(1), y.cumsum(0)

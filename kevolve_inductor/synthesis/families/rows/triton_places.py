@@ -69,7 +69,11 @@ class TritonPlaces:
     @property
     def _is_ragged(self) -> bool:
         """Whether the last piece, or block, of a row ends beyond it."""
-        return self.program.columns % (self.tile.span if self.tile.parts > 1 and not self.tile.looped else self.tile.columns) != 0
+        return (
+            self.program.columns
+            % (self.tile.span if self.tile.parts > 1 and not self.tile.looped else self.tile.columns)
+            != 0
+        )
 
     @property
     def blocks(self) -> int:

@@ -122,7 +122,15 @@ def _unshared(facts: RowFacts) -> list[Seed]:
 
 
 def _seed(algorithm: str, lanes: int, **others: Choice) -> Seed:
-    plain: Seed = {"algorithm": algorithm, "lanes": lanes, "rows": 1, "depth": 1, "programs": 0, "stages": 1, "parts": 1}
+    plain: Seed = {
+        "algorithm": algorithm,
+        "lanes": lanes,
+        "rows": 1,
+        "depth": 1,
+        "programs": 0,
+        "stages": 1,
+        "parts": 1,
+    }
     return {**plain, **others}
 
 

@@ -266,7 +266,8 @@ class Reader:
                     here = _reversed(here, int(size))
                 if solved.setdefault(way.name, here) is not here:
                     raise UnsupportedError("structure", f"{node} reads {self.core} at several positions")
-        if set(solved) != set(extents):
+        taken = {name for here in solved.values() for name in ex.variables(here)}
+        if set(solved) != set(extents) or len(taken) < len(solved):
             raise UnsupportedError("structure", f"{node} has not one element for each of {self.core}")
         return tuple(solved[at.value[0]] if at.op == "var" else at for at in own)
 
