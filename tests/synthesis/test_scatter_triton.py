@@ -152,7 +152,7 @@ def interpret_crowded() -> None:
     events, rows = 300, 130
     at = torch.randint(rows - 1, (events,))
     for dtype, width, change in (
-        (torch.float32, 24, {"taken": 32}), (torch.float16, 9, {"programs": 132}), (torch.bfloat16, 40, {"num_warps": 8})
+        (torch.float32, 24, {"taken": 32}), (torch.float16, 17, {"programs": 132}), (torch.bfloat16, 40, {"num_warps": 8})
     ):  # fmt: skip
         given = (torch.randn(events, width) * torch.logspace(-3, 3, width)).to(dtype)
         found = find(FAMILY, partial(onto_values, how="sum"), [given, at, torch.randn(rows, width).to(dtype)])
@@ -316,6 +316,8 @@ def test_first_schedules_differ_and_have_a_row_of_usual_length_in_flight() -> No
 def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
     match = found_of("gradient of bags").match
     schedules = [s for s in schedules_of(FAMILY, match, CUDA) if int(s["across"]) <= 2]
+    # What only products ask for changes nothing else.
+    schedules = [s for s in schedules if (s["taken"], s["programs"]) == (64, 264)]
     kernels = [kernel_of(FAMILY, match, schedule, "triton") for schedule in schedules]
     assert kernels[0] == kernel_of(FAMILY, match, schedules[0], "triton")
     assert len({kernel.digest for kernel in kernels}) == len(schedules)
