@@ -152,19 +152,18 @@ def interpret_crowded() -> None:
     events, rows = 300, 130
     at = torch.randint(rows - 1, (events,))
     for dtype, width, change in (
-        (torch.float32, 24, {"taken": 32}), (torch.float16, 17, {"programs": 132}), (torch.bfloat16, 40, {"num_warps": 8})
+        (torch.float32, 24, {"taken": 32}), (torch.float16, 17, {"programs": 132}), (torch.bfloat16, 40, {"num_warps": 8, "height": 128})
     ):  # fmt: skip
         given = (torch.randn(events, width) * torch.logspace(-3, 3, width)).to(dtype)
         found = find(FAMILY, partial(onto_values, how="sum"), [given, at, torch.randn(rows, width).to(dtype)])
         kernel = kernel_of(FAMILY, found.match, {**chosen(found.match, change), "crowded": True}, "triton")
         assert len(kernel.launches) == 2
         # The interpreter multiplies bfloat16 numbers as the integers they are stored in.
+        text = kernel.source.replace("[None, :]).to(tl.bfloat16)", "[None, :]).to(tl.float32)")
         text, count = re.subn(
-            r"tl.dot\(hit.to\(tl.bfloat16\), (.+), total\)",
-            r"tl.dot(hit.to(tl.float32), \1.to(tl.float32), total)",
-            kernel.source,
+            r", (low|middle|high|value\d\.to\(tl.bfloat16\)), total\)", r", \1.to(tl.float32), total)", text
         )
-        assert count == {torch.float32: 6, torch.float16: 0, torch.bfloat16: 2}[dtype]
+        assert bool(count) == (dtype is not torch.float16)
         kernel = replace(kernel, source=text)
         for spoilt in (False, True):
             inputs = values_of(found, found.match.inputs)
@@ -317,7 +316,7 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
     match = found_of("gradient of bags").match
     schedules = [s for s in schedules_of(FAMILY, match, CUDA) if int(s["across"]) <= 2]
     # What only products ask for changes nothing else.
-    schedules = [s for s in schedules if (s["taken"], s["programs"]) == (64, 264)]
+    schedules = [s for s in schedules if (s["taken"], s["programs"], s["height"]) == (64, 396, 64)]
     kernels = [kernel_of(FAMILY, match, schedule, "triton") for schedule in schedules]
     assert kernels[0] == kernel_of(FAMILY, match, schedules[0], "triton")
     assert len({kernel.digest for kernel in kernels}) == len(schedules)

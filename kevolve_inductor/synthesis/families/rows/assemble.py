@@ -118,6 +118,8 @@ class _Assembler:
         elif is_reduction(node):
             self._reduce(node)
         elif not self.of_columns.isdisjoint(producers(node)):
+            if isinstance(node.meta.get("val"), torch.Tensor) and self.domain.column_index(shape_of(node)) is None:
+                raise UnsupportedError("structure", f"{node} has every row wait for a sum over all rows")
             self.of_columns.add(node)
         elif target_name(node) == "getitem" and (node.args[0], node.args[1]) in self.results:
             self.builder.bind(node, self.results[node.args[0], node.args[1]])  # type: ignore[index]

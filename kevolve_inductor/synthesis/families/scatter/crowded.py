@@ -3,8 +3,9 @@
 Zeros and ones are exact in any precision, so that products are as well; values of 32 bits are three numbers of half
 precision each, which together have as many digits.
 
-- ``kevolve_parts``: a stretch of the events is multiplied for some of the rows.
-- ``kevolve_join``: what all stretches give is added, always in the same order.
+- ``kevolve_parts``: a stretch of the events is multiplied for some of the rows. All that several products need is read
+  before the first of them. Events of rows that there are not meet none.
+- ``kevolve_join``: what all stretches give is added, always in the same order, and all events' rows are checked.
 
 A product with zero is no number where a value is infinite or none: where a block of events has such a value, they are added
 one by one.
@@ -31,10 +32,12 @@ from .tiles import columns_of, elements_of
 
 # Each event is compared with every row. Beyond these rows, elements and comparisons grouping the events takes less.
 MOST_ROWS, _MOST_COLUMNS, _MOST_COMPARED = 2048, 128, 2**30
-# Rows and columns of the least product that there is; rows of a program at most.
-_LEAST_LINES, _LEAST_COLUMNS, _MOST_LINES = 64, 16, 128
-# Partial sums that are added at once.
-_JOINED = 8192
+# Columns of the least product that there is.
+_LEAST_COLUMNS = 16
+# Partial sums that are added at once, and events that are checked at once.
+_JOINED, _CHECKED = 8192, 4096
+# Values that a thread holds ahead, products that they are for at most, and threads of a warp.
+_AHEAD, _MOST_AHEAD, _WARP = 32, 4, 32
 
 
 def is_offered(plan: ScatterPlan, events: int, rows: int) -> bool:
@@ -53,11 +56,14 @@ class _Text:
         self.plan, self.scatter, self.warps = plan, plan.scatter, int(schedule["num_warps"])
         self.events, self.rows = int(self.scatter.events), int(product(self.scatter.rows))
         self.elements, self.columns = elements_of(self.scatter), max(_LEAST_COLUMNS, columns_of(plan))
-        self.lines = min(_MOST_LINES, max(_LEAST_LINES, power_above(self.rows)))
+        self.lines = int(schedule["height"])
         self.tiles, self.block = -(-self.rows // self.lines), int(schedule["taken"])
         stretches = max(1, int(schedule["programs"]) // self.tiles)
-        # Events of a stretch: whole blocks.
-        self.span = -(-self.events // (stretches * self.block)) * self.block
+        held = self.block * self.columns // (self.warps * _WARP)
+        self.ahead = min(_MOST_AHEAD, max(1, _AHEAD // max(1, held)))
+        # Events of a stretch: whole turns.
+        turn = self.block * self.ahead
+        self.span = -(-self.events // (stretches * turn)) * turn
         self.stretches = -(-self.events // self.span)
         self.wide = ".to(tl.int64)" if needs_64_bits((*plan.inputs, *plan.outputs)) else ""
         self.given = [*(f"in{k}" for k in range(len(plan.inputs))), *plan.symbols]
@@ -68,13 +74,15 @@ class _Text:
 
     def kernel(self, arguments: tuple[Argument, ...]) -> Kernel:
         given = (*arguments, Argument("workspace", 0))
+        joining = max(self.rows, -(-self.events // _CHECKED))
         launches = (
             Launch("kevolve_parts", given, (str(self.stretches * self.tiles),), num_warps=self.warps),
-            Launch("kevolve_join", given, (str(self.rows),)),
+            Launch("kevolve_join", given, (str(joining),)),
         )
         code = "\n\n".join(
             [
-                row_function(self.scatter, self.given),
+                row_function(self.scatter, self.given, "kevolve_checked_row"),
+                row_function(self.scatter, self.given, checks=False),
                 self._function("kevolve_join", self._join(), self.names),
                 self._function("kevolve_one", self._one(), ["total", "line", "number", *self.given]),
                 self._function("kevolve_parts", self._parts(), self.names),
@@ -100,76 +108,83 @@ class _Text:
     def _parts(self) -> list[str]:
         tile, stretch = f"tl.program_id(0) % {self.tiles}", f"tl.program_id(0) // {self.tiles}"
         nothing = f"tl.zeros([{self.lines}, {self.columns}], tl.float32)"
-        blocks = f"range(begin, tl.minimum(begin + {self.span}, {self.events}), {self.block})"
+        stretch_end = f"tl.minimum(begin + {self.span}, {self.events})"
         at = f"(line.to(tl.int64) * {self.stretches} + {stretch}) * {self.elements} + place"
+        turns, turn = range(self.ahead), self.block * self.ahead
         return [
             *self._columns(),
             f"line = ({tile}) * {self.lines} + tl.arange(0, {self.lines})[:, None]",
             f"begin = ({stretch}){self.wide} * {self.span}",
             f"total = {nothing}",
             f"odd = tl.zeros([{self.block}, {self.columns}], tl.int32)",
-            f"for first in {blocks}:",
-            *_indented(self._block()),
-            *_indented([*self._strange(), "odd |= strange", *self._products()]),
+            f"for first in range(begin, {stretch_end}, {turn}):",
+            *_indented([line for k in turns for line in self._block(f"first + {k * self.block}", str(k))]),
+            *_indented([line for k in turns for line in self._products(str(k))]),
+            *_indented([line for k in turns for line in (*self._strange(str(k)), f"odd |= strange{k}")]),
             "if tl.max(tl.max(odd, 1), 0) > 0:",
-            *_indented([f"total = {nothing}", f"for first in {blocks}:"]),
+            *_indented([f"total = {nothing}", f"for first in range(begin, {stretch_end}, {self.block}):"]),
             *_indented(_indented(self._careful())),
             f"tl.store(parts + {at}, total, mask=(line < {self.rows}) & place_mask)",
         ]
 
-    def _block(self, number: str | None = None) -> list[str]:
-        """``hit``: which of the lines each event is of; ``value``: what it adds."""
-        printer = self._printer(EVENT, "event_mask", "s")
+    def _block(self, first: str, name: str, count: int | None = None) -> list[str]:
+        """``row``: that of each event; ``value``: what it adds."""
+        printer = self._printer(EVENT, "event_mask", f"s{name}_")
         value = printer.value(self.scatter.value)
+        # What is read need not wait for the rows, unless these say which events there are.
+        is_there = f"number < {self.events}" if self.scatter.condition is None else f"row{name} >= 0"
         return [
-            f"number = {number or f'first + tl.arange(0, {self.block})'}",
-            f"row = kevolve_row({', '.join(['number', *self.given])})",
-            "hit = line == row[None, :]",
+            f"number = {first} + tl.arange(0, {count or self.block})",
+            f"row{name} = kevolve_row({', '.join(['number', *self.given])})",
             f"{EVENT} = number[:, None]",
-            "event_mask = row[:, None] >= 0",
+            f"event_mask = ({is_there})[:, None]",
             *printer.taken(),
-            f"value = tl.where(event_mask & place_mask, {value}, 0.0).to(tl.float32)",
+            f"value{name} = tl.where(event_mask & place_mask, {value}, 0.0).to(tl.float32)",
         ]
 
-    def _strange(self) -> list[str]:
-        return ['strange = 1 - (tl.abs(value) < float("inf")).to(tl.int32)']
+    def _strange(self, name: str) -> list[str]:
+        return [f'strange{name} = 1 - (tl.abs(value{name}) < float("inf")).to(tl.int32)']
 
-    def _products(self) -> list[str]:
-        chosen = f"hit.to({self.operand})"
+    def _products(self, name: str) -> list[str]:
+        chosen = f"(line == row{name}[None, :]).to({self.operand})"
         if not self.is_split:
-            return [f"total = tl.dot({chosen}, value.to({self.operand}), total)"]
+            return [f"total = tl.dot({chosen}, value{name}.to({self.operand}), total)"]
         return [
-            f"high = value.to({self.operand})",
-            "left = value - high.to(tl.float32)",
+            f"hit = {chosen}",
+            f"high = value{name}.to({self.operand})",
+            f"left = value{name} - high.to(tl.float32)",
             f"middle = left.to({self.operand})",
             f"low = (left - middle.to(tl.float32)).to({self.operand})",
-            *(f"total = tl.dot({chosen}, {part}, total)" for part in ("low", "middle", "high")),
+            *(f"total = tl.dot(hit, {part}, total)" for part in ("low", "middle", "high")),
         ]
 
     def _careful(self) -> list[str]:
         """A block again, one by one where one of its values is strange."""
         one = ", ".join(["total", "line", "first + one", *self.given])
         return [
-            *self._block(),
-            *self._strange(),
-            "if tl.max(tl.max(strange, 1), 0) > 0:",
+            *self._block("first", "0"),
+            *self._strange("0"),
+            "if tl.max(tl.max(strange0, 1), 0) > 0:",
             f"    for one in range(0, {self.block}):",
             f"        total = kevolve_one({one})",
             "else:",
-            *_indented(self._products()),
+            *_indented(self._products("0")),
         ]
 
     def _one(self) -> list[str]:
         """``total`` with a single event."""
-        return [*self._columns(), *self._block("number + tl.arange(0, 1)"), "return total + tl.where(hit, value, 0.0)"]
+        block = self._block("number", "", 1)
+        return [*self._columns(), *block, "return total + tl.where(line == row[None, :], value, 0.0)"]
 
     def _join(self) -> list[str]:
         printer = self._printer(ROW, "row_mask", "r")
         base, offset = printer.value(self.scatter.base), printer.value(self.scatter.offset)
         count = min(power_above(self.stretches), max(1, _JOINED // self.columns))
         at = f"({ROW}.to(tl.int64) * {self.stretches} + stretch) * {self.elements} + place"
-        mask = f"(stretch < {self.stretches}) & place_mask"
+        mask = f"(stretch < {self.stretches}) & place_mask & row_mask"
         return [
+            f"number = tl.program_id(0){self.wide} * {_CHECKED} + tl.arange(0, {_CHECKED})",
+            f"kevolve_checked_row({', '.join(['number', *self.given])})",
             *self._columns(),
             f"{ROW} = tl.program_id(0){self.wide} + place * 0",
             f"row_mask = {ROW} < {self.rows}",
@@ -178,7 +193,7 @@ class _Text:
             f"    stretch = first + tl.arange(0, {count})[:, None]",
             f"    total += tl.sum(tl.load(parts + {at}, mask={mask}, other=0.0), 0, keep_dims=True)",
             *printer.taken(),
-            f"tl.store(out0 + {ROW} * {self.scatter.step} + {offset} + place * 0, total + {base}, mask=place_mask)",
+            f"tl.store(out0 + {ROW} * {self.scatter.step} + {offset} + place * 0, total + {base}, mask=row_mask & place_mask)",
         ]
 
 

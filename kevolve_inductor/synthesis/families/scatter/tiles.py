@@ -113,10 +113,11 @@ def gpu_space(
         ]
         changes = [*({**way, "atomic": True} for way in ways), *changes]
     if is_crowded:
-        choices |= {"crowded": (False, True), "taken": (64, 128, 32), "programs": (264, 528, 132)}
-        choices["num_warps"] = _distinct((*choices["num_warps"], 4, 8))  # type: ignore[arg-type]
+        choices |= {"crowded": (False, True), "taken": (64, 128, 32), "programs": (396, 264, 792), "height": (64, 128)}
+        choices["num_warps"] = _distinct((*choices["num_warps"], 4, 2, 8))  # type: ignore[arg-type]
         products: list[Schedule] = [
-            {"num_warps": 4}, {"num_warps": 4, "programs": 528}, {"num_warps": 8, "taken": 128}, {"num_warps": 4, "taken": 32}
+            {"num_warps": 4}, {"num_warps": 4, "programs": 792}, {"num_warps": 2, "programs": 792},
+            {"num_warps": 4, "height": 128}, {"num_warps": 4, "taken": 32}, {"num_warps": 8, "height": 128, "programs": 264},
         ]  # fmt: skip
         changes = [*({**way, "crowded": True} for way in products), *changes]
     space = common.seeded(choices, *changes)
