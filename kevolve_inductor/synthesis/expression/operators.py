@@ -43,7 +43,7 @@ OPERATORS: dict[str, Operator] = {
     "maximum": Operator("kv_max({0}, {1})", "kv_max({0}, {1})"),
     "minimum": Operator("kv_min({0}, {1})", "kv_min({0}, {1})"),
     "relu": Operator("kv_relu({0})", "kv_relu({0})"),
-    "exp": Operator("kv_exp({0})", "tl.exp({0})", "float", 10),
+    "exp": Operator("kv_exp({0})", "kv_exp({0})", "float", 10),
     "exp2": Operator("std::exp2({0})", "tl.exp2({0})", "float", 10),
     "expm1": Operator("std::expm1({0})", "libdevice.expm1({0})", "float", 10),
     "log": Operator("kv_log({0})", "tl.log({0})", "float", 10),

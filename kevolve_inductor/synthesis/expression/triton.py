@@ -64,6 +64,17 @@ def kv_min(a, b):
         return tl.where((a < b) | (a != a), a, b)
 
 @triton.jit
+def kv_exp(x):
+    # The unit's powers of two are as exact as their argument, of which a product with log2(e) loses digits: what it loses
+    # is added once more, with the digits that log2(e) has beyond single precision.
+    if x.dtype.is_fp32():
+        n = x * 1.4426950216293335
+        lost = tl.fma(x, 1.4426950216293335, -n) + x * 1.9259629911783190e-08
+        return tl.exp2(n) * (1.0 + 0.6931471805599453 * tl.where(tl.abs(x) < 256.0, lost, 0.0))
+    else:
+        return tl.exp(x)
+
+@triton.jit
 def kv_relu(x):
     return tl.where(x < 0, 0, x).to(x.dtype)
 
