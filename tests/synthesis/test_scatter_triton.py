@@ -152,7 +152,7 @@ def interpret_crowded() -> None:
     events, rows = 300, 130
     at = torch.randint(rows - 1, (events,))
     for dtype, width, change in (
-        (torch.float32, 24, {"taken": 32}), (torch.float16, 17, {"programs": 132}), (torch.bfloat16, 40, {"num_warps": 8, "height": 128})
+        (torch.float32, 24, {"taken": 32}), (torch.float16, 17, {"programs": 264}), (torch.bfloat16, 40, {"height": 128})
     ):  # fmt: skip
         given = (torch.randn(events, width) * torch.logspace(-3, 3, width)).to(dtype)
         found = find(FAMILY, partial(onto_values, how="sum"), [given, at, torch.randn(rows, width).to(dtype)])

@@ -11,8 +11,9 @@ from ....exc import UnsupportedError
 from ....graph.meta import shape_of, target_name
 from .program import Order
 
-_REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.amax.default": "amax", "aten.amin.default": "amin",
-               "aten.mean.dim": "mean", "aten.var_mean.correction": "var_mean", "aten.var.correction": "var",
+_REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.sum.default": "sum", "aten.amax.default": "amax",
+               "aten.amin.default": "amin", "aten.mean.dim": "mean", "aten.mean.default": "mean",
+               "aten.var_mean.correction": "var_mean", "aten.var.correction": "var",
                "aten.any.dim": "any", "aten.any.dims": "any",
                "prims.prepare_softmax_online.default": "softmax"}  # fmt: skip
 _SELECTIONS = {"aten.topk.default", "aten.sort.default", "aten.sort.stable", "aten.argmax.default", "aten.argmin.default",
@@ -87,7 +88,7 @@ def selection_of(node: torch.fx.Node) -> Selection:
 
 
 def reduction_of(node: torch.fx.Node) -> Reduction:
-    """Raises ``UnsupportedError`` for a reduction to a single number."""
+    """Raises ``UnsupportedError`` for a form that is no reduction along known axes."""
     kind = _REDUCTIONS[target_name(node)]
     source = _source(node)
     rank = len(shape_of(source))
@@ -127,9 +128,11 @@ def _axis(node: torch.fx.Node, dim: Any, rank: int) -> int:
 
 
 def _axes(node: torch.fx.Node, dim: Any, rank: int) -> tuple[int, ...]:
-    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
-    if not dims or rank == 0 or not all(isinstance(one, int) for one in dims):
-        raise UnsupportedError("structure", f"{node} is along no axis, or along all")
+    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim] if dim is not None else []
+    # No axis stands for all of them.
+    dims = dims or list(range(rank))
+    if rank == 0 or not all(isinstance(one, int) for one in dims):
+        raise UnsupportedError("structure", f"{node} is along no axis")
     return tuple(sorted({one % rank for one in dims}))
 
 

@@ -62,8 +62,8 @@ class RowFacts:
     def may_share(self) -> bool:
         """Whether several programs could read a row once where one would read it again, or would be one of too few."""
         is_long = self.columns * max(1, self.loads) > MOST_HELD or self.rows < 2 * self.units
-        read_again = self.sweeps > 1 and not self.sums and not self.pointwise
-        return read_again and is_long and self.rows > 0 and self.columns >= 2 * _LEAST_SHARE
+        reduced = not self.sums and not self.pointwise and (self.sweeps > 1 or self.rows < self.units)
+        return reduced and is_long and self.rows > 0 and self.columns >= 2 * _LEAST_SHARE
 
     def in_thread(self, lanes: int) -> int:
         """Columns, in whole vectors."""
@@ -154,6 +154,9 @@ def _held(facts: RowFacts) -> Iterable[Seed]:
 def _shared(facts: RowFacts) -> Iterable[Seed]:
     """Rows in the registers of several programs; else in the cache, walked over by as many as few rows keep busy."""
     most = facts.units // 2
+    if facts.sweeps < 2:
+        yield from _shared_once(facts)
+        return
     for lanes, each in ((512, 32), (256, 32), (1024, 32), (512, 16), (1024, 64)):
         parts = -(-facts.columns * facts.loads // (lanes * each))
         if 1 < parts <= most:
@@ -164,6 +167,15 @@ def _shared(facts: RowFacts) -> Iterable[Seed]:
         while parts > 1:
             yield _seed("loop", lanes, depth=depth, parts=_spread_evenly(parts))
             parts = parts // 4 if lanes == 512 else 0
+
+
+def _shared_once(facts: RowFacts) -> Iterable[Seed]:
+    """Nobody waits: as many programs as run at once, or some more."""
+    for lanes, columns, times in ((512, 16, 4), (256, 16, 8), (1024, 8, 2), (512, 8, 4), (512, 32, 2), (512, 16, 8)):
+        depth = max(1, columns // (facts.vector * max(1, facts.loads)))
+        parts = min(facts.units * times // facts.rows, facts.columns // (lanes * facts.vector * depth))
+        if parts > 1:
+            yield _seed("loop", lanes, depth=depth, parts=parts)
 
 
 def _spread_evenly(parts: int) -> int:
@@ -224,6 +236,6 @@ def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str,
         "depth": () if facts.sums else [max(1, columns // facts.vector) for columns in (32, 16, 8, 64)],
         "programs": [facts.units * n for n in (2, 4, 1, 8)] if facts.sums else (0,),
         "stages": (3, 0, 4, 1) if facts.sums else (1, 3),
-        "parts": (1, 2, 4, 8, 16, 32, 64) if facts.may_share else (1,),
+        "parts": (1, 2, 4, 8, 16, 32, 64) if facts.may_share and facts.sweeps > 1 else (1,),
     }
     return {name: tuple(dict.fromkeys([*(seed[name] for seed in seeds), *more])) for name, more in others.items()}

@@ -1,7 +1,8 @@
 """Long rows in Triton that several programs share: each has a part, and what the parts give is exchanged through memory.
 
 So a row is read from memory once, whatever its length: its parts are held in registers, or come from the cache the second
-time since few rows are at work at once. Programs take their places in turn, and all parts of a row stand next to each other
+time since few rows are at work at once. Where no part is needed a second time, the program that comes last goes on alone, and
+nobody waits. Programs take their places in turn, and all parts of a row stand next to each other
 in the order of places: whoever waits for a part waits for one that has begun, or begins next.
 """
 
@@ -41,8 +42,13 @@ class SharedRows:
             f"begin = part * {span}",
         ]
 
-    def exchanged(self, names: Sequence[str], values: Sequence[str], nothing: Sequence[str]) -> list[str]:
-        """``names`` become tensors ``[1, parts]`` of the single-precision ``values`` of all parts; ``nothing`` fills them up."""
+    def exchanged(
+        self, names: Sequence[str], values: Sequence[str], nothing: Sequence[str], is_last: bool
+    ) -> list[str]:  # fmt: skip
+        """``names`` become tensors ``[1, parts]`` of the single-precision ``values`` of all parts; ``nothing`` fills them up.
+
+        With ``is_last`` all lines behind the first that begins a block belong in it.
+        """
         width, own = 1 << (self.parts - 1).bit_length(), f"line * {self.parts}"
         places = [self._values + k for k in range(len(names))]
         arrived = f"arrived + {1 + self._exchanges * self.rows} + line"
@@ -53,8 +59,7 @@ class SharedRows:
         lines += [
             "tl.debug_barrier()",
             f"seen = tl.atomic_add({arrived}, 1) + 1",
-            f"while seen < {self.parts}:",
-            f"    seen = tl.atomic_add({arrived}, 0)",
+            *([f"if seen == {self.parts}:"] if is_last else self._waiting(arrived)),
             "tl.debug_barrier()",
             f"which = tl.arange(0, {width})[None, :]",
         ]
@@ -66,6 +71,9 @@ class SharedRows:
         self._values += len(names)
         self._exchanges += 1
         return lines
+
+    def _waiting(self, arrived: str) -> list[str]:
+        return [f"while seen < {self.parts}:", f"    seen = tl.atomic_add({arrived}, 0)"]
 
     @property
     def workspaces(self) -> tuple[Workspace, ...]:

@@ -295,9 +295,16 @@ class TritonWriter(TritonPlaces):
         """Names of the values ``[1, parts]`` of all programs that share a row."""
         assert self.shared is not None
         names = [self.fresh("z") for _ in values]
-        for line in self.shared.exchanged(names, values, nothing):
+        for line in self.shared.exchanged(names, values, nothing, self._goes_on_alone):
             self.add(line)
+            self.indent += line.startswith("if ")
         return names
+
+    @property
+    def _goes_on_alone(self) -> bool:
+        """Whether rows are done once their only sweep is, and that finds one thing only."""
+        sweeps = [step.sweep for step in self.steps if step.sweep]
+        return self.tile.looped and len(sweeps) == 1 and len(_found_by(sweeps[0], self.joined)) == 1
 
     def _partial(self, reduce: Reduce) -> str:
         """All pieces' values as one."""
@@ -320,3 +327,9 @@ class TritonWriter(TritonPlaces):
         self.add(f"{name} = tl.sum(tl.where({axis} == {element.position}, {taken}, 0), 1)")
         kind = TRITON_TYPES[element.result.dtype]
         self.define_scalar(element.result, f"{name}.to({kind}, bitcast=True)" if bits else f"{name}.to({kind})")
+
+
+def _found_by(sweep: Sequence[Step], joined: Sequence[tuple[Reduce, Reduce]]) -> list[Step]:
+    """The steps of a sweep, those that are found together once."""
+    seconds = [second for _, second in joined]
+    return [step for step in sweep if not any(step is second for second in seconds)]

@@ -20,6 +20,8 @@ _LONGEST_HELD = 1024
 _LEAST_LONG_ROWS = 96
 # Rows that lie next to each other are read line by line, each by a program: there have to be enough, and of some length.
 LEAST_FAR_ROWS, _SHORTEST_FAR = 4096, 65
+# Of so few rows programs have parts, where these take longer than launching them.
+_FEW_ROWS, _LEAST_OF_FEW = 32, 1 << 23
 # Partial sums of all columns stand in a program's registers.
 _MOST_SUMMED = 16384
 
@@ -44,7 +46,11 @@ def check_worth(found: Assembled, component: Component, device: str) -> None:
     program = found.program
     if not component.stands_alone(found):
         raise UnsupportedError("slower", "Inductor computes this together with what comes before or after it")
+    if device == "cpu" and not program.rows:
+        raise UnsupportedError("slower", "a single row is no work for several threads")
     if device != "cpu" and _lies_apart(program, found):
+        return
+    if device != "cpu" and _is_of_few_rows(program, found):
         return
     if not program.column_sums and sum(bool(one.sweep) for one in passes(program)) < 2:
         raise UnsupportedError("slower", "rows are read once by Inductor as well")
@@ -57,6 +63,14 @@ def _lies_apart(program: RowProgram, found: Assembled) -> bool:
     rows = _elements(found) / program.columns
     enough = rows >= LEAST_FAR_ROWS and program.columns >= _SHORTEST_FAR
     return enough and not program.column_sums and not columns_are_near(program)
+
+
+def _is_of_few_rows(program: RowProgram, found: Assembled) -> bool:
+    """Whether rows are so few that Inductor adds up parts of them first: in two kernels, and not at the rate of memory."""
+    rows = _elements(found) / program.columns
+    is_static = all(isinstance(extent, int) for _, extent in program.rows)
+    is_few = rows <= _FEW_ROWS and _elements(found) >= _LEAST_OF_FEW and is_static
+    return is_few and not program.selects and not program.column_sums and columns_are_near(program)
 
 
 def _elements(found: Assembled) -> float:
