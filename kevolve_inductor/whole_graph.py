@@ -75,7 +75,9 @@ class WholeGraph:
         found = [self._in_mode(evaluator, captured, kept, mode, until) for mode in self.modes]
         best = min((one for one in found if one is not None), key=_share_of_inductors, default=None)
         if best is not None:
-            verdict, kept = best, kept if best.swapped else ()
+            # What speaks against the kernels is not to be forgotten.
+            why = in_words(verdict) if verdict is not None and not kept else None
+            verdict, kept = replace(best, reason=why), kept if best.swapped else ()
         return kept, verdict
 
     def _check(self, evaluator: Evaluator, captured: Captured, wanted: tuple[Swap, ...]) -> GraphVerdict:
@@ -162,7 +164,8 @@ def holds(verdict: GraphVerdict) -> bool:
 
 def in_words(verdict: GraphVerdict) -> str:
     if verdict.mode is not None:
-        return f"Inductor {verdict.mode}, {'with' if verdict.swapped else 'without'} kernels"
+        why = f" ({verdict.reason})" if verdict.reason else ""
+        return f"Inductor {verdict.mode}, {'with' if verdict.swapped else 'without'} kernels{why}"
     return verdict.reason or ("confirmed" if holds(verdict) else "slower or different: swaps undone")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +13,14 @@ from ....exc import UnsupportedError
 from ....graph.meta import shape_of, target_name
 from .program import Order
 
-_REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.sum.default": "sum", "aten.amax.default": "amax",
-               "aten.amin.default": "amin", "aten.mean.dim": "mean", "aten.mean.default": "mean",
-               "aten.var_mean.correction": "var_mean", "aten.var.correction": "var",
+_REDUCTIONS = {"aten.sum.dim_IntList": "sum", "aten.amax.default": "amax", "aten.amin.default": "amin",
+               "aten.mean.dim": "mean", "aten.var_mean.correction": "var_mean", "aten.var.correction": "var",
                "aten.any.dim": "any", "aten.any.dims": "any",
                "prims.prepare_softmax_online.default": "softmax"}  # fmt: skip
+# Of all axes, which are one row.
+_WHOLES = {"aten.sum.default": "sum", "aten.sum.dim_IntList": "sum", "aten.mean.default": "mean",
+           "aten.amax.default": "amax", "aten.amin.default": "amin"}  # fmt: skip
+_TO_A_NUMBER = "reduced to a number"
 _SELECTIONS = {"aten.topk.default", "aten.sort.default", "aten.sort.stable", "aten.argmax.default", "aten.argmin.default",
                "aten.max.dim", "aten.min.dim", "aten.kthvalue.default"}  # fmt: skip
 
@@ -60,7 +65,23 @@ def is_selection(node: torch.fx.Node) -> bool:
 
 
 def is_reduction(node: torch.fx.Node) -> bool:
-    return target_name(node) in _REDUCTIONS
+    return target_name(node) in _REDUCTIONS or _TO_A_NUMBER in node.meta
+
+
+def is_whole_reduction(node: torch.fx.Node) -> bool:
+    """Whether all axes of a tensor are reduced to a number."""
+    return target_name(node) in _WHOLES and not _argument(node, 1, "dim") and not shape_of(node)
+
+
+@contextmanager
+def as_reduction(node: torch.fx.Node) -> Iterator[None]:
+    """While a program around it is looked for, ``node`` reduces a row that is all of its tensor. Nobody else looks at it so:
+    what comes before it is a program of its own rather."""
+    node.meta[_TO_A_NUMBER] = True
+    try:
+        yield
+    finally:
+        del node.meta[_TO_A_NUMBER]
 
 
 def selection_of(node: torch.fx.Node) -> Selection:
@@ -88,10 +109,12 @@ def selection_of(node: torch.fx.Node) -> Selection:
 
 
 def reduction_of(node: torch.fx.Node) -> Reduction:
-    """Raises ``UnsupportedError`` for a form that is no reduction along known axes."""
-    kind = _REDUCTIONS[target_name(node)]
+    """Raises ``UnsupportedError`` for a reduction to a single number, but within ``as_reduction``."""
     source = _source(node)
     rank = len(shape_of(source))
+    if _TO_A_NUMBER in node.meta:
+        return Reduction(source, tuple(range(rank)), _WHOLES[target_name(node)], False)
+    kind = _REDUCTIONS[target_name(node)]
     if kind == "softmax":
         return Reduction(source, _axes(node, node.args[1], rank), kind, True)
     if kind in ("var", "var_mean"):
@@ -128,11 +151,9 @@ def _axis(node: torch.fx.Node, dim: Any, rank: int) -> int:
 
 
 def _axes(node: torch.fx.Node, dim: Any, rank: int) -> tuple[int, ...]:
-    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim] if dim is not None else []
-    # No axis stands for all of them.
-    dims = dims or list(range(rank))
-    if rank == 0 or not all(isinstance(one, int) for one in dims):
-        raise UnsupportedError("structure", f"{node} is along no axis")
+    dims = list(dim) if isinstance(dim, (list, tuple)) else [dim]
+    if not dims or rank == 0 or not all(isinstance(one, int) for one in dims):
+        raise UnsupportedError("structure", f"{node} is along no axis, or along all")
     return tuple(sorted({one % rank for one in dims}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch.fx
@@ -20,7 +21,7 @@ from .component import Component
 from .cpp import cpp_source
 from .cpp_columns import CppColumns
 from .grow import Grower
-from .operators import is_reduction, is_selection
+from .operators import as_reduction, is_reduction, is_selection, is_whole_reduction
 from .program import Element, RowProgram
 from .spaces import check_size, cpp_space, triton_space
 from .triton import emit_triton
@@ -94,17 +95,20 @@ class ReductionFamily(_RowPrograms):
 
     def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
         anchors = [node for node in graph.nodes if is_reduction(node) and is_large(node)]
-        if not anchors:
+        # What ends in a number comes last, and on a CPU its one row is no work for several threads.
+        ends = [node for node in graph.nodes if device != "cpu" and is_whole_reduction(node) and is_large(node)]
+        if not (anchors or ends):
             return
         component = Component(graph, device)
         taken: set[torch.fx.Node] = set()
         # Rows along which memory runs come first: the same values may also be seen as many short rows across it.
-        for node in sorted(anchors, key=lambda node: not is_along_memory(node)):
+        for node in (*sorted(anchors, key=lambda node: not is_along_memory(node)), *ends):
             if node in taken:
                 continue
             try:
-                found = component.program_of(node)
-                check_worth(found, component, device)
+                with as_reduction(node) if node in ends else nullcontext():
+                    found = component.program_of(node)
+                    check_worth(found, component, device)
             except UnsupportedError as error:
                 yield self._rejection(error, node)
                 continue

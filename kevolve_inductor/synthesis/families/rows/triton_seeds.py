@@ -157,7 +157,7 @@ def _shared(facts: RowFacts) -> Iterable[Seed]:
     if facts.sweeps < 2:
         yield from _shared_once(facts)
         return
-    for lanes, each in ((512, 32), (256, 32), (1024, 32), (512, 16), (1024, 64)):
+    for lanes, each in ((512, 16), (256, 16), (512, 32), (1024, 32), (256, 32), (1024, 64)):
         parts = -(-facts.columns * facts.loads // (lanes * each))
         if 1 < parts <= most:
             yield _seed("tile", lanes, parts=_spread_evenly(parts))

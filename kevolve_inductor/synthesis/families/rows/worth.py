@@ -46,8 +46,6 @@ def check_worth(found: Assembled, component: Component, device: str) -> None:
     program = found.program
     if not component.stands_alone(found):
         raise UnsupportedError("slower", "Inductor computes this together with what comes before or after it")
-    if device == "cpu" and not program.rows:
-        raise UnsupportedError("slower", "a single row is no work for several threads")
     if device != "cpu" and _lies_apart(program, found):
         return
     if device != "cpu" and _is_of_few_rows(program, found):
