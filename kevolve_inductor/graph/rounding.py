@@ -121,7 +121,9 @@ class RoundingSpread:
         units = [max(_half_unit(spec.dtype), of_sums) for spec in node.specs]
         if isinstance(result, torch.Tensor):
             return self._disturbed(result, units[0])
-        return tuple(self._disturbed(part, unit) for part, unit in zip(result, units, strict=True))
+        # What an operator was not asked for has no spec: a gradient of an input that needs none.
+        left = iter(units)
+        return tuple(part if part is None else self._disturbed(part, next(left)) for part in result)
 
     def _disturbed(self, value: Any, half_unit: float) -> Any:
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or half_unit == 0.0:
@@ -137,8 +139,9 @@ class RoundingSpread:
 
 def _bounded(value: Any, node: RegionNode) -> Any:
     parts = [value] if isinstance(value, torch.Tensor) else list(value)
-    for place, (part, spec) in enumerate(zip(parts, node.specs, strict=True)):
-        dtype = dtype_of(spec.dtype)
+    specs = iter(node.specs)
+    for place, part in enumerate(parts):
+        dtype = dtype_of(next(specs).dtype) if part is not None else torch.bool
         if isinstance(part, torch.Tensor) and part.is_floating_point() and dtype.is_floating_point:
             limits = torch.finfo(dtype)
             beyond = part.abs() >= limits.max * (1.0 - _UNITS_TO_OVERFLOW * limits.eps)

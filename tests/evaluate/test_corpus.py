@@ -8,6 +8,7 @@ from kevolve_inductor.evaluate.build import gate
 from kevolve_inductor.evaluate.evaluation import Crashed, Evaluation, Mismatch, Refused
 from kevolve_inductor.exc import CompilerMissingError
 from kevolve_inductor.platforms.cpp_compiler import find_compiler
+from kevolve_inductor.platforms.cpu import CpuPlatform
 from tests.evaluate.corpus import GROUNDS, Cheat, Honest, UntimedJudge, build_all, cheats, honest, triton_cheats
 
 CHEATS = sorted(cheats(), key=lambda cheat: cheat.ground)
@@ -29,6 +30,8 @@ def judge(tmp_path_factory):
 
 
 def judged(judge: UntimedJudge, entry: Cheat | Honest) -> Evaluation | None:
+    if "_mm512" in entry.kernel.source and "avx512f" not in CpuPlatform().target().features:
+        pytest.skip("a processor without AVX-512")
     ground = GROUNDS[entry.ground]
     return judge.judge(ground.region, ground.workload, entry.kernel)
 

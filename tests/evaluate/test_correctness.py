@@ -253,3 +253,18 @@ def test_an_overflow_on_the_way_is_rounding_only_beside_the_largest_value():
     region = Region((spec(4, dtype="float16"), spec(4, dtype="float16")), nodes, ("n1",))
     inputs = [torch.tensor([255.75, 240.0, 1.0, 2.0]).half(), torch.tensor([256.0, 256.0, 1.0, 3.0]).half()]
     assert RoundingSpread(region, inputs, 0).may_overflow(0).tolist() == [True, False, False, False]
+
+
+def test_a_gradient_that_was_not_asked_for_leaves_rounding_to_be_judged():
+    """The operator gives three results, of which the last is nothing; the region has two."""
+    maps, weight = spec(2, 4, 6, 7), spec(4, 1, 3, 3)
+    arguments = (
+        {"node": "i0"}, {"node": "i1"}, {"node": "i2"}, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 4, [True, True, False]
+    )  # fmt: skip
+    backward = RegionNode("aten.convolution_backward.default", arguments, {}, (maps, weight))
+    taken = [RegionNode("getitem", ({"node": "n0"}, k), {}, (one,)) for k, one in enumerate((maps, weight))]
+    region = Region((maps, maps, weight), (backward, *taken), ("n1", "n2"))
+    inputs = generate(region, Workload((), (None,) * 3), "large", 0, CPU)
+    spread = RoundingSpread(region, inputs, 0)
+    spread.draw(4)
+    assert all((spread.deviation(k) > 0).all() and not spread.may_overflow(k).any() for k in (0, 1))

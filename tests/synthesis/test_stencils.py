@@ -45,8 +45,10 @@ from torch.nn.functional import (
     silu,
 )
 
+from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.evaluate.correctness import Agreed, Judge
 from kevolve_inductor.evaluate.inputs import distributions_for, generate
+from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.graph.region import Workload
 from kevolve_inductor.platforms.cuda import launch
 from kevolve_inductor.synthesis.families.stencils import StencilsFamily
@@ -390,7 +392,14 @@ def test_cpp_agrees_with_eager(name: str, folder: Path) -> None:
     schedules = schedules_of(FAMILY, found.match, CPU)
     call = build(FAMILY, found.match, schedules[turn % len(schedules)], folder)
     inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
-    assert_same(run_cpp(call, inputs, expected), expected)
+    outputs = run_cpp(call, inputs, expected)
+    if "bfloat16" not in name:
+        assert_same(outputs, expected)
+        return
+    # On some processors eager rounds on the way: no more than it is off its own values in float64.
+    reference = evaluate_fp64(region_of(found.match), inputs)
+    for output, exact, eager in zip(outputs, reference.exact, reference.eager, strict=True):
+        assert bool(((output.double() - exact).abs() <= allowed_error(exact, eager)).all())
 
 
 @pytest.mark.parametrize(
