@@ -510,7 +510,7 @@ def interpret_shared() -> None:
     from kevolve_inductor.platforms.cuda import launch_functions
     from kevolve_inductor.platforms.triton_build import load_triton
 
-    for name, shares in (("softmax", 3), ("evenly smoothed", 1), ("group norm", 1)):
+    for name, shares in (("softmax", 2), ("group norm", 1)):
         found = found_on(name, "cuda")[0]
         inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
         space = FAMILY.space(found.match, CUDA)
