@@ -78,11 +78,11 @@ def symbols_of(specs: Iterable[TensorSpec]) -> tuple[str, ...]:
 
 
 def arguments_of(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], symbols: Sequence[str]
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], symbols: Sequence[str], workspaces: int = 0
 ) -> tuple[Argument, ...]:
-    """A kernel's arguments in the order that emitters take them: inputs, outputs, sizes."""
+    """A kernel's arguments in the order that emitters take them: inputs, outputs, workspaces, sizes."""
     kinds: tuple[tuple[ArgumentKind, int], ...] = (
-        ("input", len(inputs)), ("output", len(outputs)), ("size", len(symbols))
+        ("input", len(inputs)), ("output", len(outputs)), ("workspace", workspaces), ("size", len(symbols))
     )  # fmt: skip
     return tuple(Argument(kind, k) for kind, count in kinds for k in range(count))
 

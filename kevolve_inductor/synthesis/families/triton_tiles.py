@@ -85,3 +85,7 @@ class TilePrinter(TritonPrinter):
         self.lines.append(f"{name} = {at}")
         self.lines.append(f'tl.device_assert((({name} >= 0) & ({name} < {extent})){outside}, "index out of range")')
         return name
+
+
+def indented(lines: Sequence[str], by: str = "    ") -> list[str]:
+    return [f"{by}{line}" for line in lines]

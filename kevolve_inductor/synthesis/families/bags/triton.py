@@ -16,7 +16,7 @@ from ...expression.expression import Expr
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
-from ..triton_tiles import INT32, cdiv, coordinates, needs_64_bits
+from ..triton_tiles import INT32, cdiv, coordinates, indented, needs_64_bits
 from .checks import COMBINED, BagPrinter, checked, in_pairs
 from .groups import Group, Parameter
 from .plan import POSITION, BagsPlan, Fold, Loop, extents
@@ -34,10 +34,10 @@ def kernel_of(
     body += [f"end{k} = {f'end{k - 1} + ' if k else ''}{_in_kernel(count)}" for k, count in enumerate(counts)]
     for k, text in enumerate(texts):
         body.append(f"{'elif' if k else 'if'} pid < end{k}:")
-        body += _indented(text.call(f"(pid - {f'end{k - 1}' if k else '0'})"))
+        body += indented(text.call(f"(pid - {f'end{k - 1}' if k else '0'})"))
     names = [f"in{k}" for k in range(len(plan.inputs))] + [f"out{k}" for k in range(len(plan.outputs))]
     entry = f"@triton.jit\ndef kevolve_kernel({', '.join([*names, *plan.symbols])}):"
-    code = "\n\n".join([*(text.function() for text in texts), "\n".join([entry, *_indented(body)])])
+    code = "\n\n".join([*(text.function() for text in texts), "\n".join([entry, *indented(body)])])
     launch = Launch(
         "kevolve_kernel",
         arguments,
@@ -53,10 +53,6 @@ def _scaled(size: int, programs: Dim) -> Dim:
 
 def _in_kernel(dim: Dim) -> str:
     return str(dim).replace("cdiv(", "tl.cdiv(")
-
-
-def _indented(lines: Sequence[str]) -> list[str]:
-    return [f"    {line}" for line in lines]
 
 
 class _Text:
@@ -131,7 +127,7 @@ class _Text:
         ]
         head = f"@triton.jit\ndef {self.name}({', '.join([*self._slots(), 'part', *self.symbols])}):"
         loops = enumerate(self.bag.loops) if self.tile.positions > 1 else ()
-        return "\n\n".join([*(self._joining(loop, k) for k, loop in loops), "\n".join([head, *_indented(lines)])])
+        return "\n\n".join([*(self._joining(loop, k) for k, loop in loops), "\n".join([head, *indented(lines)])])
 
     def _over_bags(self, body: Sequence[str]) -> list[str]:
         count = self.tile.bags
@@ -141,7 +137,7 @@ class _Text:
         if self.own == count:
             return [*one, *body]
         last = f"tl.minimum(first + {self.own}, {self.count})"
-        return [f"for start in range(first, {last}, {count}):", *_indented([*one, *body])]
+        return [f"for start in range(first, {last}, {count}):", *indented([*one, *body])]
 
     def _range(self, count: int, axis: int) -> str:
         """Numbers along an axis of the tile, which is a plain row where there is but one bag and position."""
@@ -174,7 +170,7 @@ class _Text:
             start = f"{low} + {start}"
         else:
             lines.append(f"for {start} in range({low}, {high}, {taken}):")
-        return [*lines, *_indented(self._steps(loop, start, steps, bound, outer)), *self._joined(loop, number)]
+        return [*lines, *indented(self._steps(loop, start, steps, bound, outer)), *self._joined(loop, number)]
 
     def _neutral(self, fold: Fold) -> str:
         width = self.tile.columns if self.bag.is_row(fold.body) or self.tile.positions > 1 else 1

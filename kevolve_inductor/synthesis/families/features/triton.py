@@ -14,7 +14,7 @@ from ...expression.loops import Axis
 from ...expression.remainder import INVERSE, TRITON_REMAINDER, triton_inverse, triton_remainder
 from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
-from ..triton_tiles import INT32, cdiv, needs_64_bits
+from ..triton_tiles import INT32, cdiv, indented, needs_64_bits
 from .groups import Group, Parameter, period_of
 
 _SEARCHES = """
@@ -127,9 +127,9 @@ def launch_of(
     for k, (group, programs) in enumerate(zip(groups, per_task, strict=True)):
         body.append(f"{'elif' if k else 'if'} pid < end{k}:")
         start = f"end{k - 1}" if k else "0"
-        body += _indented(_call(group, f"group{k}", f"pid - {start}", _in_kernel(programs), symbols, schedule))
+        body += indented(_call(group, f"group{k}", f"pid - {start}", _in_kernel(programs), symbols, schedule))
     head = f"def kevolve_kernel({', '.join([*names, 'BLOCK: tl.constexpr', 'STEPS: tl.constexpr'])}):"
-    code = "\n\n".join([*functions, "\n".join(["@triton.jit", head, *_indented(body)])])
+    code = "\n\n".join([*functions, "\n".join(["@triton.jit", head, *indented(body)])])
     source = f"{used_helpers(_LIBRARY, code)}\n\n{code}\n"
     launch = Launch(
         "kevolve_kernel",
@@ -147,10 +147,6 @@ def _scaled(size: int, programs: Dim) -> Dim:
 
 def _in_kernel(dim: Dim) -> str:
     return str(dim).replace("cdiv(", "tl.cdiv(")
-
-
-def _indented(lines: Sequence[str]) -> list[str]:
-    return [f"    {line}" for line in lines]
 
 
 def _programs(group: Group, schedule: Schedule) -> Dim:
@@ -194,9 +190,9 @@ def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str],
         stores.append(f"tl.store(o{store.output} + {offset}, {value}, mask=mask)")
     # Of a mask that is all true the compiler leaves nothing.
     mask = "tl.full([BLOCK], True, tl.int1)" if whole else f"at < {numel}"
-    body += [*ahead, "for step in range(STEPS):", *_indented([*here, f"mask = {mask}", *printer.lines, *stores])]
+    body += [*ahead, "for step in range(STEPS):", *indented([*here, f"mask = {mask}", *printer.lines, *stores])]
     parameters = [*_slots(group), "part", *symbols, "BLOCK: tl.constexpr", "STEPS: tl.constexpr"]
-    return "\n".join(["@triton.jit", f"def {name}({', '.join(parameters)}):", *_indented(body)])
+    return "\n".join(["@triton.jit", f"def {name}({', '.join(parameters)}):", *indented(body)])
 
 
 def _ahead(printer: FlatTritonPrinter, group: Group, fixed: set[str]) -> list[str]:
@@ -274,7 +270,7 @@ def _tree(task: str, leaves: Sequence[Sequence[str]], low: int = 0) -> list[str]
         return list(leaves[0])
     half = len(leaves) // 2
     left, right = _tree(task, leaves[:half], low), _tree(task, leaves[half:], low + half)
-    return [f"if {task} < {low + half}:", *_indented(left), "else:", *_indented(right)]
+    return [f"if {task} < {low + half}:", *indented(left), "else:", *indented(right)]
 
 
 def _selected(task: str, names: Sequence[str], values: Sequence[Sequence[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from ...expression.remainder import TRITON_REMAINDER, Method
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
-from ..triton_tiles import TilePrinter, cdiv, coordinates, needs_64_bits
+from ..triton_tiles import TilePrinter, cdiv, coordinates, indented, needs_64_bits
 from .cpp import respelled
 from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
 
@@ -86,10 +86,6 @@ def _head(name: str, plan: JaggedPlan, constants: Sequence[str]) -> str:
     return f"@triton.jit\ndef {name}({', '.join(parameters)}):"
 
 
-def _indented(lines: Sequence[str], by: str = "    ") -> list[str]:
-    return [f"{by}{line}" for line in lines]
-
-
 def _axis(name: str, program: str, block: str, place: str, wide: bool) -> str:
     start = f"{program}.to(tl.int64) * {block}" if wide else f"{program} * {block}"
     return f"{name} = ({start} + tl.arange(0, {block}))[{place}]"
@@ -130,7 +126,7 @@ def _dense(name: str, task: Dense, plan: JaggedPlan, tile: Mapping[str, int]) ->
     shape = "" if task.inner else f" + {_NO_INNER}"
     guard = f", mask={' & '.join(needed)}" if needed else ""
     lines += [*printer.lines, f"tl.store(out{task.output} + {offset}{shape}, {value}{guard})"]
-    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "POSITIONS")), *_indented(lines)])
+    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "POSITIONS")), *indented(lines)])
 
 
 # Gives an offset that does not depend on inner elements the shape of the tile.
@@ -188,7 +184,7 @@ def _reduce(name: str, task: Reduce, plan: JaggedPlan, tile: Mapping[str, int], 
     combined = "tl.sum(total, axis=1)" if task.combine == "add" else f"tl.reduce(total, 1, {_HELPERS[task.combine]})"
     lines.append(f"combined = {combined}")
     lines += _result(task, (own, part), wide, _masks(task))
-    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "EVENTS")), *_indented(lines)])
+    return "\n".join([_head(name, plan, ("ROWS", "COLUMNS", "EVENTS")), *indented(lines)])
 
 
 _HELPERS = {"maximum": "kv_max", "minimum": "kv_min"}
@@ -220,14 +216,14 @@ def _span(
     stride, body = events * steps, _steps(task, number, outer, steps, is_masked)
     block = stride * _BLOCK
     if task.combine != "add" or not task.held.startswith("float") or most.isdecimal() and int(most) <= block:
-        return [*lines, f"for start in range(0, {most}, {stride}):", *_indented(body)]
+        return [*lines, f"for start in range(0, {most}, {stride}):", *indented(body)]
     return [
         *lines,
         f"for block in range(0, {most}, {block}):",
         "    sum_before = total",
         f"    total = tl.zeros([ROWS, EVENTS, COLUMNS], {TRITON_TYPES[task.held]})",
         f"    for start in range(block, tl.minimum(block + {block}, {most}), {stride}):",
-        *_indented(body, "        "),
+        *indented(body, "        "),
         "    total += sum_before",
     ]
 

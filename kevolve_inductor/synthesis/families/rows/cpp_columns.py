@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ....graph.dims import Dim, product
 from ....graph.region import TensorSpec
-from ....kernel import Argument, Workspace
+from ....kernel import Workspace
 from ...expression import CppPrinter
 from ...expression import expression as ex
 from ...expression.cpp import CPP_TYPES, to_storage
@@ -52,11 +52,6 @@ class CppColumns:
     def parameters(self) -> list[str]:
         """Of the function that computes one row: where it adds what it has."""
         return [f"{CPP_TYPES[one.result.dtype]}* __restrict col{k}" for k, one in enumerate(self.program.column_sums)]
-
-    def with_workspaces(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
-        tensors = tuple(one for one in arguments if one.kind != "size")
-        parts = tuple(Argument("workspace", k) for k in range(len(self.names)))
-        return (*tensors, *parts, *(one for one in arguments if one.kind == "size"))
 
     def rows(self, count: str, body: Sequence[str], after: Sequence[str]) -> list[str]:
         """The loop over all ``count`` rows, whose ``body`` sees its row as ``item``; ``after`` follows those of a part."""

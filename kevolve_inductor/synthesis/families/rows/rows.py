@@ -42,11 +42,9 @@ class _RowPrograms(Family):
         if language != "cpp":
             return emit_triton(program, schedule)
         source = cpp_source(program, schedule)
-        arguments = arguments_of(program.inputs, program.outputs, program.symbols)
-        if not program.column_sums:
-            return Kernel("cpp", source, (Launch(_FUNCTION, arguments),))
-        columns = CppColumns(program)
-        return Kernel("cpp", source, (Launch(_FUNCTION, columns.with_workspaces(arguments)),), columns.workspaces)
+        workspaces = CppColumns(program).workspaces if program.column_sums else ()
+        arguments = arguments_of(program.inputs, program.outputs, program.symbols, len(workspaces))
+        return Kernel("cpp", source, (Launch(_FUNCTION, arguments),), workspaces)
 
     def _match(self, found: Assembled, grower: Grower) -> Match:
         return Match(

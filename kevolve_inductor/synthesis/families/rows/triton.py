@@ -52,13 +52,12 @@ def emit_triton(program: RowProgram, schedule: Schedule) -> Kernel:
     code = f"@triton.jit\ndef {_FUNCTION}({', '.join([*names, *program.symbols])}):\n{body}"
     code = f"{code}\n\n{totals.function()}" if totals else code
     source = f"{used_helpers(TRITON_PRELUDE + ROW_HELPERS, code)}\n\n{code}\n"
-    arguments = arguments_of(program.inputs, program.outputs, program.symbols)
     extra = totals or writer.shared
-    if extra:
-        arguments = extra.with_workspaces(arguments)
+    workspaces = extra.workspaces if extra else ()
+    arguments = arguments_of(program.inputs, program.outputs, program.symbols, len(workspaces))
     launch = Launch(_FUNCTION, arguments, (str(writer.programs),), num_warps=warps, num_stages=1)
     more = (totals.launch(arguments),) if totals else ()
-    return Kernel("triton", source, (launch, *more), extra.workspaces if extra else ())
+    return Kernel("triton", source, (launch, *more), workspaces)
 
 
 def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:

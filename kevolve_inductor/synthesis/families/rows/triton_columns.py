@@ -33,12 +33,6 @@ class ColumnTotals:
         numel = f"({self.programs}) * {self.program.columns}"
         return tuple(Workspace(one.result.dtype, numel) for one in self.program.column_sums)
 
-    def with_workspaces(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
-        """Of either launch: workspaces stand between outputs and sizes."""
-        tensors = tuple(one for one in arguments if one.kind != "size")
-        parts = tuple(Argument("workspace", k) for k in range(len(self.names)))
-        return (*tensors, *parts, *(one for one in arguments if one.kind == "size"))
-
     def launch(self, arguments: tuple[Argument, ...]) -> Launch:
         blocks = -(-self.program.columns // _BLOCK)
         warps = max(1, min(_THREADS, self.parts * _BLOCK // 4) // 32)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ....exc import EmissionError
 from ....graph.dims import Dim
-from ....kernel import Argument, Workspace
+from ....kernel import Workspace
 from .program import RowProgram
 
 NAMES = ("shared", "arrived")
@@ -82,8 +82,3 @@ class SharedRows:
             Workspace("float32", str(self._values * self.rows * self.parts)),
             Workspace("int32", str(1 + self._exchanges * self.rows), zeroed=True),
         )
-
-    def with_workspaces(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
-        tensors = tuple(one for one in arguments if one.kind != "size")
-        mine = tuple(Argument("workspace", k) for k in range(len(NAMES)))
-        return (*tensors, *mine, *(one for one in arguments if one.kind == "size"))

@@ -25,7 +25,7 @@ from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
 from ..bags.checks import BagPrinter
 from ..bags.tiles import power_above
-from ..triton_tiles import coordinates, needs_64_bits
+from ..triton_tiles import coordinates, indented, needs_64_bits
 from .plan import EVENT, ROW, ScatterPlan
 from .rows import row_function
 from .tiles import columns_of, elements_of
@@ -118,12 +118,12 @@ class _Text:
             f"total = {nothing}",
             f"odd = tl.zeros([{self.block}, {self.columns}], tl.int32)",
             f"for first in range(begin, {stretch_end}, {turn}):",
-            *_indented([line for k in turns for line in self._block(f"first + {k * self.block}", str(k))]),
-            *_indented([line for k in turns for line in self._products(str(k))]),
-            *_indented([line for k in turns for line in (*self._strange(str(k)), f"odd |= strange{k}")]),
+            *indented([line for k in turns for line in self._block(f"first + {k * self.block}", str(k))]),
+            *indented([line for k in turns for line in self._products(str(k))]),
+            *indented([line for k in turns for line in (*self._strange(str(k)), f"odd |= strange{k}")]),
             "if tl.max(tl.max(odd, 1), 0) > 0:",
-            *_indented([f"total = {nothing}", f"for first in range(begin, {stretch_end}, {self.block}):"]),
-            *_indented(_indented(self._careful())),
+            *indented([f"total = {nothing}", f"for first in range(begin, {stretch_end}, {self.block}):"]),
+            *indented(indented(self._careful())),
             f"tl.store(parts + {at}, total, mask=(line < {self.rows}) & place_mask)",
         ]
 
@@ -168,7 +168,7 @@ class _Text:
             f"    for one in range(0, {self.block}):",
             f"        total = kevolve_one({one})",
             "else:",
-            *_indented(self._products("0")),
+            *indented(self._products("0")),
         ]
 
     def _one(self) -> list[str]:
@@ -202,7 +202,3 @@ def _stored(value: Expr) -> str | None:
     while value.op == "cast" and value.dtype in ex.FLOATS:
         value = value.args[0]
     return value.value[1] if value.op == "read" and value.value[1] in LOW_PRECISION else None
-
-
-def _indented(lines: Sequence[str]) -> list[str]:
-    return [f"    {line}" for line in lines]

@@ -14,7 +14,7 @@ from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, literal
 from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
-from ..triton_tiles import coordinates, needs_64_bits
+from ..triton_tiles import coordinates, indented, needs_64_bits
 from .plan import EVENT, ROW, ScatterPlan
 from .tiles import Tile, elements_of
 
@@ -39,7 +39,7 @@ class SumText:
         self.masks = {name: "place_mask" for name, _ in self.scatter.inner if self.is_ragged} | {ROW: "row_mask"}
 
     def function(self, names: Sequence[str]) -> str:
-        return "\n".join([f"@triton.jit\ndef {self.name}({', '.join(names)}):", *_indented(self.body())])
+        return "\n".join([f"@triton.jit\ndef {self.name}({', '.join(names)}):", *indented(self.body())])
 
     def body(self) -> list[str]:
         return [
@@ -99,7 +99,7 @@ class SumText:
             *self._sums(),
         ]
         each = f"range(program // {self.parts}, tl.load(counts + {self.rows} + 1), tl.num_programs(0) // {self.parts})"
-        return [f"for number in {each}:", *_indented(body)]
+        return [f"for number in {each}:", *indented(body)]
 
     def _sums(self) -> list[str]:
         """All events of the rows at hand, combined with what the rows start as."""
@@ -110,7 +110,7 @@ class SumText:
         most = "count" if tile.rows == 1 else "tl.max(count)"
         lines = [*outer.taken(), f"total = tl.full({shape}, {self.neutral}, {self.kind})"]
         lines.append(f"for start in range(0, {most}, {tile.events * tile.steps}):")
-        lines += _indented(self._steps(outer))
+        lines += indented(self._steps(outer))
         if tile.events > 1:
             lines.append("total = tl.reduce(total, 0, kevolve_joined, keep_dims=True)")
         base, offset = outer.value(self.scatter.base), outer.value(self.scatter.offset)
@@ -154,7 +154,3 @@ class SumText:
                 if EVENT in ex.variables(part):
                     printer.name(part, self._spread(printer.value(part)))
         return lines
-
-
-def _indented(lines: Sequence[str]) -> list[str]:
-    return [f"    {line}" for line in lines]
