@@ -466,14 +466,15 @@ class InterpretedFamily(ReductionFamily):
 
 def interpret() -> None:
     few = replace(CUDA, units=2)
-    for name in CASES:
+    for turn, name in enumerate(CASES):
         for found in found_on(name, "cuda"):
             for match in found.matches:
                 space = FAMILY.space(match, few)
                 fitting = [
                     choice for choice in CHOICES if all(v in space.choices.get(k, ()) for k, v in choice.items())
                 ]
-                schedules = [space.default, *({**space.default, **choice} for choice in fitting)]
+                # Half of them for each case, in turn.
+                schedules = [space.default, *({**space.default, **choice} for choice in fitting[turn % 2 :: 2])]
                 assert_triton_agrees(InterpretedFamily(), found, schedules)
     with pytest.MonkeyPatch.context() as patch:
         dynamic = by_hand(patch)
