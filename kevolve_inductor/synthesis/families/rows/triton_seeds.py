@@ -160,12 +160,12 @@ def _shared(facts: RowFacts) -> Iterable[Seed]:
     for lanes, each in ((512, 16), (256, 16), (512, 32), (1024, 32), (256, 32), (1024, 64)):
         parts = -(-facts.columns * facts.loads // (lanes * each))
         if 1 < parts <= most:
-            yield _seed("tile", lanes, parts=_spread_evenly(parts))
+            yield _seed("tile", lanes, parts=_spread_evenly(parts, most))
     for lanes, columns in ((512, 16), (1024, 8), (256, 32)):
         depth = max(1, columns // (facts.vector * max(1, facts.loads)))
         parts = min(most, facts.columns // (lanes * facts.vector * depth))
         while parts > 1:
-            yield _seed("loop", lanes, depth=depth, parts=_spread_evenly(parts))
+            yield _seed("loop", lanes, depth=depth, parts=_spread_evenly(parts, most))
             parts = parts // 4 if lanes == 512 else 0
 
 
@@ -178,9 +178,10 @@ def _shared_once(facts: RowFacts) -> Iterable[Seed]:
             yield _seed("loop", lanes, depth=depth, parts=parts)
 
 
-def _spread_evenly(parts: int) -> int:
-    """The next power of two, of a few: so that parts are whole tiles where rows are."""
-    return 1 << (parts - 1).bit_length() if parts <= 64 else parts
+def _spread_evenly(parts: int, most: int) -> int:
+    """The next power of two, if so many wait for each other: so that parts are whole tiles where rows are."""
+    power = 1 << (parts - 1).bit_length()
+    return power if power <= most else parts
 
 
 def _walked(facts: RowFacts) -> Iterable[Seed]:
@@ -236,6 +237,7 @@ def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str,
         "depth": () if facts.sums else [max(1, columns // facts.vector) for columns in (32, 16, 8, 64)],
         "programs": [facts.units * n for n in (2, 4, 1, 8)] if facts.sums else (0,),
         "stages": (3, 0, 4, 1) if facts.sums else (1, 3),
-        "parts": (1, 2, 4, 8, 16, 32, 64) if facts.may_share and facts.sweeps > 1 else (1,),
+        # Parts wait for each other: all of a row's have to be at work at once, on a unit that others use as well.
+        "parts": _powers(1, facts.units // 2) if facts.may_share and facts.sweeps > 1 else (1,),
     }
     return {name: tuple(dict.fromkeys([*(seed[name] for seed in seeds), *more])) for name, more in others.items()}
