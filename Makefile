@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 
 # Two at a time: most tests wait for one compiler or another.
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

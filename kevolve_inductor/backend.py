@@ -59,7 +59,7 @@ def kevolve(
         _fall_back(error, settings)
         return compile_fx(gm, example_inputs, config_patches=patches)
     if settled == "eager":
-        return gm
+        return gm.forward
     if settled == "inductor":
         return compile_fx(gm, example_inputs, config_patches=patches)
     compiled: Any = compile_fx(

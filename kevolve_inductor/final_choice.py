@@ -129,7 +129,7 @@ class FinalChoice:
         """The fastest for ``inputs``, which are left as they are. Raises what any side raises."""
         if 3 * bytes_of(inputs) > _MEMORY_SHARE * executor_for(self._platform.name).free_bytes():
             return compiled
-        functions: dict[Name, Function] = {"compiled": compiled, "eager": self.untouched()}
+        functions: dict[Name, Function] = {"compiled": compiled, "eager": self.untouched().forward}
         with random_state_kept(inputs):
             first = Step(compiled, copies_of(inputs))
             first()

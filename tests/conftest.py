@@ -15,11 +15,18 @@ import pytest
 _CACHES = tempfile.TemporaryDirectory(prefix="kevolve-tests-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(_CACHES.name) / "inductor")
 os.environ["TRITON_CACHE_DIR"] = str(Path(_CACHES.name) / "triton")
+# Two tests run at a time: threads that spin while they wait would take each other's processors.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 for _name in [name for name in os.environ if name.startswith("KEVOLVE_")]:
     del os.environ[_name]
 
 
+# A worker that came to one of these last would leave the others without work for minutes.
+_FIRST = ("test_quickstart", "test_real_models", "test_mutants", "test_scatter_triton", "test_client", "test_swap_pass")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _FIRST.index(item.path.stem) if item.path.stem in _FIRST else len(_FIRST))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

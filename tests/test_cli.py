@@ -103,7 +103,7 @@ FACTORY = """
 def test_warm_searches_once_and_resumes(tmp_path, store, capsys):
     path = tmp_path / "model_to_warm.py"
     path.write_text(textwrap.dedent(FACTORY))
-    command = ["warm", f"{path}:make", "--search", "quick", "--budget-s", "15", "--json"]
+    command = ["warm", f"{path}:make", "--search", "quick", "--budget-s", "5", "--json"]
     report.reset()
     assert main(command) == 0
     first = json.loads(capsys.readouterr().out)

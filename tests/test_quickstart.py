@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "quickstart.py"
 
 @pytest.mark.timeout(420)
 def test_the_demonstration_searches_once_and_remembers(store: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), "--device", "cpu", "--rows", "2048", "--budget-s", "20"]
+    command = [sys.executable, str(EXAMPLE), "--device", "cpu", "--rows", "1024", "--budget-s", "10"]
     environment = {**os.environ, "KEVOLVE_STRICT": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -30,7 +30,7 @@ class Subject:
 def mixture_of_experts() -> Subject:
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen2MoeConfig(
-        vocab_size=128, hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=2,
+        vocab_size=128, hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=1,
         shared_expert_intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, num_experts=8,
         num_experts_per_tok=2, max_position_embeddings=64, attn_implementation="eager", use_cache=False,
         decoder_sparse_step=1, norm_topk_prob=True,
@@ -42,7 +42,7 @@ def mixture_of_experts() -> Subject:
 def encoder() -> Subject:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        vocab_size=128, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64, attn_implementation="eager",
     )  # fmt: skip
     inputs = {"input_ids": torch.randint(0, 128, (4, 24)), "attention_mask": torch.ones(4, 24, dtype=torch.int64)}
@@ -96,27 +96,27 @@ def _named(parameter: str, message: str) -> str:
     return f"gradient of {parameter}: {message}"
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", ["encoder", "message-passing"])
 def test_inference_equals_eager(name: str) -> None:
     subject = SUBJECTS[name]()
     subject.model.eval()
-    report.reset()
     with torch.no_grad():
         expected = subject.output(subject.model(**subject.inputs))
         actual = subject.output(compiled(subject.model)(**subject.inputs))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    found = {row.family for row in report.last_run().regions}
-    assert found >= FOUND.get(name, set())
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", ["mixture-of-experts", "message-passing"])
 def test_a_training_step_equals_eager(name: str) -> None:
     subject = SUBJECTS[name]()
     # Without dropout, so that both runs see the same numbers.
     subject.model.eval()
+    report.reset()
     expected, wanted = outputs_and_gradients(subject, subject.model)
     actual, got = outputs_and_gradients(subject, compiled(subject.model))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert got.keys() == wanted.keys()
     for parameter, gradient in wanted.items():
         torch.testing.assert_close(got[parameter], gradient, rtol=1e-3, atol=1e-5, msg=partial(_named, parameter))
+    found = {row.family for row in report.last_run().regions}
+    assert found >= FOUND.get(name, set())

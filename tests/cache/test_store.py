@@ -343,7 +343,7 @@ def test_generation_in_another_process(root):
     assert printed.strip() == store.generation()
 
 
-def test_a_graph_of_twenty_regions_is_looked_up_in_milliseconds(root):
+def test_a_graph_of_twenty_regions_is_looked_up_in_little_more_than_its_files_take_to_read(root):
     store = Store.open(root)
     node = {"target": "aten.relu.default", "args": [{"node": "i0"}], "kwargs": {}, "specs": [{"shape": [1024, 512]}]}
     region = {"inputs": [], "nodes": [node] * 60, "outputs": ["n59"], "symbols": []}
@@ -353,17 +353,24 @@ def test_a_graph_of_twenty_regions_is_looked_up_in_milliseconds(root):
         entry = example_entry(number, kernel, region=region)
         store.put(entry, kernel)
         keys.append(entry.key)
-    best_s = float("inf")
+    files = [file for folder in ("entries", "objects") for file in (root / folder).rglob("*.json")]
+    assert len(files) == 2 * len(keys)
+    read_s, look_up_s = [], []
     for _ in range(20):
-        if best_s < 0.01:
-            break
+        start = time.thread_time()
+        texts = [file.read_text() for file in files]
+        assert all(json.loads(text) for text in texts)
+        read_s.append(time.thread_time() - start)
         reader = Store.open(root)
-        start = time.perf_counter()
+        start = time.thread_time()
         reader.generation()
         found = [reader.get(key) for key in keys]
-        best_s = min(best_s, time.perf_counter() - start)
+        look_up_s.append(time.thread_time() - start)
         assert all(found)
-    assert best_s < 0.01, f"{best_s * 1e3:.1f} ms"
+    # 6 ms in all where this was written; a ratio is the same on a machine that is slow or busy.
+    assert min(look_up_s) < 3 * min(read_s), (
+        f"{min(look_up_s) * 1e3:.1f} ms, reading the files {min(read_s) * 1e3:.1f} ms"
+    )
 
 
 @pytest.mark.parametrize(

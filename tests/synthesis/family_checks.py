@@ -193,8 +193,12 @@ def interpreted(module: str, function: str) -> None:
     """Call ``module.function()`` of this folder in a process in which Triton interprets kernels."""
     pytest.importorskip("triton")
     places = os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    lines = [
+        f"import quick_interpreter, torch, {module}", "quick_interpreter.install()", "torch.manual_seed(0)",
+        f"{module}.{function}()",
+    ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", f"import {module}; {module}.{function}()"], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": places},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -444,6 +444,7 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 INTERPRETED = [name for name in CASES if "bfloat16" not in name and name != "biased"]
 _INTERPRET = """
 import json, sys, torch
+from tests.synthesis import quick_interpreter
 from kevolve_inductor.graph.dims import evaluate
 from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.graph.region import Region
@@ -451,6 +452,7 @@ from kevolve_inductor.kernel import Kernel
 from kevolve_inductor.platforms.cuda import launch
 from tests.synthesis.test_interaction import inputs_of
 torch.manual_seed(0)
+quick_interpreter.install()
 worst = {}
 for job in json.load(open(sys.argv[1])):
     region, kernel = Region.from_json(job["region"]), Kernel.from_json(job["kernel"])

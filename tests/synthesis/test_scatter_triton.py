@@ -57,6 +57,12 @@ def chosen(match: Match, wanted: Mapping[str, int]) -> dict[str, Any]:
     return {**space.default, **{name: value for name, value in wanted.items() if value in space.choices[name]}}
 
 
+def reference_of(match: Match, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The first output in float64 and as eager has it."""
+    reference = evaluate_fp64(region_of(match), inputs)
+    return reference.exact[0], reference.eager[0]
+
+
 def interpret() -> None:
     for turn, name in enumerate(CASES):
         if name not in _ROUNDED:
@@ -68,8 +74,7 @@ def interpret_rounded() -> None:
     for name in _ROUNDED:
         found = found_of(name)
         inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
-        reference = evaluate_fp64(region_of(found.match), inputs)
-        exact, eager = reference.exact[0], reference.eager[0]
+        exact, eager = reference_of(found.match, inputs)
         (output,) = ran(kernel_of(FAMILY, found.match, chosen(found.match, {}), "triton"), inputs, expected, {})
         error = (output.double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
         # The interpreter cuts off where a GPU rounds.
@@ -85,10 +90,11 @@ def interpret_unevenly() -> None:
     few = torch.randint(3, (EVENTS,)) * 12
     for number, at in enumerate((torch.full((EVENTS,), -1), places().sort().values, few, torch.arange(EVENTS) % 2)):
         inputs = [given if spec.dtype == "float32" else at for spec in region_of(found.match).inputs]
-        expected = to_graph_module(region_of(found.match))(*inputs)
-        results = [ran(kernel, inputs, expected, {}) for kernel in kernels[: 1 + number % 3]]
-        for outputs in results:
-            assert_same(outputs, expected)
+        exact, eager = reference_of(found.match, inputs)
+        for kernel in kernels[: 1 + number % 3]:
+            (output,) = ran(kernel, inputs, [eager], {})
+            # A row of all events loses what eager, which adds in another order, loses or does not.
+            assert bool(((output.double() - exact).abs() <= allowed_error(exact, eager)).all())
 
 
 def interpret_any_number() -> None:
