@@ -38,6 +38,8 @@ def test_each_family_has_published_cases_and_three_variations() -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if "cpu" in case.devices], ids=lambda case: case.name)
 def test_a_case_runs_in_eager_and_agrees_with_itself(case: Any) -> None:
     instance = case.make("cpu")
+    if sum(tensor.nbytes for tensor in instance.inputs) > 2**28:
+        pytest.skip("takes long to compute twice, and has a smaller case beside it")
     outputs = instance.function(*instance.inputs)
     assert disagreement(outputs, instance.function(*instance.inputs), instance) is None
 

@@ -14,8 +14,9 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "quickstart.py"
 
 @pytest.mark.timeout(420)
 def test_the_demonstration_searches_once_and_remembers(store: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), "--device", "cpu", "--rows", "1024", "--budget-s", "10"]
-    environment = {**os.environ, "KEVOLVE_STRICT": "1"}
+    command = [sys.executable, str(EXAMPLE), "--device", "cpu", "--rows", "1024", "--budget-s", "5"]
+    # One thread: with another test beside it, two would wait for each other most of the time.
+    environment = {**os.environ, "KEVOLVE_STRICT": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verdict" in done.stdout and "whole model" in done.stdout

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..exc import WorkerError
+from ..graph.foreign import modules_of
 from ..graph.region import Region, Workload
 from ..kernel import Kernel
 from ..platforms.platform import Platform
@@ -251,7 +252,7 @@ class WorkerEvaluator:
 
     def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:
         """Never raises for what the graph or the swaps do; ``correct`` is false where the swapped graph failed."""
-        answer = self._workers.outside_session(GraphJob(graph, workload, swaps))
+        answer = self._workers.outside_session(GraphJob(graph, workload, swaps, modules=modules_of(graph)))
         if isinstance(answer, dict) and "error" not in answer:
             return GraphVerdict(**answer)
         # Both graphs hold more memory than one: that says nothing against the swaps.
@@ -261,7 +262,8 @@ class WorkerEvaluator:
     def time_mode(
         self, graph: Region, workload: Workload, swaps: tuple[Swap, ...], mode: str, limit_s: float
     ) -> ModeTimes:
-        answer = self._workers.outside_session(GraphJob(graph, workload, swaps, mode), limit_s)
+        job = GraphJob(graph, workload, swaps, mode, modules_of(graph))
+        answer = self._workers.outside_session(job, limit_s)
         return ModeTimes(**answer) if isinstance(answer, dict) and "error" not in answer else ModeTimes()
 
     def rest(self) -> bool:

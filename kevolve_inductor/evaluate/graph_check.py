@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._inductor.inductor_prims  # registers operators that a post-grad graph may hold
 
+from ..graph.foreign import import_all
 from ..graph.reference import evaluate_fp64, to_graph_module
 from ..graph.region import Region
 from ..graph.rewrite import apply_swaps
@@ -37,6 +39,7 @@ _TIED_SHARE = 0.01
 def check(job: GraphJob, executor: Executor, seed: int, folder: Path) -> dict[str, Any]:
     """The verdict as JSON. What fails without the swaps is no fault of theirs."""
     use_build_folder(folder)
+    import_all(job.modules)
     needed = sum(spec.size_bytes(job.workload.symbols) for spec in (*job.graph.inputs, *job.graph.output_specs))
     if needed > _MEMORY_SHARE * executor.free_bytes():
         return asdict(GraphVerdict(None, None, True, f"does not fit twice in memory ({needed / 2**30:.1f} GiB)"))
@@ -44,13 +47,13 @@ def check(job: GraphJob, executor: Executor, seed: int, folder: Path) -> dict[st
         inputs = generate(job.graph, job.workload, GRAPH, seed, executor.device)
         plain = _runner(job, executor, inputs, swapped=False)
         torch.manual_seed(seed)
-        expected = plain()
+        expected = _Expected(job, inputs, plain())
     except Exception as error:  # noqa: BLE001 - a graph that cannot be rebuilt here leaves its swaps unmeasured, not wrong
         return asdict(GraphVerdict(None, None, True, _words("the graph alone", error)))
     try:
         swapped = _runner(job, executor, inputs, swapped=True)
         torch.manual_seed(seed)
-        difference = _difference(job, inputs, expected, swapped())
+        difference = expected.difference(swapped())
         executor.synchronize()
     except torch.OutOfMemoryError as error:
         # The plain graph's results and memory are still held.
@@ -68,10 +71,11 @@ def time_mode(
 ) -> dict[str, Any]:
     """The :class:`ModeTimes` as JSON; raises what the graph alone raises under Inductor's defaults."""
     use_build_folder(folder)
+    import_all(job.modules)
     inputs = generate(job.graph, job.workload, GRAPH, seed, executor.device)
     plain = _runner(job, executor, inputs, swapped=False)
     torch.manual_seed(seed)
-    expected = plain()
+    expected = _Expected(job, inputs, plain())
     calls = {"inductor_us": plain}
     others: list[tuple[str, bool, Mapping[str, Any]]] = [("mode_us", False, settings)]
     if job.swaps:
@@ -80,7 +84,7 @@ def time_mode(
         try:
             call = _runner(job, executor, inputs, swapped, chosen)
             torch.manual_seed(seed)
-            if _difference(job, inputs, expected, call()) is None:
+            if expected.difference(call()) is None:
                 calls[name] = call
             executor.synchronize()
         except Exception as error:  # noqa: BLE001 - a mode that fails on this graph is one that is not taken
@@ -126,20 +130,29 @@ def _has_selection(graph: Region) -> bool:
     return any(is_selection(node.target) for node in graph.nodes)
 
 
-def _difference(
-    job: GraphJob, inputs: Sequence[torch.Tensor], expected: Sequence[Any], got: Sequence[Any]
-) -> str | None:
-    """What differs, in words, but for what ``got`` has nearer to the values in float64 than ``expected``."""
-    may_tie = _has_selection(job.graph)
-    difference = first_difference(expected, got, may_tie)
-    if difference is None:
-        return None
-    try:
-        exact = evaluate_fp64(job.graph, inputs).exact
-    except Exception as error:  # noqa: BLE001 - without these values the difference stands
-        logger.debug("the graph in float64: %s", error)
-        return difference
-    return first_difference(expected, got, may_tie, exact)
+@dataclass
+class _Expected:
+    """What Inductor alone makes of a graph's inputs."""
+
+    job: GraphJob
+    inputs: Sequence[torch.Tensor]
+    outputs: Sequence[Any]
+
+    def difference(self, got: Sequence[Any]) -> str | None:
+        """What differs, in words, but for what ``got`` has nearer to the values in float64."""
+        may_tie = _has_selection(self.job.graph)
+        difference = first_difference(self.outputs, got, may_tie)
+        if difference is None or self._exact is None:
+            return difference
+        return first_difference(self.outputs, got, may_tie, self._exact)
+
+    @cached_property
+    def _exact(self) -> Sequence[Any] | None:
+        try:
+            return evaluate_fp64(self.job.graph, self.inputs).exact
+        except Exception as error:  # noqa: BLE001 - without these values a difference stands
+            logger.debug("the graph in float64: %s", error)
+            return None
 
 
 def first_difference(

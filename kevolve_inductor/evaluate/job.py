@@ -189,18 +189,24 @@ class ProfileJob:
 
 @dataclass(frozen=True)
 class GraphJob:
-    """Compile a whole graph with and without ``swaps``, compare and time; with ``mode``, in that mode of Inductor's too."""
+    """Compile a whole graph with and without ``swaps``, compare and time; with ``mode``, in that mode of Inductor's too.
+
+    ``modules`` are imported first: they define operators of the graph.
+    """
 
     name: ClassVar[str] = "graph"
     graph: Region
     workload: Workload
     swaps: tuple[Swap, ...]
     mode: str | None = None
+    modules: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         swaps = [swap.to_json() for swap in self.swaps]
         graph, workload = self.graph.to_json(), self.workload.to_json()
-        return {"graph": graph, "workload": workload, "swaps": swaps, "mode": self.mode}
+        return {
+            "graph": graph, "workload": workload, "swaps": swaps, "mode": self.mode, "modules": self.modules,
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphJob:
@@ -208,7 +214,8 @@ class GraphJob:
         from ..graph.swap import Swap
 
         swaps = tuple(Swap.from_json(swap) for swap in data["swaps"])
-        return cls(Region.from_json(data["graph"]), Workload.from_json(data["workload"]), swaps, data["mode"])
+        graph, workload = Region.from_json(data["graph"]), Workload.from_json(data["workload"])
+        return cls(graph, workload, swaps, data["mode"], tuple(data["modules"]))
 
 
 @dataclass(frozen=True)
