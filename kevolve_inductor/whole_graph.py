@@ -123,7 +123,9 @@ class WholeGraph:
             workload, renamed = self._workload(captured.region), _renamed(swaps, captured.node_names)
             known = asdict(evaluator.time_mode(captured.region, workload, renamed, mode, limit_s))
             self.store.remember("mode", key, known)
-        return _faster_in_mode(ModeTimes(**known), mode)
+        times = ModeTimes(**known)
+        # Kernels that the check has confirmed do not give way to a mode that they were not timed beside.
+        return None if swaps and times.kevolve_us is None else _faster_in_mode(times, mode)
 
     def _key(self, graph: Region, swaps: Sequence[Swap], mode: str | None = None) -> str:
         kernels = sorted(swap.kernel.digest for swap in swaps)

@@ -456,6 +456,7 @@ def test_a_mode_that_beats_the_kernels_is_taken_without_them(settings, with_a_mo
         ModeTimes(100.0, 60.0, 59.5, 59.0),
         ModeTimes(100.0, 60.0, 57.0, None),
         ModeTimes(mode_us=1.0),
+        ModeTimes(inductor_us=100.0, mode_us=50.0),
     ],
 )
 def test_a_mode_that_is_no_faster_or_was_not_measured_is_left(settings, with_a_mode, times):
