@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch._inductor.inductor_prims  # registers operators that a post-grad graph may hold
 
-from ..graph.foreign import import_all
 from ..graph.reference import evaluate_fp64, to_graph_module
 from ..graph.region import Region
 from ..graph.rewrite import apply_swaps
@@ -39,7 +38,6 @@ _TIED_SHARE = 0.01
 def check(job: GraphJob, executor: Executor, seed: int, folder: Path) -> dict[str, Any]:
     """The verdict as JSON. What fails without the swaps is no fault of theirs."""
     use_build_folder(folder)
-    import_all(job.modules)
     needed = sum(spec.size_bytes(job.workload.symbols) for spec in (*job.graph.inputs, *job.graph.output_specs))
     if needed > _MEMORY_SHARE * executor.free_bytes():
         return asdict(GraphVerdict(None, None, True, f"does not fit twice in memory ({needed / 2**30:.1f} GiB)"))
@@ -71,7 +69,6 @@ def time_mode(
 ) -> dict[str, Any]:
     """The :class:`ModeTimes` as JSON; raises what the graph alone raises under Inductor's defaults."""
     use_build_folder(folder)
-    import_all(job.modules)
     inputs = generate(job.graph, job.workload, GRAPH, seed, executor.device)
     plain = _runner(job, executor, inputs, swapped=False)
     torch.manual_seed(seed)

@@ -85,8 +85,10 @@ class Worker:
             case JudgeJob() if self._referee is not None:
                 return self._referee.judge(job)
             case GraphJob():
+                from ..graph.foreign import import_all
                 from .graph_check import check, time_mode
 
+                import_all(job.modules)
                 if job.mode is None:
                     return check(job, self._executor, self.setup.seed, self.folder)
                 settings = platform_for(self.setup.platform).modes()[job.mode]
