@@ -212,7 +212,7 @@ def test_columns_of_one_tensor_become_one_space() -> None:
     match = find(FAMILY, even, [torch.randn(200, 12), torch.randn(12, 9).sort(-1).values]).match
     assert len(match.inputs) == 2
     space = FAMILY.space(match, CUDA)
-    assert space.default["columns"] == "together" and "dispatch" not in space.choices
+    assert space.default["columns"] == "together"
     source = kernel_of(FAMILY, match, space.default, "triton").source
     assert "at < 2400" in source
 
@@ -387,6 +387,12 @@ def interpret() -> None:
     default = FAMILY.space(found.match, CUDA).default
     chunks = [{**default, "dispatch": "chunks", "order": order, "block": 256} for order in ("tasks", "rows")]
     assert_triton_agrees(FAMILY, found, chunks)
+    # Neighbouring columns: by one program across them, in blocks that end neither with the columns nor with the rows.
+    found = found_of("scaled columns")
+    default = FAMILY.space(found.match, CUDA).default
+    across = [{**default, "order": "across", "search": s, "block": 256, "steps": 2} for s in ("binary", "pivots", "count")]
+    assert all("[:, None] < 6" in kernel_of(FAMILY, found.match, schedule, "triton").source for schedule in across)
+    assert_triton_agrees(FAMILY, found, [*across, {**default, "order": "rows"}])
     # Divisors that only the data tell, of either sign and any size, and dividends around their multiples.
     found = find(FAMILY, remainders, [*border_cases()])
     default = FAMILY.space(found.match, CUDA).default
@@ -433,6 +439,18 @@ def border_cases() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_features", "interpret")
+
+
+def test_columns_side_by_side_compile_for_hopper(folder: Path) -> None:
+    """Reads and writes go along the rows, searches down the columns: values change places in between."""
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    match = found_of("columns").match
+    schedule = {**FAMILY.space(match, CUDA).default, "columns": "apart", "order": "across"}
+    kernel = kernel_of(FAMILY, match, schedule, "triton")
+    resources = compile_for(kernel, region_of(match), "sm_90", folder)
+    assert resources.spills in (0, None) and resources.shared_bytes
 
 
 @pytest.mark.parametrize("walk", ["columns", "flat"])

@@ -24,7 +24,7 @@ from ...expression.remainder import INVERSE, Method, is_integer_division, rewrit
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
 from .cpp import source_of
-from .groups import Group, grouped, period_of, rolled
+from .groups import Group, grouped, is_interleaved, period_of, rolled
 from .searches import TABLE_LEVELS
 from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
 from .tasks import flattened, fused, sink_tasks
@@ -251,11 +251,13 @@ def _triton_space(plan: FeaturesPlan, units: int) -> ScheduleSpace:
         choices["walk"] = ("columns", "flat")
     if _can_roll(plan, "multiply"):
         choices["columns"] = ("together", "apart")
-    groups = groups_of(plan, {"remainder": "multiply", "columns": "together"})
+    # Columns of one space are searched faster as tasks again, if these are done across.
+    groups = groups_of(plan, {"remainder": "multiply", "columns": "apart" if _has_search(plan) else "together"})
     if max(group.size for group in groups) > 1:
         # A call for every task is code for every task, which searches have too much of.
         choices["dispatch"] = ("select", "tree") if _has_search(plan) else ("select", "chunks", "tree")
-        choices["order"] = ("rows", "tasks") if _interleaved(groups) else ("tasks", "rows")
+        mixed = any(map(is_interleaved, groups))
+        choices["order"] = ("across", "rows", "tasks") if mixed else ("tasks", "rows")
         if len(plan.tasks) <= 16:
             choices["bodies"] = ("shared", "own")
     choices |= {"block": (1024, 512, 2048, 4096, 256), "steps": _steps(plan), "num_warps": (4, 8, 2, 1)}
@@ -270,6 +272,9 @@ def _triton_space(plan: FeaturesPlan, units: int) -> ScheduleSpace:
         {"dispatch": "chunks", "block": 512, "steps": 1, "num_warps": 2},
         {"dispatch": "chunks", "block": 256, "steps": 1, "num_warps": 1},
         {"search": "pivots"},
+        {"columns": "apart", "order": "across"},
+        {"order": "rows"},
+        {"order": "across", "search": "count"},
         {"block": 2048, "num_warps": 8},
         {"block": 512, "num_warps": 2},
         {"columns": "apart"},
@@ -299,8 +304,3 @@ def _steps(plan: FeaturesPlan) -> tuple[int, ...]:
     blocks = sum(_hinted(task) for task in plan.built) // 1024
     guess = max((s for s in _STEPS if s * _RESIDENT_PROGRAMS <= blocks), default=1)
     return (guess, *(s for s in _STEPS if s != guess))
-
-
-def _interleaved(groups: Sequence[Group]) -> bool:
-    """Do tasks of one group write between one another's elements?"""
-    return any(len(set(slot)) < group.size for group in groups for slot in group.results if group.size > 1)

@@ -26,6 +26,16 @@ class Parameter:
     name: str
     dtype: str
     values: tuple[int | float, ...]
+    is_count: bool = False
+
+    @property
+    def rise(self) -> tuple[int, int] | None:
+        """Where values begin and what is added from task to task, if that is the same integer; no counts of borders."""
+        start, step = self.values[0], self.values[1] - self.values[0]
+        even = all(value == start + k * step for k, value in enumerate(self.values))
+        if not even or self.is_count or not isinstance(start, int) or not isinstance(step, int):
+            return None
+        return start, step
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ def _group(tasks: list[Task], skeletons: list[_Skeleton]) -> Group:
     for position, search in enumerate(part for part in _parts(body) if part.op == "search"):
         borders = tuple(skeleton.counts[position] for skeleton in skeletons)
         if len(set(borders)) > 1:
-            parameters.append(Parameter(next(names), "int32", borders))
+            parameters.append(Parameter(next(names), "int32", borders, is_count=True))
             counts[search] = parameters[-1].name
     slots = {pointer: slot for slot, pointer in enumerate(first.pointers)}
     results = {output: slot for slot, output in enumerate(first.results)}
@@ -198,6 +208,11 @@ def period_of(task: Task, schedule: Schedule) -> int | None:
     return period if period * int(schedule["steps"]) <= _LONGEST_WALK else None
 
 
+def is_interleaved(group: Group) -> bool:
+    """Whether its tasks write between one another's elements."""
+    return group.size > 1 and any(len(set(slot)) < group.size for slot in group.results)
+
+
 def rolled(group: Group) -> Task | None:
     """The whole group as one task with an axis more, where the tasks differ in evenly rising integers only.
 
@@ -208,12 +223,10 @@ def rolled(group: Group) -> Task | None:
     if group.size < 2 or any(len(set(slot)) > 1 for slot in (*group.pointers, *group.results)):
         return None
     position = ex.var("each", group.size)
-    counts = {part.value[2] for part in _parts(group.body) if part.op == "search"}
     for parameter in group.parameters:
-        start, step = parameter.values[0], parameter.values[1] - parameter.values[0]
-        even = all(value == start + k * step for k, value in enumerate(parameter.values))
-        if not even or parameter.name in counts or not isinstance(start, int) or not isinstance(step, int):
+        if parameter.rise is None:
             return None
+        start, step = parameter.rise
         steps[parameter.name] = ex.iadd(ex.imul(position, ex.index(step)), ex.index(start))
 
     def leaf(part: Expr, is_offset: bool) -> Expr | None:

@@ -1,8 +1,13 @@
-"""Tasks as Triton: one launch whose programs find their group, their task, and their block."""
+"""Tasks as Triton: one launch whose programs find their group, their task, and their block.
+
+Tasks that write between one another's elements, as columns of one tensor do, can be done by one program *across*: blocks
+are then tensors ``[tasks, rows]``, so that memory is read and written in the order in which it lies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from ....graph.dims import Dim
 from ....graph.region import TensorSpec
@@ -15,7 +20,7 @@ from ...expression.remainder import INVERSE, TRITON_REMAINDER, triton_inverse, t
 from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..triton_tiles import INT32, cdiv, indented, needs_64_bits
-from .groups import Group, Parameter, period_of
+from .groups import Group, Parameter, is_interleaved, period_of
 
 _SEARCHES = """
 @triton.jit
@@ -65,6 +70,19 @@ def kv_search_pivots(borders, step, count, halvings: tl.constexpr, value, right:
         low += tl.where(kv_below(border, value, right) & (at < count) & (half > 0), half, 0)
         length -= half
     return low.to(tl.int64)
+
+@triton.jit
+def kv_search_across(borders, step, count, halvings: tl.constexpr, uneven: tl.constexpr, value, right: tl.constexpr):
+    # Values of one task stand next to each other: so the threads of a warp search the same borders.
+    size: tl.constexpr = value.shape[0] * value.shape[1]
+    at = tl.reshape(tl.broadcast_to(borders, value.shape), [size])
+    own = tl.reshape(value, [size])
+    if uneven:
+        many = tl.reshape(tl.broadcast_to(count, value.shape), [size])
+        found = kv_search_binary(at, step, many, halvings, uneven, own, right)
+    else:
+        found = kv_search_binary(at, step, count, halvings, uneven, own, right)
+    return tl.reshape(found.to(tl.int32), value.shape).to(tl.int64)
 """
 _LIBRARY = TRITON_PRELUDE + _SEARCHES + TRITON_REMAINDER
 
@@ -76,10 +94,11 @@ _CHUNK = 4
 class FlatTritonPrinter(TritonPrinter):
     """Prints reads and searches by slot: slot ``k`` is the pointer ``a<k>``. ``search`` names the method."""
 
-    def __init__(self, group: Group, search: str) -> None:
+    def __init__(self, group: Group, search: str, across: int) -> None:
         super().__init__((), "mask")
-        self.group, self.search = group, search
-        self._uniform = {p.name for p in group.parameters}
+        self.group, self.search, self.across = group, search, across
+        # Across tasks even their numbers are a tensor, which has more elements than there are tasks.
+        self._uniform = set() if across else {p.name for p in group.parameters}
 
     def specials(self) -> dict[str, Callable[[Expr, list[str]], str]]:
         return {**super().specials(), "read": self._read, "search": self._search, "quick_mod": triton_remainder,
@@ -98,12 +117,13 @@ class FlatTritonPrinter(TritonPrinter):
         value, first = arguments
         largest = self.group.largest(count)
         borders = f"a{slot} + {first}, {step}, {count}"
-        if self.search == "count":
+        uneven = isinstance(count, str)
+        if self.search == "count" and not (self.across and uneven):
             return f"kv_search_count({borders}, {value}, {right})"
-        if self.search == "pivots" and largest > 16:
+        if self.search == "pivots" and largest > 16 and not self.across:
             return f"kv_search_pivots({borders}, {(-(-largest // 16)).bit_length()}, {value}, {right})"
-        halvings, uneven = (largest - 1).bit_length(), isinstance(count, str)
-        return f"kv_search_binary({borders}, {halvings}, {uneven}, {value}, {right})"
+        name = "across" if self.across else "binary"
+        return f"kv_search_{name}({borders}, {(largest - 1).bit_length()}, {uneven}, {value}, {right})"
 
 
 def launch_of(
@@ -149,9 +169,23 @@ def _in_kernel(dim: Dim) -> str:
     return str(dim).replace("cdiv(", "tl.cdiv(")
 
 
+def _across(group: Group, schedule: Schedule) -> int:
+    """Into how many places its tasks are filled where they are done across; 0 where each has programs of its own."""
+    is_across = schedule.get("order") == "across" and schedule.get("walk") != "columns" and is_interleaved(group)
+    return 1 << (group.size - 1).bit_length() if is_across else 0
+
+
+def _rows(across: int, schedule: Schedule) -> int:
+    """Elements of each task in a block across ``across`` of them."""
+    return max(1, int(schedule["block"]) // across)
+
+
 def _programs(group: Group, schedule: Schedule) -> Dim:
     """How many programs a task of the group takes."""
     block, steps = int(schedule["block"]), int(schedule["steps"])
+    across = _across(group, schedule)
+    if across:
+        return cdiv(group.body.numel, _rows(across, schedule) * steps)
     period = period_of(group.body, schedule)
     if period is None:
         return cdiv(group.body.numel, block * steps)
@@ -164,13 +198,21 @@ def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str],
     What is the same for all blocks of a run is computed once, ahead of them: what no axis enters into and, on a walk down
     columns, what only the last axis does.
     """
-    period = period_of(group.body, schedule)
+    across = _across(group, schedule)
+    period = None if across else period_of(group.body, schedule)
     numel, part = group.body.numel, f"part{'.to(tl.int64)' if wide else ''}"
-    printer = FlatTritonPrinter(group, str(schedule.get("search", "binary")))
+    printer = FlatTritonPrinter(group, str(schedule.get("search", "binary")), across)
     fixed = {p.name for p in group.parameters}
-    if period is None:
+    everywhere = "tl.full([BLOCK], True, tl.int1)"
+    if across:
+        rows, everywhere = _rows(across, schedule), f"tl.arange(0, {across})[:, None] < {group.size}"
+        body = [f"first = {part} * STEPS * {rows}"]
+        ahead = _ahead(printer, group, fixed, everywhere)
+        here = [f"at = first + step * {rows} + tl.arange(0, {rows})[None, :]", *_coordinates(group.body.axes, "at")]
+        whole = isinstance(numel, int) and numel % (rows * int(schedule["steps"])) == 0
+    elif period is None:
         body = [f"first = {part} * STEPS * BLOCK"]
-        ahead = _ahead(printer, group, fixed)
+        ahead = _ahead(printer, group, fixed, everywhere)
         here = ["at = first + step * BLOCK + tl.arange(0, BLOCK)", *_coordinates(group.body.axes, "at")]
         whole = isinstance(numel, int) and numel % (int(schedule["block"]) * int(schedule["steps"])) == 0
     else:
@@ -180,7 +222,7 @@ def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str],
             f"{column} = first % {extent}",
             f"first_row = first // {extent}",
         ]
-        ahead = _ahead(printer, group, fixed | {column})
+        ahead = _ahead(printer, group, fixed | {column}, everywhere)
         here = [f"at = first + step * {period}", f"row = first_row + step * {period // int(extent)}"]
         here += _coordinates(group.body.axes[:-1], "row")
         whole = isinstance(numel, int) and numel % (period * int(schedule["steps"])) == 0
@@ -189,13 +231,13 @@ def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str],
         value, offset = printer.value(store.value), printer.value(store.offset)
         stores.append(f"tl.store(o{store.output} + {offset}, {value}, mask=mask)")
     # Of a mask that is all true the compiler leaves nothing.
-    mask = "tl.full([BLOCK], True, tl.int1)" if whole else f"at < {numel}"
+    mask = everywhere if whole else f"(at < {numel}) & ({everywhere})" if across else f"at < {numel}"
     body += [*ahead, "for step in range(STEPS):", *indented([*here, f"mask = {mask}", *printer.lines, *stores])]
     parameters = [*_slots(group), "part", *symbols, "BLOCK: tl.constexpr", "STEPS: tl.constexpr"]
     return "\n".join(["@triton.jit", f"def {name}({', '.join(parameters)}):", *indented(body)])
 
 
-def _ahead(printer: FlatTritonPrinter, group: Group, fixed: set[str]) -> list[str]:
+def _ahead(printer: FlatTritonPrinter, group: Group, fixed: set[str], everywhere: str) -> list[str]:
     """Statements for whatever depends on no other variables than ``fixed``. All that they read is there for every block."""
     printer.mask = "everywhere"
     for store in group.body.stores:
@@ -204,7 +246,7 @@ def _ahead(printer: FlatTritonPrinter, group: Group, fixed: set[str]) -> list[st
                 if part.args and ex.variables(part) <= fixed:
                     printer.value(part)
     lines, printer.lines, printer.mask = printer.lines, [], "mask"
-    return ["everywhere = tl.full([BLOCK], True, tl.int1)", *lines] if lines else []
+    return [f"everywhere = {everywhere}", *lines] if lines else []
 
 
 def _slots(group: Group) -> list[str]:
@@ -232,6 +274,11 @@ def _call(group: Group, name: str, at: str, programs: str, symbols: Sequence[str
     names, task, part = [f"{name}_{slot}" for slot in _slots(group)], f"{name}_task", f"{name}_part"
     each = _tasks_per_program(group, schedule)
     choices = -(-group.size // each)
+    across = _across(group, schedule)
+    if across:
+        lines = [f"{part} = {at}", f"{task} = tl.arange(0, {across})[:, None]"]
+        lines += _selected(task, names, values, {f"{name}_{p.name}": p for p in group.parameters})
+        return [*lines, f"{name}({', '.join([*names, part, *common])})"]
     if schedule.get("order", "tasks") == "tasks":
         lines = [f"{task} = ({at}) // ({programs})", f"{part} = ({at}) % ({programs})"]
     else:
@@ -247,6 +294,8 @@ def _call(group: Group, name: str, at: str, programs: str, symbols: Sequence[str
 
 
 def _tasks_per_program(group: Group, schedule: Schedule) -> int:
+    if _across(group, schedule):
+        return group.size
     return min(_CHUNK, group.size) if schedule.get("dispatch") == "chunks" else 1
 
 
@@ -273,11 +322,18 @@ def _tree(task: str, leaves: Sequence[Sequence[str]], low: int = 0) -> list[str]
     return [f"if {task} < {low + half}:", *indented(left), "else:", *indented(right)]
 
 
-def _selected(task: str, names: Sequence[str], values: Sequence[Sequence[str]]) -> list[str]:
-    """No branches: every value is selected out of all tasks'."""
+def _selected(
+    task: str, names: Sequence[str], values: Sequence[Sequence[str]], numbers: Mapping[str, Parameter] = MappingProxyType({})
+) -> list[str]:
+    """No branches: every value is selected out of all tasks'. Of ``numbers`` those that rise evenly are computed, and so
+    known to be neighbours; beyond the last task they go on to rise, where the others are the first task's."""
     lines = []
     for position, name in enumerate(names):
         column = [row[position] for row in values]
+        rise = numbers[name].rise if name in numbers else None
+        if rise is not None and all(-INT32 <= start < INT32 for start in numbers[name].values):
+            lines.append(f"{name} = {task} * {rise[1]} + {rise[0]}")
+            continue
         lines.append(f"{name} = {column[0]}")
         if len(set(column)) > 1:
             lines += [f"{name} = tl.where({task} == {k}, {column[k]}, {name})" for k in range(1, len(column))]

@@ -195,6 +195,10 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["select"] = ("extract", "network")
     elif any(s.count <= 8 for s in program.selects):
         choices["select"] = ("network", "extract")
+        if near and "loop" in choices["algorithm"]:
+            long = choices["algorithm"][0] == "loop"
+            choices["select"] = ("filter", "network", "extract") if long else ("network", "extract", "filter")
+            choices["stages"] = (3, 1) if long else (1, 3)
     if "loop" in choices["algorithm"] and (
         online_pairs(program) if program.selects else _joined(prepared(program, True, True))
     ):

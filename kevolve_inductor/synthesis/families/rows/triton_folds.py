@@ -24,6 +24,9 @@ class Fold(ABC):
     def __init__(self, before: Sequence[str]) -> None:
         self.before = list(before)
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to find out
+        """Add what has to be known of the row before the sweep."""
+
     @abstractmethod
     def inside(self) -> None:
         """Add the statements for one block."""

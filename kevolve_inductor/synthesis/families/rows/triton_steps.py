@@ -1,4 +1,8 @@
-"""Selections in Triton: by networks within and between threads, or by taking the first element again and again."""
+"""Selections in Triton: by networks within and between threads, or by taking the first element again and again.
+
+Of rows that are walked over block by block, networks can be kept to the blocks in which something may be selected
+(``"filter"``): as many threads as elements are wanted have seen one each that is no worse than the last of their best.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,12 @@ if TYPE_CHECKING:
     from .triton_writer import TritonWriter
 
 _MOST_EXTRACTED = 16
+# Of more elements nearly every block has one.
+_MOST_FILTERED = 16
 
 
 class Selector:
-    """Prints selections for one writer. ``method``: ``"network"`` or ``"extract"``."""
+    """Prints selections for one writer. ``method``: ``"network"``, ``"filter"`` or ``"extract"``."""
 
     def __init__(self, writer: TritonWriter, key: str, method: str) -> None:
         self.writer, self.key, self.method = writer, key, method
@@ -181,6 +187,8 @@ class Selector:
         seen = self.writer.tile.per_thread
         if wanted > seen:
             raise EmissionError(f"{select.count} elements cannot be kept by threads that see {seen} at once")
+        if self.method == "filter" and 1 < select.count <= _MOST_FILTERED:
+            return _FilteredFold(self, select, packing, wanted)
         return _PackedFold(self, select, packing, wanted)
 
 
@@ -221,6 +229,59 @@ class _PackedFold(Fold):
             assert self.select.out is not None
             w.axis_space(self.select.out, len(self.names))
         self.selector.define(self.select, self.packing, name)
+
+
+class _FilteredFold(_PackedFold):
+    """The same, but blocks in which every value is worse than the ``bound`` are passed over.
+
+    A sweep of its own finds the best value that each thread sees; as many of these as are wanted are distinct elements,
+    so that what is worse than the last of them is not selected. Equal ones and NaN are left to the network.
+    """
+
+    def __init__(self, selector: Selector, select: Select, packing: Packing, wanted: int) -> None:
+        super().__init__(selector, select, packing, wanted)
+        self.bound = ""
+        floating = select.value.dtype in ex.FLOATS
+        self.extreme, self.past = ("max", "<") if select.order == "greatest" else ("min", ">")
+        infinity = "float('-inf')" if self.extreme == "max" else "float('inf')"
+        self.nothing = infinity if floating else worst(select)
+
+    def prepare(self) -> None:
+        w, best = self.selector.writer, self.selector.writer.fresh("m")
+        kind = TRITON_TYPES[held_dtype(self.select)]
+        w.add(f"{best} = tl.full([{w.tile.rows}, {w.tile.lanes}], {self.nothing}, {kind})")
+
+        def inside() -> None:
+            values, mask = self._values(), w.spaces[COLUMNS].axis_mask
+            known = f"tl.where({mask}, {values}, {self.nothing})" if mask else values
+            of_thread = f"tl.{self.extreme}({w.per_lane(known)}, 2)"
+            w.add(f"{best} = tl.{self.extreme}imum({best}, {of_thread}.to({kind}))")
+
+        w.walk(inside, "evict_last")
+        self.bound = w.fresh("b")
+        w.add(f"{self.bound} = tl.{self.extreme}({best}, 1)")
+        for _ in range(self.select.count - 1):
+            # Equal ones go together, which makes the bound no stricter.
+            taken = f"({best} {self.past} {self.bound}[:, None])"
+            w.add(f"{self.bound} = tl.{self.extreme}(tl.where({taken}, {best}, {self.nothing}), 1)")
+
+    def inside(self) -> None:
+        w = self.selector.writer
+        space, near = w.spaces[COLUMNS], w.fresh("g")
+        inside = f" & ({space.axis_mask})" if space.axis_mask else ""
+        w.add(f"{near} = (({self._values()} {self.past} {self.bound}[:, None, None, None]) == 0){inside}")
+        w.add(f"if tl.max(tl.reshape({near}.to(tl.int32), [{w.tile.rows * w.tile.columns}]), 0) > 0:")
+        w.indent += 1
+        # What is named in a branch is not what has that name outside of it.
+        outer, w.printers[COLUMNS] = w.printers[COLUMNS], space.printer(f"{w.fresh('c')}_")
+        super().inside()
+        w.printers[COLUMNS] = outer
+        w.indent -= 1
+
+    def _values(self) -> str:
+        w, name = self.selector.writer, self.selector.writer.fresh("x")
+        w.add(f"{name} = {w.whole(COLUMNS, self.select.value)}.to({TRITON_TYPES[held_dtype(self.select)]})")
+        return name
 
 
 class _PlaceFold(Fold):

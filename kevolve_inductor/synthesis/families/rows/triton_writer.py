@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ....exc import EmissionError
 from ...expression import expression as ex
@@ -178,46 +178,57 @@ class TritonWriter(TritonPlaces):
     def _looped_sweep(self, step: Pass) -> None:
         folds = [fold for fold in (self._fold(part, step.sweep) for part in step.sweep) if fold is not None]
         for fold in folds:
+            fold.prepare()
+        for fold in folds:
             for line in fold.before:
                 self.add(line)
+
+        def inside() -> None:
+            for fold in folds:
+                fold.inside()
+            for part in step.sweep:
+                if isinstance(part, Store):
+                    self._store(part)
+
+        self.walk(inside, self._policy(step))
+        for fold in folds:
+            fold.after()
+
+    def walk(self, inside: Callable[[], None], policy: str) -> None:
+        """The loop over the blocks of a row; of a spread row its program's one. ``inside`` adds what is done with each."""
         columns, block = self.program.columns, self.tile.columns
         if self.tile.spread:
             self.add(f"c0 = (tl.program_id(0) % {self.blocks}) * {block}")
-            self._block(step, folds, ragged=self._is_ragged)
-        else:
-            self.spaces[COLUMNS].policy = self._policy(step)
-            # Blocks that end inside the row have no masks.
-            whole = columns - columns % block
-            if whole:
-                mine = f"begin, tl.minimum(begin + {self.tile.span}, {whole})" if self.shared else f"0, {whole}"
-                self._loop("c0", f"{mine}, {block}")
-                self._block(step, folds, ragged=False)
-                self.indent -= 1
-            if self._is_ragged:
-                # Of a shared row only the last part has an end; to the others all of it is outside.
-                last = f"tl.where(part == {self.tile.parts - 1}, {whole}, {columns})"
-                self.add(f"c0 = {last if self.shared else whole}")
-                self._block(step, folds, ragged=True)
-        for fold in folds:
-            fold.after()
+            self._block(inside, ragged=self._is_ragged)
+            return
+        self.spaces[COLUMNS].policy = policy
+        # Blocks that end inside the row have no masks.
+        whole = columns - columns % block
+        if whole:
+            mine = f"begin, tl.minimum(begin + {self.tile.span}, {whole})" if self.shared else f"0, {whole}"
+            self._loop("c0", f"{mine}, {block}")
+            self._block(inside, ragged=False)
+            self.indent -= 1
+        if self._is_ragged:
+            # Of a shared row only the last part has an end; to the others all of it is outside.
+            last = f"tl.where(part == {self.tile.parts - 1}, {whole}, {columns})"
+            self.add(f"c0 = {last if self.shared else whole}")
+            self._block(inside, ragged=True)
 
     def _policy(self, step: Pass) -> str:
         """Of rows that are read again the first time and the last."""
         sweeps = [one for one in self.steps if one.sweep]
         return "" if len(sweeps) == 1 else "evict_first" if step is sweeps[-1] else "evict_last"
 
-    def _block(self, step: Pass, folds: Sequence[Fold], *, ragged: bool) -> None:
+    def _block(self, inside: Callable[[], None], *, ragged: bool) -> None:
         space = self.spaces[COLUMNS]
         space.axis_mask, space.run = (f"{COLUMNS} < {self.program.columns}", None) if ragged else ("", None)
         if not ragged:
             self._mark_run(space, f"c0 // {self.tile.run} + ")
         self.add(f"{COLUMNS} = c0 + block")
-        self.printers[COLUMNS] = space.printer(f"{COLUMNS}_")
-        for fold in folds:
-            fold.inside()
-        for part in step.sweep:
-            if isinstance(part, Store):
-                self._store(part)
+        # No two loops share names: Triton would carry a value from one to the next.
+        self.printers[COLUMNS] = space.printer(f"{self.fresh(COLUMNS)}_")
+        inside()
 
     def _fold(self, part: Step, sweep: Sequence[Step]) -> Fold | None:
         if isinstance(part, Reduce):
