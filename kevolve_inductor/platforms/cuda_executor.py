@@ -119,6 +119,11 @@ class CudaExecutor(Executor):
     def ceilings_now(self) -> Ceilings:
         return measured_ceilings()
 
+    def bus_bytes_per_s(self) -> float:
+        from triton.testing import get_dram_gbps
+
+        return 1e9 * float(get_dram_gbps())
+
     def profile(self, compiled: CompiledKernel, call: Call) -> Profile:
         return profile_launches(call, compiled.resources)
 

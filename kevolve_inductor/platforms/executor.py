@@ -99,6 +99,10 @@ class Executor(ABC):
     def ceilings_now(self) -> Ceilings:
         """Measured afresh, not remembered."""
 
+    def bus_bytes_per_s(self) -> float:
+        """What memory's clock and width allow, which nothing exceeds; 0 where they are not known."""
+        return 0.0
+
     def dirty_stacks(self, byte: int) -> None:  # noqa: B027 - a GPU's local variables are out of reach
         """Leave ``byte`` wherever the next kernel's local variables may lie, as far as that can be reached."""
 

@@ -104,6 +104,20 @@ def test_a_region_that_eager_cannot_run_has_no_baseline_and_no_verdict(tmp_path)
     assert isinstance(refused, Refused) and refused.check == "baselines"
 
 
+def test_what_reads_faster_than_a_copy_moves_is_held_to_memory_s_clock(tmp_path):
+    class Clocked(SmallMachine):
+        def bus_bytes_per_s(self):
+            return self.bus
+
+    machine = Clocked(1.0)
+    machine.bus = 2.0
+    refused = timed(machine, tmp_path)
+    assert isinstance(refused, Refused) and refused.check == "ceiling"
+    machine = Clocked(1.0)
+    machine.bus = 1e15
+    assert isinstance(timed(machine, tmp_path / "fast"), Passed)
+
+
 def test_ceilings_are_remembered_and_survive_a_spoiled_file(tmp_path):
     first = recorded_ceilings(SmallMachine(5.0), tmp_path)
     assert recorded_ceilings(SmallMachine(9.0), tmp_path) == first

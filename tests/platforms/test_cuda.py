@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kevolve_inductor.exc import PlatformError
+from kevolve_inductor.platforms import executor_for
 from kevolve_inductor.platforms.cuda import CudaPlatform
 
 
@@ -27,3 +28,4 @@ def test_target_and_ceilings():
     assert ceilings.bytes_per_s > 1e11
     assert ceilings.flops_per_s["bfloat16"] > ceilings.flops_per_s["float32"] > 1e12
     assert 1e-7 < ceilings.launch_s < 1e-4
+    assert ceilings.bytes_per_s < executor_for("cuda").bus_bytes_per_s() < 2 * ceilings.bytes_per_s

@@ -95,6 +95,11 @@ def weighted_mean(weight: Tensor, indices: Tensor, scale: Tensor) -> Tensor:
     return torch.sigmoid(words.sum(dim=-2))
 
 
+def weighted_across(weight: Tensor, indices: Tensor, scale: Tensor) -> Tensor:
+    """Weights that sum to one over all bags."""
+    return (weight[indices] * scale.softmax(0).unsqueeze(-1)).sum(1)
+
+
 def factorization_machine(weight: Tensor, indices: Tensor) -> Tensor:
     rows = functional.embedding(indices, weight)
     return 0.5 * (rows.sum(1) ** 2 - (rows * rows).sum(1))
@@ -141,6 +146,7 @@ CASES: dict[str, Case] = {
     "beside numbers": Case(beside_numbers, lambda: [torch.randn(BAGS, 7), table(dtype=torch.float16), ids()], 3),
     "masked mean": Case(masked_mean, lambda: [table(), ids(dtype=torch.int32) * ids(rows=2, dtype=torch.int32)]),
     "weighted mean": Case(weighted_mean, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
+    "weighted across": Case(weighted_across, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
     "factorization machine": Case(factorization_machine, lambda: [table(width=16), ids(BAGS, 70)]),
     "rows and numbers": Case(rows_and_numbers, lambda: [table(width=16), torch.randn(ROWS, 1), ids(BAGS, 39)], 2),
     "one table of many": Case(one_table_of_many, lambda: [table(), ids()]),
@@ -173,6 +179,9 @@ def test_every_spelling_is_one_region(name: str) -> None:
 
 def test_counts_and_masks_are_computed_with_the_bags() -> None:
     assert len(found_of("masked mean").match.inputs) == 2
+    # So are weights that sum to one over the positions of a bag, but not over all bags.
+    assert len(found_of("weighted mean").match.inputs) == 3
+    assert len(found_of("weighted across").match.inputs) > 3
     assert len(found_of("factorization machine").match.inputs) == 2
 
 
@@ -316,7 +325,8 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 def interpret() -> None:
     # The interpreter takes its time.
     names = ("mean", "maximum", "mean without padding", "weighted", "sum of bfloat16", "many means", "stacked",
-             "masked mean", "beside numbers", "remapped", "rows and numbers", "weighted mean")  # fmt: skip
+             "masked mean", "beside numbers", "remapped", "rows and numbers", "weighted mean",
+             "weighted across", "weighted mean", "weighted mean")  # fmt: skip
     for turn, name in enumerate(names):
         found = found_of(name)
         space = FAMILY.space(found.match, CUDA)

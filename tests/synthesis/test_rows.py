@@ -450,7 +450,10 @@ INTERPRETED: dict[str, tuple[dict[str, Any], ...]] = {
         {"algorithm": "loop", "lanes": 32, "select": "extract"},
         {"algorithm": "loop", "lanes": 16, "select": "filter"},
     ),
-    "lowest": ({"algorithm": "loop", "lanes": 8, "select": "filter"}, {"algorithm": "loop", "lanes": 16, "rows": 2, "select": "filter"}),
+    "lowest": (
+        {"algorithm": "loop", "lanes": 8, "select": "filter"},
+        {"algorithm": "loop", "lanes": 16, "rows": 2, "select": "filter"},
+    ),
     "k-th": ({},),
     "distances": ({},),
 }

@@ -116,6 +116,9 @@ class _Text:
         body = [*self._place("bag", ""), *self._check(printer)]
         for k, loop in enumerate(self.bag.loops):
             body += self._loop(loop, k, printer)
+            for fold in loop.folds:
+                place = f"[{self._element()}]" if self.bag.is_row(fold.body) else ""
+                printer.name(ex.var(fold.name, None, fold.held), f"{fold.name}{place}")
         body += self._finish(printer)
         return "\n".join(
             [
@@ -277,9 +280,6 @@ class _Text:
     # --- results ---
 
     def _finish(self, outer: CppRowPrinter) -> list[str]:
-        for fold in self.bag.folds:
-            place = f"[{self._element()}]" if self.bag.is_row(fold.body) else ""
-            outer.name(ex.var(fold.name, None, fold.held), f"{fold.name}{place}")
         for store in self.bag.stores:
             outer.hoisted(store.value, self.bag.is_row)
             outer.hoisted(store.offset, self.bag.is_row)

@@ -136,8 +136,24 @@ def _match(
     cores: set[torch.fx.Node],
     members: set[torch.fx.Node],
 ) -> Match:
+    """With the reductions that what is pooled waits for, where they can be expressed."""
+    try:
+        return _match_with(graph, device, nodes, cores, members, early=True)
+    except UnsupportedError:
+        return _match_with(graph, device, nodes, cores, members, early=False)
+
+
+def _match_with(
+    graph: torch.fx.Graph,
+    device: str,
+    nodes: Sequence[torch.fx.Node],
+    cores: set[torch.fx.Node],
+    members: set[torch.fx.Node],
+    *,
+    early: bool,
+) -> Match:
     own = set(nodes)
-    inside, counts = inlinable(graph, own, own & cores, members - own)
+    inside, counts = inlinable(graph, own, own & cores, members - own, early)
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     builder = ExpressionBuilder(device, lambda node: node in inside)
     reader = Reader(builder, [*(own & cores), *counts], inside)

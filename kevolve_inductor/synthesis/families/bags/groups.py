@@ -106,7 +106,13 @@ def _renamed(bag: Bag, names: dict[str, str]) -> Bag:
         return ex.var(names[part.value[0]], part.value[1], part.dtype) if known else None
 
     loops = tuple(
-        replace(loop, folds=tuple(replace(fold, name=names[fold.name]) for fold in loop.folds)) for loop in bag.loops
+        replace(
+            loop,
+            folds=tuple(
+                replace(fold, name=names[fold.name], body=ex.substitute(fold.body, new)) for fold in loop.folds
+            ),
+        )
+        for loop in bag.loops
     )
     stores = tuple(Store(ex.substitute(s.value, new), s.offset, s.output) for s in bag.stores)
     return replace(bag, loops=loops, stores=stores)

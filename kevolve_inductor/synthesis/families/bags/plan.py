@@ -84,17 +84,20 @@ class Bag:
     @cached_property
     def row_variables(self) -> frozenset[str]:
         """Variables that differ from element to element of a row: inner axes, and folds of what moves along them."""
-        inner = {name for name, _ in self.inner}
-        return frozenset(inner | {fold.name for fold in self.folds if not inner.isdisjoint(ex.variables(fold.body))})
+        rows = {name for name, _ in self.inner}
+        for fold in self.folds:
+            if not rows.isdisjoint(ex.variables(fold.body)):
+                rows.add(fold.name)
+        return frozenset(rows)
 
     def is_row(self, expr: Expr) -> bool:
         return not self.row_variables.isdisjoint(ex.variables(expr))
 
     def with_numbers(self, other: Bag) -> Bag:
-        """This bag and ``other``, which has no inner axes and only spans that this one has."""
+        """This bag and ``other``, which has no inner axes and one loop each over spans that this one has."""
         more = {loop.span: loop.folds for loop in other.loops}
         loops = tuple(
-            replace(loop, folds=tuple(dict.fromkeys((*loop.folds, *more.get(loop.span, ()))))) for loop in self.loops
+            replace(loop, folds=tuple(dict.fromkeys((*loop.folds, *more.pop(loop.span, ()))))) for loop in self.loops
         )
         fails = tuple(dict.fromkeys((*self.fails, *other.fails)))
         return replace(self, loops=loops, fails=fails, stores=self.stores + other.stores)
@@ -139,7 +142,7 @@ def joined(bags: Sequence[Bag]) -> list[Bag]:
     for bag in bags:
         spans = {loop.span for loop in bag.loops}
         hosts = [row for row in rows if row.axes == bag.axes and spans <= {loop.span for loop in row.loops}]
-        if bag.inner or not spans or not hosts:
+        if bag.inner or not spans or not hosts or len(spans) < len(bag.loops):
             found.append(bag)
         else:
             rows[rows.index(hosts[0])] = hosts[0].with_numbers(bag)

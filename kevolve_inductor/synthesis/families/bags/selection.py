@@ -85,11 +85,16 @@ def _continues(node: torch.fx.Node, members: set[torch.fx.Node]) -> bool:
 
 
 def inlinable(
-    graph: torch.fx.Graph, members: set[torch.fx.Node], cores: set[torch.fx.Node], others: set[torch.fx.Node]
+    graph: torch.fx.Graph,
+    members: set[torch.fx.Node],
+    cores: set[torch.fx.Node],
+    others: set[torch.fx.Node],
+    early: bool,
 ) -> tuple[set[torch.fx.Node], set[torch.fx.Node]]:
     """``members`` with the producers that are computed inside; and of these the reductions, such as counts of a mask.
 
-    Of such a reduction only what comes after the pooling may need the result: what is pooled cannot wait for it.
+    Unless ``early``, only what comes after the pooling may need the result of such a reduction; else what is pooled may
+    as well, as weights that sum to one do.
 
     Producers are views, constants, what only the region needs, and short chains that others need as well; ``others``
     belong to other regions.
@@ -103,12 +108,12 @@ def inlinable(
         if node in inside or node in others or not users or not is_tensor(node):
             continue
         alone = len(users) == len(node.users)
-        if late.issuperset(users):
-            if target_name(node) in POOLS and alone and _is_count(node):
-                counts.add(node)
-                inside.add(node)
-            else:
-                late.add(node)
+        is_late = late.issuperset(users)
+        if (is_late or early) and target_name(node) in POOLS and alone and _is_count(node):
+            counts.add(node)
+            inside.add(node)
+        elif is_late:
+            late.add(node)
         own = int(not (is_view(node) or is_constant(node)))
         steps[node] = own + max(steps[user] for user in users)
         cheap = alone or not own or (is_pointwise(node) and steps[node] <= _LONGEST_RECOMPUTED)

@@ -57,12 +57,18 @@ class Reader:
             yield self._read(node, tuple(axes), Store(self.builder.build(node, tuple(index)), offset, output))
 
     def _read(self, node: torch.fx.Node, axes: tuple[Axis, ...], store: Store) -> Bag:
-        used = ex.variables(store.value)
-        folds: dict[Span, list[Fold]] = {}
+        used = set(ex.variables(store.value))
+        for fold in reversed(self._folds.values()):
+            if fold.name in used:
+                used |= ex.variables(fold.body)
+        # A fold over what others have found comes after them.
+        stages: dict[str, int] = {}
+        folds: dict[tuple[int, Span], list[Fold]] = {}
         for (span, _, _), fold in self._folds.items():
             if fold.name in used:
-                folds.setdefault(span, []).append(fold)
-        loops = tuple(Loop(span, tuple(own)) for span, own in folds.items())
+                stages[fold.name] = 1 + max((stages.get(name, -1) for name in ex.variables(fold.body)), default=-1)
+                folds.setdefault((stages[fold.name], span), []).append(fold)
+        loops = tuple(Loop(span, tuple(own)) for (_, span), own in sorted(folds.items(), key=lambda item: item[0][0]))
         if loops and not any(_picks(read) for loop in loops for fold in loop.folds for read in gathers(fold.body)):
             raise UnsupportedError("structure", f"{node} pools nothing that is gathered")
         inner = _inner(axes, loops)
@@ -90,6 +96,8 @@ class Reader:
     def _pooled(self, node: torch.fx.Node, index: Index) -> Expr:
         operand: Any = node.args[0]
         shape = shape_of(operand)
+        if any(POSITION in ex.variables(at) for at in index):
+            raise UnsupportedError("structure", f"{node} is another number for every position")
         given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim") or []
         dims = [int(d) % len(shape) for d in given]
         if len(dims) != 1 or not isinstance(shape[dims[0]], int):

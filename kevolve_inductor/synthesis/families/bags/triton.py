@@ -117,6 +117,8 @@ class _Text:
         body = [*coordinates("bag", self.bag.axes), *self._fails(printer)]
         for number, loop in enumerate(self.bag.loops):
             body += self._loop(loop, number, printer)
+            for fold in loop.folds:
+                printer.name(ex.var(fold.name, None, fold.held), fold.name)
         body += self._stores(printer)
         lines = [
             f"place = (part % {self.parts}) * {columns} + {self._range(columns, 2)}",
@@ -158,7 +160,7 @@ class _Text:
         steps, length = steps_of(loop, self.tile, self.schedule, self.usual), loop.span.length
         taken = steps * self.tile.positions
         if length is not None and length <= taken:
-            return [*lines, *self._steps(loop, "0", steps, str(length), outer), *self._joined(loop, number)]
+            return [*lines, *self._steps(loop, number, "0", steps, str(length), outer), *self._joined(loop, number)]
         start, low, high = f"start{number}", "0", str(length)
         if length is None:
             low, high = f"low{number}", f"high{number}"
@@ -170,7 +172,7 @@ class _Text:
             start = f"{low} + {start}"
         else:
             lines.append(f"for {start} in range({low}, {high}, {taken}):")
-        return [*lines, *indented(self._steps(loop, start, steps, bound, outer)), *self._joined(loop, number)]
+        return [*lines, *indented(self._steps(loop, number, start, steps, bound, outer)), *self._joined(loop, number)]
 
     def _neutral(self, fold: Fold) -> str:
         width = self.tile.columns if self.bag.is_row(fold.body) or self.tile.positions > 1 else 1
@@ -187,7 +189,11 @@ class _Text:
             return []
         names = ", ".join(fold.name for fold in loop.folds)
         given = f"({names})" if len(loop.folds) > 1 else names
-        return [f"{names} = tl.reduce({given}, 0, {self.name}_joined{number}, keep_dims=True)"]
+        lines = [f"{names} = tl.reduce({given}, 0, {self.name}_joined{number}, keep_dims=True)"]
+        # What positions of a later loop need is one number again, so that they compute with one.
+        needed = {name for later in self.bag.loops[number + 1 :] for f in later.folds for name in ex.variables(f.body)}
+        numbers = [fold.name for fold in loop.folds if fold.name in needed and not self.bag.is_row(fold.body)]
+        return lines + [f"{name} = tl.max({name}, 2, keep_dims=True)" for name in numbers]
 
     def _joining(self, loop: Loop, number: int) -> str:
         left, right = ([f"{side}{k}" for k in range(len(loop.folds))] for side in "ab")
@@ -195,7 +201,9 @@ class _Text:
         combined = ", ".join(COMBINED[fold.combine].format(*pair) for fold, *pair in pairs)
         return f"@triton.jit\ndef {self.name}_joined{number}({', '.join(left + right)}):\n    return {combined}"
 
-    def _steps(self, loop: Loop, start: str, count: int, high: str | None, outer: BagPrinter) -> list[str]:
+    def _steps(
+        self, loop: Loop, number: int, start: str, count: int, high: str | None, outer: BagPrinter
+    ) -> list[str]:
         """``count`` steps from position ``start`` on, while below ``high``: all indices, all rows, then the folds."""
         lines: list[str] = []
         printers: list[BagPrinter] = []
@@ -208,7 +216,9 @@ class _Text:
             masks.append("" if is_whole else f"{name}_mask")
             if not is_whole:
                 lines.append(f"{name}_mask = {name} < {high}")
-            printers.append(outer.within(f"s{step}_", self.masks | ({} if is_whole else {POSITION: f"{name}_mask"})))
+            # No two loops share names: Triton would carry a value from one to the next.
+            prefix = f"s{number}_{step}_" if number else f"s{step}_"
+            printers.append(outer.within(prefix, self.masks | ({} if is_whole else {POSITION: f"{name}_mask"})))
             for variable in {part for fold in loop.folds for part in ex.walk(fold.body) if _is_position(part)}:
                 printers[-1].name(variable, name)
         lines += self._indices(loop, printers)
@@ -225,8 +235,6 @@ class _Text:
         return checked(parts, printers)
 
     def _stores(self, printer: BagPrinter) -> list[str]:
-        for fold in self.bag.folds:
-            printer.name(ex.var(fold.name, None, fold.held), fold.name)
         lines: list[str] = []
         for store in self.bag.stores:
             value, offset = printer.value(store.value), printer.value(store.offset)
