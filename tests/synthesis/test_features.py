@@ -390,7 +390,9 @@ def interpret() -> None:
     # Neighbouring columns: by one program across them, in blocks that end neither with the columns nor with the rows.
     found = found_of("scaled columns")
     default = FAMILY.space(found.match, CUDA).default
-    across = [{**default, "order": "across", "search": s, "block": 256, "steps": 2} for s in ("binary", "pivots", "count")]
+    across = [
+        {**default, "order": "across", "search": s, "block": 256, "steps": 2} for s in ("binary", "pivots", "count")
+    ]
     assert all("[:, None] < 6" in kernel_of(FAMILY, found.match, schedule, "triton").source for schedule in across)
     assert_triton_agrees(FAMILY, found, [*across, {**default, "order": "rows"}])
     # Divisors that only the data tell, of either sign and any size, and dividends around their multiples.

@@ -201,9 +201,7 @@ class _Text:
         combined = ", ".join(COMBINED[fold.combine].format(*pair) for fold, *pair in pairs)
         return f"@triton.jit\ndef {self.name}_joined{number}({', '.join(left + right)}):\n    return {combined}"
 
-    def _steps(
-        self, loop: Loop, number: int, start: str, count: int, high: str | None, outer: BagPrinter
-    ) -> list[str]:
+    def _steps(self, loop: Loop, number: int, start: str, count: int, high: str | None, outer: BagPrinter) -> list[str]:
         """``count`` steps from position ``start`` on, while below ``high``: all indices, all rows, then the folds."""
         lines: list[str] = []
         printers: list[BagPrinter] = []

@@ -323,7 +323,10 @@ def _tree(task: str, leaves: Sequence[Sequence[str]], low: int = 0) -> list[str]
 
 
 def _selected(
-    task: str, names: Sequence[str], values: Sequence[Sequence[str]], numbers: Mapping[str, Parameter] = MappingProxyType({})
+    task: str,
+    names: Sequence[str],
+    values: Sequence[Sequence[str]],
+    numbers: Mapping[str, Parameter] = MappingProxyType({}),
 ) -> list[str]:
     """No branches: every value is selected out of all tasks'. Of ``numbers`` those that rise evenly are computed, and so
     known to be neighbours; beyond the last task they go on to rise, where the others are the first task's."""
