@@ -163,12 +163,13 @@ class Writer:
         regrouped = [step for step in self.plan.steps if isinstance(step, Regrouped)]
         for step in regrouped:
             self._square(step, scope)
+        # It must not know anything that the first order makes of results.
+        again = scope.nested("w_")
         self._parts(scope)
         self.tally.operand_bytes = sum(scope.operands.values())
         if not regrouped:
             return
         # Both orders differ where a result is not finite: then everything is computed, and written, once more.
-        again = scope.nested("w_")
         again.as_written, again.times = True, 0
         again.lines.append("tl.debug_barrier()")
         self._parts(again)
