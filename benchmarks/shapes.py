@@ -59,6 +59,8 @@ class Draw:
 
 
 def _selections(draw: Draw) -> Instance:
+    if draw.rng.random() < 0.25:
+        return _long_selections(draw)
     columns = draw.between(8, 256)
     count = draw.between(1, min(columns, 16))
     rows = max(1, draw.elements() // 4 // columns)
@@ -75,6 +77,16 @@ def _selections(draw: Draw) -> Instance:
         return best / best.sum(-1, keepdim=True)
 
     return Instance(draw.rng.choice((top, ordered, gate)), (x,))
+
+
+def _long_selections(draw: Draw) -> Instance:
+    """A few of a vocabulary."""
+    columns, count, largest = draw.between(2000, 130_000), draw.between(1, 20), draw.rng.random() < 0.7
+    rows = max(2, draw.elements() // columns)
+    x = draw.normal(rows, columns, dtype=draw.dtype())
+    if draw.rng.random() < 0.5:
+        return Instance(lambda x: torch.topk(x, count, largest=largest).values, (x,))
+    return Instance(lambda x: torch.topk(torch.log_softmax(x.float(), -1), count, largest=largest).values, (x,))
 
 
 def _reductions(draw: Draw) -> Instance:
@@ -164,6 +176,11 @@ def _features(draw: Draw) -> Instance:
     count = draw.between(2, 24)
     rows = max(1000, draw.elements() // 8 // count)
     borders = [torch.sort(draw.normal(draw.between(3, 300))).values for _ in range(count)]
+    if draw.rng.random() < 0.3:
+        return Instance(
+            lambda columns, *own: torch.stack([torch.bucketize(columns[:, k], b) for k, b in enumerate(own)], 1),
+            (draw.laid_out(rows, count, dtype=torch.float32), *borders),
+        )
     if draw.rng.random() < 0.5:
         values = [draw.normal(rows) for _ in range(count)]
         return Instance(
@@ -191,6 +208,14 @@ def _jagged(draw: Draw) -> Instance:
 def _bags(draw: Draw) -> Instance:
     width, pool, count, dtype = draw.between(8, 200), draw.between(2, 60), draw.between(1, 12), draw.dtype()
     rows = draw.between(1000, 300_000)
+    if draw.rng.random() < 0.3:
+        bags = max(64, draw.elements() // (width * pool))
+        inputs = (
+            draw.normal(rows, width, dtype=dtype),
+            draw.indices(rows, bags, pool),
+            draw.normal(bags, pool, dtype=dtype),
+        )
+        return Instance(cases.attention_pooling, inputs)
     bags = max(64, draw.elements() // (width * pool * count))
     tables = [draw.normal(rows, width, dtype=dtype) for _ in range(count)]
     ids = [draw.indices(rows, bags, pool) for _ in range(count)]

@@ -29,6 +29,10 @@ MOST_HELD = 8192
 MOST_REDUCED = 32768
 MOST_SORTED = 4096
 MOST_KEPT = 64
+# Selected elements that are taken one after another; those for which blocks are passed over that hold none: of more
+# elements nearly every block has one.
+_MOST_EXTRACTED = 8
+MOST_FILTERED = 16
 # Packed rows of a sort stand on the stack twice.
 _MOST_ON_STACK = 32768
 _FILLS_UNIT = 16384
@@ -193,12 +197,14 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
         choices["key"] = doubles
     if program.selects and all(s.count == 1 for s in program.selects):
         choices["select"] = ("extract", "network")
-    elif any(s.count <= 8 for s in program.selects):
-        choices["select"] = ("network", "extract")
-        if near and "loop" in choices["algorithm"]:
+    elif program.selects:
+        methods = ["network", *(["extract"] if any(s.count <= _MOST_EXTRACTED for s in program.selects) else [])]
+        if near and "loop" in choices["algorithm"] and any(1 < s.count <= MOST_FILTERED for s in program.selects):
             long = choices["algorithm"][0] == "loop"
-            choices["select"] = ("filter", "network", "extract") if long else ("network", "extract", "filter")
+            methods.insert(0 if long else len(methods), "filter")
             choices["stages"] = (3, 1) if long else (1, 3)
+        if len(methods) > 1:
+            choices["select"] = tuple(methods)
     if "loop" in choices["algorithm"] and (
         online_pairs(program) if program.selects else _joined(prepared(program, True, True))
     ):

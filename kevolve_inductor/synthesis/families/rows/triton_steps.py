@@ -13,6 +13,7 @@ from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from .program import COLUMNS, Select
+from .spaces import MOST_FILTERED
 from .triton_folds import Fold
 from .triton_registers import Registers
 from .triton_types import Packing, key_of, packing_of
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from .triton_writer import TritonWriter
 
 _MOST_EXTRACTED = 16
-# Of more elements nearly every block has one.
-_MOST_FILTERED = 16
 
 
 class Selector:
@@ -187,7 +186,7 @@ class Selector:
         seen = self.writer.tile.per_thread
         if wanted > seen:
             raise EmissionError(f"{select.count} elements cannot be kept by threads that see {seen} at once")
-        if self.method == "filter" and 1 < select.count <= _MOST_FILTERED:
+        if self.method == "filter" and 1 < select.count <= MOST_FILTERED:
             return _FilteredFold(self, select, packing, wanted)
         return _PackedFold(self, select, packing, wanted)
 
