@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from torch.nn import functional
 
 from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.exc import KernelIndexError
+from kevolve_inductor.graph.meta import target_name
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.synthesis.families.bags import BagsFamily
 from kevolve_inductor.synthesis.families.bags.family import groups_of
@@ -182,6 +184,26 @@ def test_counts_and_masks_are_computed_with_the_bags() -> None:
     # So are weights that sum to one over the positions of a bag, but not over all bags.
     assert len(found_of("weighted mean").match.inputs) == 3
     assert len(found_of("weighted across").match.inputs) > 3
+
+
+def test_inductor_s_own_softmax_step_is_computed_with_the_bags() -> None:
+    """On a GPU one operator gives the greatest score and the sum of the exponentials below it."""
+    found = found_of("weighted mean")
+    graph = copy.deepcopy(found.graph)
+    (top,) = (node for node in graph.nodes if target_name(node) == "aten.amax.default")
+    (total,) = (node for node in graph.nodes if target_name(node) == "aten.sum.dim_IntList" and node.args[1] == [1])
+    with graph.inserting_before(top):
+        both = graph.call_function(torch.ops.prims.prepare_softmax_online.default, (top.args[0], 1))
+        both.meta["val"] = (top.meta["val"], total.meta["val"])
+        for k, old in enumerate((top, total)):
+            new = graph.call_function(operator.getitem, (both, k))
+            new.meta["val"] = old.meta["val"]
+            old.replace_all_uses_with(new)
+            graph.erase_node(old)
+    (match,) = FAMILY.find(graph, "cpu")
+    assert isinstance(match, Match) and both in match.nodes and len(match.inputs) == 3
+    schedule = FAMILY.space(match, CPU).default
+    assert kernel_of(FAMILY, match, schedule).source == kernel_of(FAMILY, found.match, schedule).source
     assert len(found_of("factorization machine").match.inputs) == 2
 
 

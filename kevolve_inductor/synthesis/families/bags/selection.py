@@ -15,6 +15,8 @@ from .plan import Combine
 
 POOLS: dict[str, Combine] = {"aten.sum.dim_IntList": "add", "aten.mean.dim": "add", "aten.amax.default": "maximum",
                              "aten.amin.default": "minimum"}  # fmt: skip
+# A row's maximum, and the sum of exponentials below it.
+PREPARED = "prims.prepare_softmax_online.default"
 BAGS = ("aten._embedding_bag_forward_only.default", "aten._embedding_bag.default")
 _GATHERS = ("aten.embedding.default", "aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_select.default")
 # Steps from a reduction to the gather that it pools: masks, weights, casts, views.
@@ -109,7 +111,13 @@ def inlinable(
             continue
         alone = len(users) == len(node.users)
         is_late = late.issuperset(users)
-        if (is_late or early) and target_name(node) in POOLS and alone and _is_count(node):
+        weights = _weights_of(node) if early else set()
+        outside = {user for part in weights for user in part.users} - weights
+        if weights and outside <= inside:
+            counts |= {part for part in weights if is_tensor(part)}
+            inside |= weights
+            steps |= dict.fromkeys(weights, 1 + max(steps[user] for user in outside))
+        elif (is_late or early) and target_name(node) in POOLS and alone and _is_count(node):
             counts.add(node)
             inside.add(node)
         elif is_late:
@@ -122,9 +130,16 @@ def inlinable(
     return inside, counts
 
 
-def _is_count(node: torch.fx.Node) -> bool:
+def _weights_of(node: torch.fx.Node) -> set[torch.fx.Node]:
+    """The operator that prepares weights and its two numbers per bag, if ``node`` is one of these."""
+    source: Any = node.args[0] if target_name(node) == "getitem" else None
+    prepares = source is not None and target_name(source) == PREPARED and _is_count(node, source)
+    return {source, *source.users} if prepares else set()
+
+
+def _is_count(node: torch.fx.Node, reduction: Any = None) -> bool:
     """A reduction whose results are one number per bag: of a mask or of weights, which have no rows."""
-    source: Any = node.args[0]
+    source: Any = (reduction or node).args[0]
     shape = [size for size in shape_of(source) if size != 1]
     kept = [size for size in shape_of(node) if size != 1]
     return is_tensor(source) and len(kept) < len(shape) <= 2

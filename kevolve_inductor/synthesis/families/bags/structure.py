@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...expression.loops import Store
 from .embedding_bag import EmbeddingBag
 from .parts import joints
 from .plan import POSITION, Axis, Bag, Combine, Fold, Loop, Span, gathers, is_gather
-from .selection import POOLS
+from .selection import POOLS, PREPARED
 
 # The results of one row are kept on the stack of a thread.
 _MOST_ACCUMULATORS = 8192
@@ -38,7 +38,7 @@ class Reader:
         self._folds: dict[tuple[Span, Expr, Combine], Fold] = {}
         self._fails: dict[str, tuple[Expr, ...]] = {}
         for node in reductions:
-            element = self._bagged if target_name(node) == "getitem" else self._pooled
+            element = self._element_of(node)
             builder.bind(node, lambda index, node=node, element=element: element(node, index))  # type: ignore[misc]
 
     def bags(self, node: torch.fx.Node, output: int) -> Iterator[Bag]:
@@ -88,6 +88,11 @@ class Reader:
             self._folds[key], self._fails[name] = Fold(name, body, combine, body.dtype), fails
         return ex.var(self._folds[key].name, None, body.dtype)
 
+    def _element_of(self, node: torch.fx.Node) -> Callable[[torch.fx.Node, Index], Expr]:
+        if target_name(node) != "getitem":
+            return self._pooled
+        return self._prepared if target_name(node.args[0]) == PREPARED else self._bagged  # type: ignore[arg-type]
+
     def _bagged(self, node: torch.fx.Node, index: Index) -> Expr:
         call: Any = node.args[0]
         self.used |= dict.fromkeys((call, node))
@@ -95,25 +100,43 @@ class Reader:
 
     def _pooled(self, node: torch.fx.Node, index: Index) -> Expr:
         operand: Any = node.args[0]
-        shape = shape_of(operand)
-        if any(POSITION in ex.variables(at) for at in index):
-            raise UnsupportedError("structure", f"{node} is another number for every position")
         given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim") or []
-        dims = [int(d) % len(shape) for d in given]
-        if len(dims) != 1 or not isinstance(shape[dims[0]], int):
-            raise UnsupportedError("structure", f"{node} does not reduce one axis of known length")
-        (dim,), length = dims, int(shape[dims[0]])
         keeps = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
-        at = ex.var(POSITION, length) if length > 1 else ex.index(0)
         name = dtype_name(tensor_of(node).dtype)
-        held = "float32" if name in ex.LOW_PRECISION else name
-        place = (*index[:dim], at, *index[dim + 1 if keeps else dim :])
-        body = ex.cast(self.builder.build(operand, place), held)
+        body, length = self._along(node, operand, given, index, keeps, name)
         self.used[node] = None
         result = self._fold(Span.of(length), body, POOLS[target_name(node)])
         if target_name(node) == "aten.mean.dim":
-            result = ex.make("truediv", held, (result, ex.const(length, held)))
+            result = ex.make("truediv", body.dtype, (result, ex.const(length, body.dtype)))
         return ex.cast(result, name)
+
+    def _prepared(self, node: torch.fx.Node, index: Index) -> Expr:
+        """The greatest of a row, or the sum of the exponentials of what its elements are below it."""
+        call: Any = node.args[0]
+        name = dtype_name(tensor_of(node).dtype)
+        body, length = self._along(node, call.args[0], [call.args[1]], index, True, name)
+        self.used |= dict.fromkeys((call, node))
+        result = self._fold(Span.of(length), body, "maximum")
+        if node.args[1] == 1:
+            below = ex.make("sub", body.dtype, (body, result))
+            result = self._fold(Span.of(length), ex.make("exp", body.dtype, (below,)), "add")
+        return ex.cast(result, name)
+
+    def _along(
+        self, node: torch.fx.Node, operand: Any, dims: Sequence[int], index: Index, keeps: bool, name: str
+    ) -> tuple[Expr, int]:
+        """What ``node`` reduces at one position of a bag, as it is held, and how many positions there are."""
+        shape = shape_of(operand)
+        if any(POSITION in ex.variables(at) for at in index):
+            raise UnsupportedError("structure", f"{node} is another number for every position")
+        if len(dims) != 1 or not isinstance(shape[dims[0]], int):
+            raise UnsupportedError("structure", f"{node} does not reduce one axis of known length")
+        dim = int(dims[0]) % len(shape)
+        length = int(shape[dim])
+        at = ex.var(POSITION, length) if length > 1 else ex.index(0)
+        place = (*index[:dim], at, *index[dim + 1 if keeps else dim :])
+        held = "float32" if name in ex.LOW_PRECISION else name
+        return ex.cast(self.builder.build(operand, place), held), length
 
 
 def _data(read: Expr) -> list[Expr]:

@@ -29,10 +29,9 @@ MOST_HELD = 8192
 MOST_REDUCED = 32768
 MOST_SORTED = 4096
 MOST_KEPT = 64
-# Selected elements that are taken one after another; those for which blocks are passed over that hold none: of more
-# elements nearly every block has one.
+# Selected elements that are taken one after another from a row that is held, and from what few of a long row may hold.
 _MOST_EXTRACTED = 8
-MOST_FILTERED = 16
+MOST_FILTERED = 64
 # Packed rows of a sort stand on the stack twice.
 _MOST_ON_STACK = 32768
 _FILLS_UNIT = 16384

@@ -1,7 +1,7 @@
 """Selections in Triton: by networks within and between threads, or by taking the first element again and again.
 
-Of rows that are walked over block by block, networks can be kept to the blocks in which something may be selected
-(``"filter"``): as many threads as elements are wanted have seen one each that is no worse than the last of their best.
+Of rows that are walked over block by block, most blocks can be passed over (``"filter"``): as many threads as elements
+are wanted have seen one each that is no worse than the last of their best, and what is worse than that is not selected.
 """
 
 from __future__ import annotations
@@ -183,11 +183,11 @@ class Selector:
             if select.count > 1:
                 raise EmissionError("elements of 64 bits cannot be selected block by block")
             return _PlaceFold(self, select)
+        if self.method == "filter" and 1 < select.count <= MOST_FILTERED:
+            return _FilteredFold(self, select, packing, wanted)
         seen = self.writer.tile.per_thread
         if wanted > seen:
             raise EmissionError(f"{select.count} elements cannot be kept by threads that see {seen} at once")
-        if self.method == "filter" and 1 < select.count <= MOST_FILTERED:
-            return _FilteredFold(self, select, packing, wanted)
         return _PackedFold(self, select, packing, wanted)
 
 
@@ -230,20 +230,24 @@ class _PackedFold(Fold):
         self.selector.define(self.select, self.packing, name)
 
 
-class _FilteredFold(_PackedFold):
-    """The same, but blocks in which every value is worse than the ``bound`` are passed over.
+class _FilteredFold(Fold):
+    """The first ``wanted`` of the row so far, in order; blocks in which every value is worse than the ``bound`` are passed over.
 
     A sweep of its own finds the best value that each thread sees; as many of these as are wanted are distinct elements,
-    so that what is worse than the last of them is not selected. Equal ones and NaN are left to the network.
+    so that what is worse than the last of them is not selected. What a block has beside them is few: it is taken one by
+    one, as long as anything is better than the last that is held.
     """
 
     def __init__(self, selector: Selector, select: Select, packing: Packing, wanted: int) -> None:
-        super().__init__(selector, select, packing, wanted)
-        self.bound = ""
-        floating = select.value.dtype in ex.FLOATS
+        if selector.writer.tile.lanes < wanted:
+            raise EmissionError(f"{selector.writer.tile.lanes} threads have no {wanted} best values")
+        self.selector, self.select, self.packing, self.wanted = selector, select, packing, wanted
+        self.held, self.bound = selector.writer.fresh("q"), selector.writer.fresh("b")
         self.extreme, self.past = ("max", "<") if select.order == "greatest" else ("min", ">")
         infinity = "float('-inf')" if self.extreme == "max" else "float('inf')"
-        self.nothing = infinity if floating else worst(select)
+        self.nothing = infinity if select.value.dtype in ex.FLOATS else worst(select)
+        shape = f"[{selector.writer.tile.rows}, {wanted}]"
+        super().__init__([f"{self.held} = tl.full({shape}, {packing.last}, {TRITON_TYPES[packing.kind]})"])
 
     def prepare(self) -> None:
         w, best = self.selector.writer, self.selector.writer.fresh("m")
@@ -257,30 +261,51 @@ class _FilteredFold(_PackedFold):
             w.add(f"{best} = tl.{self.extreme}imum({best}, {of_thread}.to({kind}))")
 
         w.walk(inside, "evict_last")
-        self.bound = w.fresh("b")
         w.add(f"{self.bound} = tl.{self.extreme}({best}, 1)")
-        for _ in range(self.select.count - 1):
-            # Equal ones go together, which makes the bound no stricter.
-            taken = f"({best} {self.past} {self.bound}[:, None])"
-            w.add(f"{self.bound} = tl.{self.extreme}(tl.where({taken}, {best}, {self.nothing}), 1)")
+        w.add(f"for _ in range({self.select.count - 1}):")
+        # Equal ones go together, which makes the bound no stricter.
+        taken = f"({best} {self.past} {self.bound}[:, None])"
+        w.add(f"    {self.bound} = tl.{self.extreme}(tl.where({taken}, {best}, {self.nothing}), 1)")
 
     def inside(self) -> None:
         w = self.selector.writer
         space, near = w.spaces[COLUMNS], w.fresh("g")
         inside = f" & ({space.axis_mask})" if space.axis_mask else ""
         w.add(f"{near} = (({self._values()} {self.past} {self.bound}[:, None, None, None]) == 0){inside}")
-        w.add(f"if tl.max(tl.reshape({near}.to(tl.int32), [{w.tile.rows * w.tile.columns}]), 0) > 0:")
+        w.add(f"if {_any(f'tl.reshape({near}, [{w.tile.rows * w.tile.columns}])')}:")
         w.indent += 1
         # What is named in a branch is not what has that name outside of it.
         outer, w.printers[COLUMNS] = w.printers[COLUMNS], space.printer(f"{w.fresh('c')}_")
-        super().inside()
+        self._take(near)
         w.printers[COLUMNS] = outer
         w.indent -= 1
+
+    def _take(self, near: str) -> None:
+        w, left, best = self.selector.writer, *map(self.selector.writer.fresh, "pm")
+        packed = self.selector.packed(self.select, self.packing, COLUMNS)
+        first = f"{best} = tl.min({w.flat(COLUMNS, left)}, 1)"
+        w.add(f"{left} = tl.where({near}, {packed}, {self.packing.last})")
+        w.add(first)
+        # Triton 3.6 does not compile loops that carry what their condition alone reads.
+        w.add(f"while {_any(f'{best} < tl.max({self.held}, 1)')}:")
+        w.add(f"    {self.held} = kv_inserted({self.held}, {best})")
+        w.add(f"    {left} = tl.where({left} == {best}[:, None, None, None], {self.packing.last}, {left})")
+        w.add(f"    {first}")
 
     def _values(self) -> str:
         w, name = self.selector.writer, self.selector.writer.fresh("x")
         w.add(f"{name} = {w.whole(COLUMNS, self.select.value)}.to({TRITON_TYPES[held_dtype(self.select)]})")
         return name
+
+    def after(self) -> None:
+        assert self.select.out is not None
+        self.selector.writer.axis_space(self.select.out, self.wanted)
+        self.selector.define(self.select, self.packing, self.held)
+
+
+def _any(flags: str) -> str:
+    """Whether one of ``flags`` along the only axis is set."""
+    return f"tl.max(({flags}).to(tl.int32), 0) > 0"
 
 
 class _PlaceFold(Fold):
