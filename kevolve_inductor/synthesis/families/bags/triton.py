@@ -7,6 +7,7 @@ by one assertion (no load is moved across one), then all of their rows are read,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ....graph.dims import Dim, product
 from ....kernel import Argument, Kernel, Launch
@@ -19,7 +20,7 @@ from ...family import Schedule
 from ..triton_tiles import INT32, cdiv, coordinates, indented, needs_64_bits
 from .checks import COMBINED, BagPrinter, checked, in_pairs
 from .groups import Group, Parameter
-from .plan import POSITION, BagsPlan, Fold, Loop, extents
+from .plan import POSITION, BagsPlan, Fold, Loop, extents, gathers
 from .tiles import steps_of, tile_of
 
 
@@ -53,6 +54,15 @@ def _scaled(size: int, programs: Dim) -> Dim:
 
 def _in_kernel(dim: Dim) -> str:
     return str(dim).replace("cdiv(", "tl.cdiv(")
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Steps of a loop that are in flight together: what was printed of them, and of each its printer and its mask."""
+
+    lines: list[str]
+    printers: list[BagPrinter]
+    masks: list[str]
 
 
 class _Text:
@@ -115,10 +125,13 @@ class _Text:
         columns, wide = self.tile.columns, ".to(tl.int64)" if self.wide else ""
         printer = BagPrinter(self.masks, {}, "b")
         body = [*coordinates("bag", self.bag.axes), *self._fails(printer)]
+        begun = self._begun(printer)
+        body += begun.lines if begun else []
         for number, loop in enumerate(self.bag.loops):
-            body += self._loop(loop, number, printer)
+            body += self._loop(loop, number, printer, begun)
             for fold in loop.folds:
-                printer.name(ex.var(fold.name, None, fold.held), fold.name)
+                for knows in (printer, *(begun.printers if begun else ())):
+                    knows.name(ex.var(fold.name, None, fold.held), fold.name)
         body += self._stores(printer)
         lines = [
             f"place = (part % {self.parts}) * {columns} + {self._range(columns, 2)}",
@@ -153,14 +166,43 @@ class _Text:
             *([f'tl.device_assert({" & ".join(texts)}, "offsets out of order")'] if texts else []),
         ]
 
-    def _loop(self, loop: Loop, number: int, outer: BagPrinter) -> list[str]:
+    def _begun(self, outer: BagPrinter) -> _Steps | None:
+        """The last of several loops as far as it waits for none of the others: its rows are on their way meanwhile."""
+        *before, last = self.bag.loops or (None,)
+        if last is None or not before or not all(map(self._is_straight, self.bag.loops)):
+            return None
+        steps = self._steps(last, len(before), "0", self._in_flight(last), str(last.span.length), outer)
+        found = {fold.name for fold in self.bag.folds}
+        reads = [read for fold in last.folds for read in gathers(fold.body) if self.bag.is_row(read)]
+        reads = [read for read in dict.fromkeys(reads) if found.isdisjoint(ex.variables(read))]
+        # What else positions read other loops read as well, which is the same read only if no assertion is between them.
+        places = {part: None for read in reads for part in ex.walk(read) if not self.bag.is_row(part)}
+        steps.lines.extend(checked(places, steps.printers))
+        for printer in steps.printers:
+            for read in reads:
+                printer.value(read)
+            steps.lines.extend(printer.taken())
+        return steps
+
+    def _in_flight(self, loop: Loop) -> int:
+        return steps_of(loop, self.tile, self.schedule, self.usual)
+
+    def _is_straight(self, loop: Loop) -> bool:
+        """Whether all positions are in flight together."""
+        return loop.span.length is not None and loop.span.length <= self._in_flight(loop) * self.tile.positions
+
+    def _loop(self, loop: Loop, number: int, outer: BagPrinter, begun: _Steps | None) -> list[str]:
         for fold in loop.folds:
             outer.hoisted(fold.body, lambda part: POSITION in ex.variables(part) or self.bag.is_row(part))
         lines = [*outer.taken(), *(f"{fold.name} = {self._neutral(fold)}" for fold in loop.folds)]
-        steps, length = steps_of(loop, self.tile, self.schedule, self.usual), loop.span.length
+        steps, length = self._in_flight(loop), loop.span.length
         taken = steps * self.tile.positions
-        if length is not None and length <= taken:
-            return [*lines, *self._steps(loop, number, "0", steps, str(length), outer), *self._joined(loop, number)]
+        if self._is_straight(loop):
+            if begun and number == len(self.bag.loops) - 1:
+                opened = replace(begun, lines=[])
+            else:
+                opened = self._steps(loop, number, "0", steps, str(length), outer)
+            return [*lines, *self._folded(loop, opened), *self._joined(loop, number)]
         start, low, high = f"start{number}", "0", str(length)
         if length is None:
             low, high = f"low{number}", f"high{number}"
@@ -172,7 +214,8 @@ class _Text:
             start = f"{low} + {start}"
         else:
             lines.append(f"for {start} in range({low}, {high}, {taken}):")
-        return [*lines, *indented(self._steps(loop, number, start, steps, bound, outer)), *self._joined(loop, number)]
+        inside = self._folded(loop, self._steps(loop, number, start, steps, bound, outer))
+        return [*lines, *indented(inside), *self._joined(loop, number)]
 
     def _neutral(self, fold: Fold) -> str:
         width = self.tile.columns if self.bag.is_row(fold.body) or self.tile.positions > 1 else 1
@@ -201,8 +244,8 @@ class _Text:
         combined = ", ".join(COMBINED[fold.combine].format(*pair) for fold, *pair in pairs)
         return f"@triton.jit\ndef {self.name}_joined{number}({', '.join(left + right)}):\n    return {combined}"
 
-    def _steps(self, loop: Loop, number: int, start: str, count: int, high: str | None, outer: BagPrinter) -> list[str]:
-        """``count`` steps from position ``start`` on, while below ``high``: all indices, all rows, then the folds."""
+    def _steps(self, loop: Loop, number: int, start: str, count: int, high: str | None, outer: BagPrinter) -> _Steps:
+        """``count`` steps from position ``start`` on, while below ``high``."""
         lines: list[str] = []
         printers: list[BagPrinter] = []
         masks: list[str] = []
@@ -219,11 +262,15 @@ class _Text:
             printers.append(outer.within(prefix, self.masks | ({} if is_whole else {POSITION: f"{name}_mask"})))
             for variable in {part for fold in loop.folds for part in ex.walk(fold.body) if _is_position(part)}:
                 printers[-1].name(variable, name)
-        lines += self._indices(loop, printers)
-        values = [[printer.value(fold.body) for printer in printers] for fold in loop.folds]
-        lines += [line for printer in printers for line in printer.taken()]
+        return _Steps(lines, printers, masks)
+
+    def _folded(self, loop: Loop, steps: _Steps) -> list[str]:
+        """All indices of ``steps``, all rows, then the folds."""
+        lines = [*steps.lines, *self._indices(loop, steps.printers)]
+        values = [[printer.value(fold.body) for printer in steps.printers] for fold in loop.folds]
+        lines += [line for printer in steps.printers for line in printer.taken()]
         for fold, given in zip(loop.folds, values, strict=True):
-            texts = [_kept(fold, value, mask) for value, mask in zip(given, masks, strict=True)]
+            texts = [_kept(fold, value, mask) for value, mask in zip(given, steps.masks, strict=True)]
             lines.append(f"{fold.name} = {COMBINED[fold.combine].format(fold.name, in_pairs(fold.combine, texts))}")
         return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ....exc import UnsupportedError
 from ....graph.dims import product
@@ -214,7 +214,22 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if simplified(program) != program:
         choices["simplify"] = (True, False)
     first = {name: values[0] for name, values in choices.items()}
+    if program.selects and near and choices["algorithm"][0] == "loop":
+        seeds = list(_long_seeds(choices, vector_of(program), _kept(program)))
     return ScheduleSpace(choices, tuple({**first, **seed} for seed in seeds))
+
+
+def _long_seeds(choices: Mapping[str, tuple[Choice, ...]], vector: int, kept: int) -> Iterator[Seed]:
+    """Rows of which a program has few: each thread has as many elements on their way as it has registers for."""
+    tried = (("filter", 256, 32), ("filter", 128, 32), ("network", 128, 32), ("network", 256, 64), ("filter", 512, 16))
+    for select, lanes, elements in tried:
+        if select == "network" and kept > _MOST_EXTRACTED:
+            # So much code that others are tried meanwhile.
+            continue
+        seed: Seed = {"select": select, "lanes": lanes, "depth": elements // vector, "stages": 1}
+        if all(name in choices and value in choices[name] for name, value in seed.items()):
+            yield seed
+    yield {}
 
 
 def _reduction_space(program: RowProgram, target: Target) -> ScheduleSpace:
@@ -270,7 +285,7 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
             lanes = tuple(dict.fromkeys((*lanes, 128, 256)))
     else:
         lanes = (256, 128, 64, 512, 32)
-    depths = [max(1, max(per, kept) // vector) for per in (8, 16, 4, 32)]
+    depths = [max(1, max(per, kept) // vector) for per in (8, 16, 4, 32, 64)]
     return {
         "algorithm": algorithms,
         "lanes": lanes,
