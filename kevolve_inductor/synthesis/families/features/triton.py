@@ -89,6 +89,8 @@ _LIBRARY = TRITON_PRELUDE + _SEARCHES + TRITON_REMAINDER
 # Tasks that one program runs one after another where it does not look its one task up. With fewer the way to them costs
 # as much as with one, with more too few programs are left to hide what each waits for.
 _CHUNK = 4
+# Of each of these every thread selects its pointers among all.
+_MOST_ACROSS = 64
 
 
 class FlatTritonPrinter(TritonPrinter):
@@ -171,8 +173,9 @@ def _in_kernel(dim: Dim) -> str:
 
 def _across(group: Group, schedule: Schedule) -> int:
     """Into how many places its tasks are filled where they are done across; 0 where each has programs of its own."""
-    is_across = schedule.get("order") == "across" and schedule.get("walk") != "columns" and is_interleaved(group)
-    return 1 << (group.size - 1).bit_length() if is_across else 0
+    wanted = schedule.get("order") == "across" and schedule.get("walk") != "columns"
+    fits = group.size <= _MOST_ACROSS and is_interleaved(group)
+    return 1 << (group.size - 1).bit_length() if wanted and fits else 0
 
 
 def _rows(across: int, schedule: Schedule) -> int:
