@@ -137,26 +137,27 @@ def _match(
     members: set[torch.fx.Node],
 ) -> Match:
     """With the reductions that what is pooled waits for, where they can be expressed."""
+    own = set(nodes)
+    early, late = (inlinable(graph, own, own & cores, members - own, early=early) for early in (True, False))
     try:
-        return _match_with(graph, device, nodes, cores, members, early=True)
+        return _matched(graph, device, nodes, own & cores, *early)
     except UnsupportedError:
-        return _match_with(graph, device, nodes, cores, members, early=False)
+        if early == late:
+            raise
+    return _matched(graph, device, nodes, own & cores, *late)
 
 
-def _match_with(
+def _matched(
     graph: torch.fx.Graph,
     device: str,
     nodes: Sequence[torch.fx.Node],
     cores: set[torch.fx.Node],
-    members: set[torch.fx.Node],
-    *,
-    early: bool,
+    inside: set[torch.fx.Node],
+    counts: set[torch.fx.Node],
 ) -> Match:
-    own = set(nodes)
-    inside, counts = inlinable(graph, own, own & cores, members - own, early)
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     builder = ExpressionBuilder(device, lambda node: node in inside)
-    reader = Reader(builder, [*(own & cores), *counts], inside)
+    reader = Reader(builder, [*cores, *counts], inside)
     bags = tuple(fused(bag for k, node in enumerate(outputs) for bag in reader.bags(node, k)))
     more = _arguments(reader, inside)
     common.check_acyclic(builder.inputs, outputs)
