@@ -348,7 +348,7 @@ def interpret() -> None:
     # The interpreter takes its time.
     names = ("mean", "maximum", "mean without padding", "weighted", "sum of bfloat16", "many means", "stacked",
              "masked mean", "beside numbers", "remapped", "rows and numbers", "weighted mean",
-             "weighted across", "weighted mean", "weighted mean")  # fmt: skip
+             "weighted mean", "weighted mean", "weighted across")  # fmt: skip
     for turn, name in enumerate(names):
         found = found_of(name)
         space = FAMILY.space(found.match, CUDA)
