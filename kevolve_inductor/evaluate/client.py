@@ -252,7 +252,7 @@ class WorkerEvaluator:
 
     def check_graph(self, graph: Region, workload: Workload, swaps: tuple[Swap, ...]) -> GraphVerdict:
         """Never raises for what the graph or the swaps do; ``correct`` is false where the swapped graph failed."""
-        answer = self._workers.outside_session(GraphJob(graph, workload, swaps, modules=modules_of(graph)))
+        answer = self._workers.outside_session(_graph_job(graph, workload, swaps))
         if isinstance(answer, dict) and "error" not in answer:
             return GraphVerdict(**answer)
         # Both graphs hold more memory than one: that says nothing against the swaps.
@@ -262,8 +262,7 @@ class WorkerEvaluator:
     def time_mode(
         self, graph: Region, workload: Workload, swaps: tuple[Swap, ...], mode: str, limit_s: float
     ) -> ModeTimes:
-        job = GraphJob(graph, workload, swaps, mode, modules_of(graph))
-        answer = self._workers.outside_session(job, limit_s)
+        answer = self._workers.outside_session(_graph_job(graph, workload, swaps, mode), limit_s)
         return ModeTimes(**answer) if isinstance(answer, dict) and "error" not in answer else ModeTimes()
 
     def rest(self) -> bool:
@@ -284,3 +283,8 @@ class WorkerEvaluator:
         if self._session is None:
             raise WorkerError("no region is open")
         return self._session
+
+
+def _graph_job(graph: Region, workload: Workload, swaps: tuple[Swap, ...], mode: str | None = None) -> GraphJob:
+    """Only this process knows which modules define the graph's operators."""
+    return GraphJob(graph, workload, swaps, mode, modules_of(graph))

@@ -138,10 +138,11 @@ def _match(
 ) -> Match:
     """With the reductions that what is pooled waits for, where they can be expressed."""
     own = set(nodes)
-    early, late = (inlinable(graph, own, own & cores, members - own, early=early) for early in (True, False))
+    early = inlinable(graph, own, own & cores, members - own, early=True)
     try:
         return _matched(graph, device, nodes, own & cores, *early)
     except UnsupportedError:
+        late = inlinable(graph, own, own & cores, members - own, early=False)
         if early == late:
             raise
     return _matched(graph, device, nodes, own & cores, *late)

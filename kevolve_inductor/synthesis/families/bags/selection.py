@@ -117,7 +117,7 @@ def inlinable(
             counts |= {part for part in weights if is_tensor(part)}
             inside |= weights
             steps |= dict.fromkeys(weights, 1 + max(steps[user] for user in outside))
-        elif (is_late or early) and target_name(node) in POOLS and alone and _is_count(node):
+        elif (is_late or early) and target_name(node) in POOLS and alone and _is_count(node, node.args[0]):
             counts.add(node)
             inside.add(node)
         elif is_late:
@@ -133,13 +133,12 @@ def inlinable(
 def _weights_of(node: torch.fx.Node) -> set[torch.fx.Node]:
     """The operator that prepares weights and its two numbers per bag, if ``node`` is one of these."""
     source: Any = node.args[0] if target_name(node) == "getitem" else None
-    prepares = source is not None and target_name(source) == PREPARED and _is_count(node, source)
+    prepares = source is not None and target_name(source) == PREPARED and _is_count(node, source.args[0])
     return {source, *source.users} if prepares else set()
 
 
-def _is_count(node: torch.fx.Node, reduction: Any = None) -> bool:
-    """A reduction whose results are one number per bag: of a mask or of weights, which have no rows."""
-    source: Any = (reduction or node).args[0]
+def _is_count(node: torch.fx.Node, source: Any) -> bool:
+    """Whether ``node``, a reduction of ``source``, is one number per bag: of a mask or of weights, which have no rows."""
     shape = [size for size in shape_of(source) if size != 1]
     kept = [size for size in shape_of(node) if size != 1]
     return is_tensor(source) and len(kept) < len(shape) <= 2

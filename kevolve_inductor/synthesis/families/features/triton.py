@@ -7,7 +7,6 @@ are then tensors ``[tasks, rows]``, so that memory is read and written in the or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 from ....graph.dims import Dim
 from ....graph.region import TensorSpec
@@ -207,17 +206,16 @@ def _group_function(group: Group, name: str, wide: bool, symbols: Sequence[str],
     printer = FlatTritonPrinter(group, str(schedule.get("search", "binary")), across)
     fixed = {p.name for p in group.parameters}
     everywhere = "tl.full([BLOCK], True, tl.int1)"
-    if across:
-        rows, everywhere = _rows(across, schedule), f"tl.arange(0, {across})[:, None] < {group.size}"
-        body = [f"first = {part} * STEPS * {rows}"]
+    if period is None:
+        length, size, places = int(schedule["block"]), "BLOCK", "tl.arange(0, BLOCK)"
+        if across:
+            length = _rows(across, schedule)
+            size, places = str(length), f"tl.arange(0, {length})[None, :]"
+            everywhere = f"tl.arange(0, {across})[:, None] < {group.size}"
+        body = [f"first = {part} * STEPS * {size}"]
         ahead = _ahead(printer, group, fixed, everywhere)
-        here = [f"at = first + step * {rows} + tl.arange(0, {rows})[None, :]", *_coordinates(group.body.axes, "at")]
-        whole = isinstance(numel, int) and numel % (rows * int(schedule["steps"])) == 0
-    elif period is None:
-        body = [f"first = {part} * STEPS * BLOCK"]
-        ahead = _ahead(printer, group, fixed, everywhere)
-        here = ["at = first + step * BLOCK + tl.arange(0, BLOCK)", *_coordinates(group.body.axes, "at")]
-        whole = isinstance(numel, int) and numel % (int(schedule["block"]) * int(schedule["steps"])) == 0
+        here = [f"at = first + step * {size} + {places}", *_coordinates(group.body.axes, "at")]
+        whole = isinstance(numel, int) and numel % (length * int(schedule["steps"])) == 0
     else:
         (column, extent), blocks = group.body.axes[-1], period // int(schedule["block"])
         body = [
@@ -292,7 +290,7 @@ def _call(group: Group, name: str, at: str, programs: str, symbols: Sequence[str
     if schedule.get("dispatch") == "tree":
         lines += _tree(task, [[f"{n} = {value}" for n, value in zip(names, row, strict=True)] for row in values])
     else:
-        lines += _selected(task, names, values)
+        lines += _selected(task, names, values, {})
     return [*lines, f"{name}({', '.join([*names, part, *common])})"]
 
 
@@ -326,10 +324,7 @@ def _tree(task: str, leaves: Sequence[Sequence[str]], low: int = 0) -> list[str]
 
 
 def _selected(
-    task: str,
-    names: Sequence[str],
-    values: Sequence[Sequence[str]],
-    numbers: Mapping[str, Parameter] = MappingProxyType({}),
+    task: str, names: Sequence[str], values: Sequence[Sequence[str]], numbers: Mapping[str, Parameter]
 ) -> list[str]:
     """No branches: every value is selected out of all tasks'. Of ``numbers`` those that rise evenly are computed, and so
     known to be neighbours; beyond the last task they go on to rise, where the others are the first task's."""

@@ -30,7 +30,7 @@ MOST_REDUCED = 32768
 MOST_SORTED = 4096
 MOST_KEPT = 64
 # Selected elements that are taken one after another from a row that is held, and from what few of a long row may hold.
-_MOST_EXTRACTED = 8
+_FEW_EXTRACTED = 8
 MOST_FILTERED = 64
 # Packed rows of a sort stand on the stack twice.
 _MOST_ON_STACK = 32768
@@ -197,7 +197,7 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     if program.selects and all(s.count == 1 for s in program.selects):
         choices["select"] = ("extract", "network")
     elif program.selects:
-        methods = ["network", *(["extract"] if any(s.count <= _MOST_EXTRACTED for s in program.selects) else [])]
+        methods = ["network", *(["extract"] if any(s.count <= _FEW_EXTRACTED for s in program.selects) else [])]
         if near and "loop" in choices["algorithm"] and any(1 < s.count <= MOST_FILTERED for s in program.selects):
             long = choices["algorithm"][0] == "loop"
             methods.insert(0 if long else len(methods), "filter")
@@ -223,7 +223,7 @@ def _long_seeds(choices: Mapping[str, tuple[Choice, ...]], vector: int, kept: in
     """Rows of which a program has few: each thread has as many elements on their way as it has registers for."""
     tried = (("filter", 256, 32), ("filter", 128, 32), ("network", 128, 32), ("network", 256, 64), ("filter", 512, 16))
     for select, lanes, elements in tried:
-        if select == "network" and kept > _MOST_EXTRACTED:
+        if select == "network" and kept > _FEW_EXTRACTED:
             # So much code that others are tried meanwhile.
             continue
         seed: Seed = {"select": select, "lanes": lanes, "depth": elements // vector, "stages": 1}
