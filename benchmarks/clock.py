@@ -7,14 +7,20 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kevolve_inductor.platforms.cuda import device_name
+from kevolve_inductor.platforms.turns import turn_on
+
 Call = Callable[[], Any]
 
+# Seconds that a round waits for other processes' measurements.
+_PATIENCE_S = 20.0
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -65,6 +71,10 @@ class Clock(ABC):
         """Give memory back that nothing holds, so that worker processes find it."""
         return
 
+    def turn(self) -> AbstractContextManager[object]:
+        """While no other process that asks for a turn measures on this device."""
+        return nullcontext()
+
     def peak_bytes(self, call: Call) -> int | None:
         """The most that one call holds at a time beyond what was held before; ``None`` where nothing counts it."""
         return None
@@ -77,9 +87,10 @@ class Clock(ABC):
         for turn in range(rounds[1]):
             if turn >= rounds[0] and time.perf_counter() - started > limit_s:
                 break
-            for position in range(len(names)):
-                name = names[(position + turn) % len(names)]
-                samples[name].append(self.time_once_us(calls[name]))
+            with self.turn():
+                for position in range(len(names)):
+                    name = names[(position + turn) % len(names)]
+                    samples[name].append(self.time_once_us(calls[name]))
         return {name: statistics.median(times) for name, times in samples.items()}
 
     def measure_ceilings(self) -> Ceilings:
@@ -100,7 +111,8 @@ class Clock(ABC):
 
     def _best_us(self, call: Call) -> float:
         prepared = self.prepare(call)
-        return min(self.time_once_us(prepared) for _ in range(7))
+        with self.turn():
+            return min(self.time_once_us(prepared) for _ in range(7))
 
 
 class CpuClock(Clock):
@@ -176,6 +188,9 @@ class CudaClock(Clock):
     def release_unused(self) -> None:
         if self.usable():
             torch.cuda.empty_cache()
+
+    def turn(self) -> AbstractContextManager[object]:
+        return turn_on(device_name(), _PATIENCE_S)
 
     def peak_bytes(self, call: Call) -> int | None:
         torch.cuda.synchronize()

@@ -20,6 +20,7 @@ from .ncu import profile_command
 from .platform import Ceilings, Platform, Target
 from .profile import Profile
 from .triton_build import COMPILE_OPTIONS, load_triton, triton_missing, triton_version
+from .turns import turn_on
 
 __all__ = ["CudaPlatform", "autotuned_kernels", "launch", "load_triton", "measured_ceilings"]
 
@@ -90,6 +91,11 @@ def architecture() -> str:
     """Of the current device, as compilers name it: ``"sm_90"``."""
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
+
+
+def device_name() -> str:
+    """Of the current device, the same in every process."""
+    return f"cuda-{torch.cuda.get_device_properties().uuid}"
 
 
 def autotuned_kernels(kernel: Kernel) -> list[Any]:
@@ -173,15 +179,16 @@ def _ceilings(device: int) -> Ceilings:
 
 def measured_ceilings() -> Ceilings:
     """Measured now on the current device, in a fraction of a second."""
-    return Ceilings(
-        bytes_per_s=_copy_bytes_per_s(),
-        flops_per_s={
-            "bfloat16": _matmul_flops_per_s(torch.bfloat16, 8192),
-            "float16": _matmul_flops_per_s(torch.float16, 8192),
-            "float32": _matmul_flops_per_s(torch.float32, 4096),
-        },
-        launch_s=_launch_s(),
-    )
+    with turn_on(device_name()):
+        return Ceilings(
+            bytes_per_s=_copy_bytes_per_s(),
+            flops_per_s={
+                "bfloat16": _matmul_flops_per_s(torch.bfloat16, 8192),
+                "float16": _matmul_flops_per_s(torch.float16, 8192),
+                "float32": _matmul_flops_per_s(torch.float32, 4096),
+            },
+            launch_s=_launch_s(),
+        )
 
 
 def _copy_bytes_per_s() -> float:

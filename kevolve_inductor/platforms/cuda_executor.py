@@ -13,12 +13,13 @@ import torch
 from ..exc import BuildError
 from ..graph.region import Region
 from ..kernel import Kernel
-from .cuda import architecture, launch_functions, measured_ceilings
+from .cuda import architecture, device_name, launch_functions, measured_ceilings
 from .cuda_profile import profile_launches
 from .executor import Call, CompiledKernel, Executor, Resources
 from .platform import Ceilings
 from .profile import Profile
 from .triton_build import compile_for, load_triton
+from .turns import turn_on
 
 # More than the cache: clearing it must also take longer than submitting what is timed next.
 _FLUSH_CACHES = 4
@@ -79,6 +80,10 @@ class CudaExecutor(Executor):
         return _Replay(graph, kept)
 
     def measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
+        with turn_on(device_name()):
+            return self._measure(timed, rounds, cold)
+
+    def _measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
         events: list[list[tuple[Any, Any]]] = [[] for _ in timed]
         for turn in range(rounds):
             for step in range(len(timed)):
