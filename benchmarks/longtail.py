@@ -1,7 +1,7 @@
 """Eager, Inductor, Inductor max-autotune and kevolve side by side on every case, in one process and one session.
 
     python -m benchmarks.longtail [--device cpu|cuda] [--cases SUBSTRING ...] [--budget-s 60] [--quick]
-    python -m benchmarks.longtail --random 60 [--budget-s 4]    shapes drawn at random instead
+    python -m benchmarks.longtail --random 60 [--budget-s 4] [--skip EARLIER]    shapes drawn at random instead
     python -m benchmarks.longtail --curve                       one feature interaction over the number of features
 
 Each callable is checked against eager, then all are timed interleaved with a cold cache; on a GPU each is replayed
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0 where every case ran and agreed with eager, else 1."""
     arguments = _parser().parse_args(argv)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = arguments.shard.of(select(arguments.cases, device, _known(arguments)))
+    chosen = arguments.shard.of(_but(arguments.skip, select(arguments.cases, device, _known(arguments))))
     if not chosen:
         print(f"no case for {device} matches {' '.join(arguments.cases)}", file=sys.stderr)
         return 1
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--random", type=int, metavar="COUNT", help="COUNT cases of each family, drawn, instead")
     which.add_argument("--curve", action="store_true", help="X (X^T Y) over the number of features instead")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--skip", type=Path, metavar="EARLIER", help="no case that stands in these results")
     parser.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="one part of the cases")
     parser.add_argument("--budget-s", type=float, default=60.0, help="seconds of search for each case (default 60)")
     parser.add_argument("--limit-s", type=float, help="begin no case after so many seconds")
@@ -96,6 +97,11 @@ def _prefix(arguments: argparse.Namespace) -> str:
 def select(substrings: list[str], device: str, known: Iterable[Case] = CASES) -> list[Case]:
     cases = [case for case in known if device in case.devices]
     return [case for case in cases if not substrings or any(s in case.name or s in case.family for s in substrings)]
+
+
+def _but(earlier: Path | None, cases: Sequence[Case]) -> list[Case]:
+    done = {row["name"] for row in json.loads(earlier.read_text())["cases"]} if earlier is not None else set()
+    return [case for case in cases if case.name not in done]
 
 
 @contextmanager
