@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -193,6 +194,8 @@ class CudaClock(Clock):
         return turn_on(device_name(), _PATIENCE_S)
 
     def peak_bytes(self, call: Call) -> int | None:
+        # What earlier calls left in cycles would be freed during this one, and hide as much.
+        gc.collect()
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

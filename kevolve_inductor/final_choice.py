@@ -45,27 +45,31 @@ _LEAST_US, _LEAST_ALONE_US = 50.0, 15.0
 _MOST_US = 2e6
 # Submitting a step takes longer at times than it did once.
 _HEAD_START = 1.5
+# What a step of eager may hold beyond what the compiled one does: without fusion it is every intermediate value, and a model
+# that fits when it is compiled must go on fitting.
+_SPARE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class FinalVerdict:
     """Which side stays, microseconds per step (median) of each that was timed, and under which ``search`` that was.
 
-    ``speedup_low`` is the lower end of the 95 % confidence interval of its speedup over what was compiled.
+    ``speedup_low`` is the lower end of the 95 % confidence interval of its speedup over what was compiled. ``larger`` are
+    sides that were out of the question, since they need more memory.
     """
 
     chosen: Name
     times_us: dict[str, float]
     speedup_low: float
     search: str
+    larger: Sequence[Name] = ()
 
     def in_words(self) -> str:
         if self.chosen == "compiled":
-            return (
-                "stays as compiled: "
-                + " and ".join(name for name in self.times_us if name != "compiled")
-                + " not faster"
-            )
+            slower = [name for name in self.times_us if name not in ("compiled", *self.larger)]
+            found = [f"{' and '.join(slower)} not faster"] if slower else []
+            found += [f"{name} needs more memory" for name in self.larger]
+            return f"stays as compiled: {', '.join(found)}"
         speedup = self.times_us["compiled"] / self.times_us[self.chosen]
         how = "runs eagerly" if self.chosen == "eager" else "left to Inductor"
         return f"{how}, {speedup:.2f}× faster than compiled with kernels"
@@ -136,33 +140,42 @@ class FinalChoice:
             plain = inductor(copies_of(inputs))
             if plain is not None:
                 functions["inductor"] = plain
-            timings: dict[Name, Timing] = {
-                name: self._compare(first, Step(function, copies_of(inputs)))
-                for name, function in functions.items() if name != "compiled"
-            }  # fmt: skip
-        verdict = self._verdict(timings)
+            timings: dict[Name, Timing] = {}
+            larger: list[Name] = []
+            for name in [name for name in functions if name != "compiled"]:
+                step = Step(functions[name], copies_of(inputs))
+                timings[name] = self._compare(first, step)
+                if self._is_larger(step, first):
+                    larger.append(name)
+        verdict = self._verdict(timings, larger)
         if verdict is None:
             return compiled
         self._store.remember("final", self._key, asdict(verdict))
         self._report(verdict)
         return functions[verdict.chosen]
 
-    def _verdict(self, timings: Mapping[Name, Timing]) -> FinalVerdict | None:
+    def _is_larger(self, step: Step, compiled: Step) -> bool:
+        executor = executor_for(self._platform.name)
+        own, others = executor.peak_bytes(step), executor.peak_bytes(compiled)
+        return own is not None and others is not None and own > others + _SPARE_BYTES
+
+    def _verdict(self, timings: Mapping[Name, Timing], larger: Sequence[Name] = ()) -> FinalVerdict | None:
         """``None`` where nothing is to be remembered: too short a step, or too noisy a machine."""
         least = self._settings.min_speedup
         steps = [min(timing.latency_us, *timing.baselines_us.values()) for timing in timings.values()]
         if min(steps) < self._least_us():
             return None
-        best = max(timings, key=lambda name: timings[name].speedup_low)
+        best = max(timings, key=lambda name: (name not in larger, timings[name].speedup_low))
         if timings[best].speedup_low < least and any(timing.too_noisy_for(least) for timing in timings.values()):
             return None
-        chosen: Name = best if timings[best].speedup_low >= least else "compiled"
+        is_better = best not in larger and timings[best].speedup_low >= least
         compiled_us = min(us for timing in timings.values() for us in timing.baselines_us.values())
         times_us: dict[str, float] = {
             "compiled": compiled_us,
             **{name: timing.latency_us for name, timing in timings.items()},
         }
-        return FinalVerdict(chosen, times_us, timings[best].speedup_low, self._settings.search)
+        chosen: Name = best if is_better else "compiled"
+        return FinalVerdict(chosen, times_us, timings[best].speedup_low, self._settings.search, tuple(larger))
 
     def _least_us(self) -> float:
         return _LEAST_ALONE_US if executor_for(self._platform.name).submits_ahead else _LEAST_US

@@ -253,6 +253,37 @@ def test_plain_inductor_is_taken_where_it_is_faster_than_with_kernels(tmp_path):
     assert choice_of(gm, examples, tmp_path, None, min_speedup=1.5).settled() is None
 
 
+class _Counting(CpuExecutor):
+    """Knows what each step holds by what it returns."""
+
+    def __init__(self, peaks):
+        super().__init__()
+        self.peaks = peaks
+
+    def peak_bytes(self, call):
+        return self.peaks[float(call()[0].flatten()[0])]
+
+
+@pytest.mark.parametrize(
+    ("eager_bytes", "chosen", "words"),
+    [
+        (2**24, 2.0, "runs eagerly, 2.00×"),
+        (2**24 + 2**18, 2.0, "runs eagerly, 2.00×"),
+        (2**25, 1.0, "stays as compiled: eager needs more memory"),
+    ],
+)
+def test_eager_must_not_need_more_memory(tmp_path, monkeypatch, eager_bytes, chosen, words):
+    executor = _Counting({1.0: 2**24, 2.0: eager_bytes})
+    monkeypatch.setattr(final_choice, "executor_for", lambda name: executor)
+    gm, examples = graph_of(lambda x: x * 0 + 2.0, torch.ones(4))
+    choice = choice_of(gm, examples, tmp_path, lambda one, other: timing(2.0))
+    report.reset()
+    call = choice.between(lambda *inputs: (torch.full((4,), 1.0),), nothing_else)
+    assert float(call(*examples)[0][0]) == chosen
+    assert report.last_run().graph_verdicts[0].verdict.startswith(words)
+    assert choice_of(gm, examples, tmp_path, None).settled() == (None if chosen == 1.0 else "eager")
+
+
 class _Asynchronous(CpuExecutor):
     """Steps take what a script says, as called and with a head start; what they return tells them apart."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,17 @@ class CudaExecutor(Executor):
 
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info()[0])
+
+    def peak_bytes(self, call: Call) -> int | None:
+        # What earlier calls left in cycles would be freed during this one, and hide as much.
+        gc.collect()
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        kept = call()
+        torch.cuda.synchronize()
+        del kept
+        return int(torch.cuda.max_memory_allocated() - held)
 
     def bound_memory(self, share: float) -> int:
         allowed = super().bound_memory(share)

@@ -88,6 +88,10 @@ class Executor(ABC):
     def free_bytes(self) -> int:
         """Memory that can still be allocated on the device."""
 
+    def peak_bytes(self, call: Call) -> int | None:
+        """The most that one call of a warm ``call`` holds beyond what was held before; ``None`` where nothing counts it."""
+        return None
+
     def bound_memory(self, share: float) -> int:
         """Allocate no more than this share of the device's memory that is free now; returns it in bytes.
 

@@ -221,6 +221,19 @@ def test_few_rows_that_lie_apart_are_left_to_inductor(monkeypatch: pytest.Monkey
         assert not found.matches
 
 
+def test_what_inductor_holds_well_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worth, "LEAST_ELEMENTS", 1)
+
+    def is_taken(dim: int, *shape: int) -> bool:
+        return bool(on_gpu(graphs_of(lambda x: torch.softmax(x, dim), [torch.randn(shape)])[0]).matches)
+
+    # Tiles as long as the next power of two, of which half lies behind the row.
+    assert is_taken(1, 64, 274) and is_taken(1, 64, 599) and is_taken(1, 64, 1040)
+    assert not any(is_taken(1, 64, columns) for columns in (100, 256, 768, 1000, 1024))
+    # Neighbouring rows, which are short.
+    assert is_taken(1, 2, 38, 2100) and not is_taken(1, 2, 11, 2100) and not is_taken(1, 2, 38, 1100)
+
+
 def sweeps(program: RowProgram) -> int:
     short = simplified(program, online=True)
     return sum(bool(step.sweep) for step in passes(short, online_pairs(short)))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ from torch.nn.functional import (
 from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.evaluate.correctness import Agreed, Judge
 from kevolve_inductor.evaluate.inputs import distributions_for, generate
+from kevolve_inductor.exc import EmissionError
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.graph.region import Workload
 from kevolve_inductor.platforms.cpu import CpuPlatform
@@ -380,7 +384,7 @@ def interpret_gradients() -> None:
         found = gradient_of(name)
         space = FAMILY.space(found.match, CUDA)
         assert_triton_agrees(
-            FAMILY, found, [{**space.default, "units": 32, "rows": space.choices["rows"][-(number % 2)]}]
+            FAMILY, found, [{**space.default, "units": 32, "num_warps": 1, "rows": space.choices["rows"][-(number % 2)]}]
         )
 
 
@@ -501,6 +505,8 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
         match = found_of(name).match
         for target, language in ((CPU, "cpp"), (CUDA, "triton")):
             schedules = schedules_of(FAMILY, match, target)
+            if target is CUDA:
+                schedules = [one for one in schedules if 32 * one["num_warps"] <= one["units"]]
             kernels = [kernel_of(FAMILY, match, schedule, language) for schedule in schedules]
             assert kernels[0] == kernel_of(FAMILY, match, schedules[0], language)
             assert len({kernel.digest for kernel in kernels}) == len(schedules), (name, language)
@@ -540,6 +546,8 @@ TRITON_CASES: dict[str, tuple[Case, dict[str, int]]] = {
     "average of what is there": (Case(lambda x: avg_pool2d(x, 3, 2, 1, True, False), lambda: [finite(2, 3, 32, 32)]), {}),
     "a dynamic batch": (Case(lambda x: avg_pool2d(x, 3, 2, 1) * 2, lambda: [finite(9, 3, 12, 16)]), {}),
     "maximum of a volume": (Case(lambda x: max_pool3d(x, 2), lambda: [tied(2, 3, 12, 12, 12)]), {}),
+    "rows that begin earlier in a walk": (Case(lambda x, w: relu(depthwise(x, w, padding=1)), lambda: [
+        channels_last(finite(2, 5, 12, 17)), finite(5, 1, 3, 3)]), {"rows": 2, "steps": 4}),
     "rows that do not come out even": (Case(lambda x: max_pool2d(x, 4, 1, 1), lambda: [tied(2, 3, 23, 24)]), {"rows": 4}),
     "maximum and where": (Case(lambda x: max_pool2d(x, 3, 2, 1, return_indices=True), lambda: [tied(2, 3, 32, 32)]),
                           {"lanes": 4, "rows": 2}),
@@ -555,11 +563,37 @@ TRITON_CASES: dict[str, tuple[Case, dict[str, int]]] = {
 def interpret() -> None:
     for name, (case, changes) in TRITON_CASES.items():
         found = find(FAMILY, case.function, case.inputs(), dynamic="dynamic" in name)
-        schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32}
+        schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32, "num_warps": 1}
         walks = "for step in range(" in kernel_of(FAMILY, found.match, schedule, "triton").source
         assert walks or not name.startswith("walk"), name
-        assert_triton_agrees(FAMILY, found, [schedule])
+        with stores_counted() as times:
+            assert_triton_agrees(FAMILY, found, [schedule])
+        # Who came last would decide how it is rounded.
+        assert name.startswith("gradient") or max(times.values()) == 1, name
     interpret_gradients()
+
+
+@contextmanager
+def stores_counted() -> Iterator[Counter[int]]:
+    """How often each address is stored to under the interpreter."""
+    from triton.runtime.interpreter import _interpreter, interpreter_builder
+
+    times: Counter[int] = Counter()
+
+    class Counting:
+        def store(self, addresses: Any, values: Any, mask: Any) -> None:
+            times.update(addresses[mask.astype(bool)].ravel().tolist())
+            _interpreter.store(addresses, values, mask)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(_interpreter, name)
+
+    module = sys.modules[type(interpreter_builder).__module__]
+    module._interpreter = Counting()  # type: ignore[attr-defined]
+    try:
+        yield times
+    finally:
+        module._interpreter = _interpreter  # type: ignore[attr-defined]
 
 
 def judge_walks() -> None:
@@ -568,7 +602,7 @@ def judge_walks() -> None:
     found = find(FAMILY, case.function, case.inputs())
     region, workload = region_of(found.match), Workload((), (None,) * len(found.match.inputs))
     judge = Judge(region, workload, 0, torch.device("cpu"))
-    schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32}
+    schedule = {**FAMILY.space(found.match, CUDA).default, **changes, "units": 32, "num_warps": 1}
     kernel = kernel_of(FAMILY, found.match, schedule, "triton")
     # Once for each result of a unit, as it is stored.
     assert kernel.source.count(".to(tl.float16)") == schedule["lanes"] * schedule["rows"]
@@ -585,6 +619,15 @@ def test_triton_agrees_with_eager_under_the_interpreter() -> None:
 
 def test_walks_agree_with_fp64_under_the_interpreter() -> None:
     interpreted("test_stencils", "judge_walks")
+
+
+def test_every_thread_has_a_unit() -> None:
+    case, _ = TRITON_CASES["maximum of a volume"]
+    match = find(FAMILY, case.function, case.inputs()).match
+    schedule = {**FAMILY.space(match, CUDA).default, "units": 128}
+    assert FAMILY.emit(match, {**schedule, "num_warps": 4}, "triton").launches
+    with pytest.raises(EmissionError, match="128 units leave threads of 8 warps without one"):
+        FAMILY.emit(match, {**schedule, "num_warps": 8}, "triton")
 
 
 def test_a_walk_reads_weights_once(folder: Path) -> None:

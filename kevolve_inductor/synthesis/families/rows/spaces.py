@@ -18,7 +18,7 @@ from .program import COLUMNS, Element, Reduce, RowProgram, Select, deviation_pai
 from .reuse import reused
 from .simplify import simplified
 from .triton_arithmetic import prepared, sums_below
-from .triton_far_seeds import FarFacts, far_choices, far_seeds
+from .triton_far_seeds import FarFacts, far_choices, far_seeds, short_seeds
 from .triton_seeds import RowFacts, Seed, choices_of, seeds_of
 
 Choice = int | str | bool
@@ -302,12 +302,13 @@ def _far_tiles(program: RowProgram, target: Target) -> tuple[dict[str, tuple[Cho
     if facts.whole > 64 and "loop" in algorithms:
         seeds = far_seeds(facts)
         return far_choices(facts, seeds), seeds
+    walks = "loop" in algorithms
     return {
         "algorithm": algorithms,
         "lanes": _lanes_for(facts.whole, 1, 32),
         "rows": (128, 64, 256, 32),
-        "depth": tuple(dict.fromkeys(max(facts.kept, d) for d in (8, 16, 4))) if "loop" in algorithms else (1,),
-    }, []
+        "depth": tuple(dict.fromkeys(max(facts.kept, d) for d in (8, 16, 4))) if walks else (1,),
+    }, [] if walks or program.column_sums else short_seeds(facts)
 
 
 def _joined(walked: RowProgram) -> tuple[tuple[Reduce, Reduce], ...]:

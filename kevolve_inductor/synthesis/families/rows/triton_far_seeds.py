@@ -6,7 +6,7 @@ more threads along the columns: the fewer rows there are, the more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import log2
 
@@ -52,7 +52,16 @@ def far_seeds(facts: FarFacts) -> list[Seed]:
     held = list(_held(facts)) if facts.may_hold else []
     # Rows that are read once gain nothing from being held, but that all reads are under way at once.
     found = [*held[:2], *walked[:2], *held[2:], *walked[2:]] if facts.sweeps > 1 else [*walked[:3], *held, *walked[3:]]
-    return list({tuple(sorted(seed.items())): seed for seed in found}.values())
+    return _distinct(found)
+
+
+def short_seeds(facts: FarFacts) -> list[Seed]:
+    """Of rows that are so short that nothing walks along them."""
+    return _distinct({**seed, "depth": 1} for seed in _held(facts)) if facts.may_hold else []
+
+
+def _distinct(seeds: Iterable[Seed]) -> list[Seed]:
+    return list({tuple(sorted(seed.items())): seed for seed in seeds}.values())
 
 
 def _walked(facts: FarFacts) -> Iterator[Seed]:

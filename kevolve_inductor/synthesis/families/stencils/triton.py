@@ -10,7 +10,7 @@ after another along the slowest axis of windows, whose windows overlap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ....exc import EmissionError
@@ -28,6 +28,9 @@ from ...family import Schedule
 from ..triton_tiles import cdiv, coordinates, needs_64_bits
 from .lanes import TRITON_LANES, VECTOR_BYTES, LanePrinter, in_order, unrounded, with_fills, without_clamps
 from .plan import StencilPlan, StencilTask
+
+# Threads of a warp.
+_WARP = 32
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,9 @@ class _Text:
         self.plane = product(tuple(count for _, count in flat))
         self.blocks = cdiv(self.plane, self.units)
         self.grid = product((*(count for _, count in lead), strips, self.blocks))
+        if _WARP * int(schedule["num_warps"]) > self.units:
+            # Vectors would be taken apart across threads, by code of Triton's that is slow and not always right.
+            raise EmissionError(f"{self.units} units leave threads of {schedule['num_warps']} warps without one")
         if self.last_row is not None and self.walk is not None and self.walk[0] == self.row:
             raise EmissionError("units that overlap are not walked along")
         if isinstance(self.plane, int) and self.walk is not None and self.blocks * self.units > 2 * self.plane:  # type: ignore[operator]
@@ -208,10 +214,10 @@ class _Text:
         rows = [self._values(row) for row in range(self.rows)]
         ahead = self._ahead(printer, [store.value for row in rows for stores in row for store in stores])
         lines: list[str] = []
-        for row in rows:
+        for number, row in enumerate(rows):
             for stores in row:
                 texts = [printer.value(store.value) for store in stores]
-                lines += [*self._stored(printer, stores, texts)]
+                lines += self._stored(printer, stores, texts, self._masks(number, inside))
         return lines if self.walk is None else [*ahead, *self._walked(lines)]
 
     def _values(self, row: int) -> list[list[Store]]:
@@ -252,12 +258,23 @@ class _Text:
         printer.lines.clear()
         return lines
 
-    def _stored(self, printer: LanePrinter, stores: Sequence[Store], texts: Sequence[str]) -> list[str]:
+    def _masks(self, row: int, inside: set[str]) -> dict[str, bool]:
+        """What restricts the stores of that row of a unit, and whether it differs among units.
+
+        What the last unit takes for the second time it does not store: rounded otherwise, it would depend on who is last.
+        """
+        masks = {"mask": True} if self._is_masked() else {}
+        if self.last_row is not None and self.last_row + row < self.last_row // self.rows * self.rows + self.rows:
+            masks[f"({self.row}_first + {row} >= {self.row}_u * {self.rows})"] = f"{self.row}_u" in inside
+        return masks
+
+    def _stored(
+        self, printer: LanePrinter, stores: Sequence[Store], texts: Sequence[str], masks: Mapping[str, bool]
+    ) -> list[str]:
         output = stores[0].output
         kind = self.plan.outputs[output].dtype
         typed = [f"({text}).to({TRITON_TYPES[kind]})" if kind != "bool" else text for text in texts]
         offsets = [in_order(store.offset) for store in stores]
-        mask = ", mask=mask" if self._is_masked() else ""
         width = min(len(stores), VECTOR_BYTES // ITEM_SIZES[kind])
         steps = [ex.distance(offsets[0], offset) for offset in offsets]
         if width == 1 or steps != list(range(len(stores))):
@@ -268,7 +285,9 @@ class _Text:
             if width > 1:
                 place = f"out{output} + ({printer.value(offsets[first])})[:, None] + tl.arange(0, {width})[None, :]"
                 value = f"kv_join{width}({', '.join(typed[first : first + width])})"
-            texts.append(f"tl.store({place}, {value}{mask.replace('=mask', '=mask[:, None]') if width > 1 else mask})")
+            shaped = [f"{mask}[:, None]" if differs and width > 1 else mask for mask, differs in masks.items()]
+            masked = f", mask={' & '.join(shaped)}" if shaped else ""
+            texts.append(f"tl.store({place}, {value}{masked})")
         lines = [*printer.lines, *texts]
         printer.lines.clear()
         return lines
