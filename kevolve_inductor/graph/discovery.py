@@ -14,6 +14,7 @@ from ..synthesis.family import Family, Match, Rejection
 from .capture import Captured, capture
 from .cost import estimate_s, floor_s, least_bytes
 from .meta import hint_of, tensor_of
+from .padding import without_padding
 from .ranges import Ranges
 from .region import InputRange, Workload
 from .view import GraphView
@@ -70,7 +71,7 @@ def discover(
     found: list[Found] = []
     total_s = sum(estimate_s(node, ceilings) for node in graph.nodes)
     known = {node.name: ranges[node] for node in graph.nodes if node in ranges}
-    view = GraphView.of(graph)
+    view = GraphView.of(graph).rewritten(without_padding(graph))
     accepted: list[Match] = []
     for family in families:
         view = view.contracted(accepted)

@@ -1,4 +1,5 @@
-"""A graph as a later family sees it: regions that are already spoken for are single opaque calls."""
+"""A graph as families see it: without what Inductor did for its own kernels, and regions that are already spoken for are
+single opaque calls."""
 
 from __future__ import annotations
 
@@ -15,6 +16,16 @@ from ..synthesis.family import Match
 def _region(*values: Any) -> tuple[Any, ...]:
     """Stands for a region that was found before; never run."""
     return values
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """``node`` is the same value as ``target`` called with other nodes before it."""
+
+    node: torch.fx.Node
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,15 +53,36 @@ class GraphView:
         # Deferred: it brings all of Inductor's pattern matcher along.
         from torch._inductor.pattern_matcher import stable_topological_sort
 
-        graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
-        graph.output(graph.graph_copy(self.graph, copies))
-        nodes = {old.name: new for old, new in copies.items()}
-        renamed = {new.name: self.name(old) for old, new in copies.items()}
+        graph, nodes, renamed = self._copied()
         for match in matches:
             renamed |= self._contract(graph, nodes, match)
         stable_topological_sort(graph)
         graph.eliminate_dead_code()
         return GraphView(graph, renamed)
+
+    def rewritten(self, rewrites: Sequence[Rewrite]) -> GraphView:
+        """A copy of this view with all of ``rewrites``, in graph order; the view itself where there are none."""
+        if not rewrites:
+            return self
+        graph, nodes, renamed = self._copied()
+        for one in rewrites:
+            old = nodes[one.node.name]
+            with graph.inserting_before(old):
+                arguments = torch.fx.map_arg((one.args, dict(one.kwargs)), lambda node: nodes[node.name])
+                new = graph.call_function(one.target, *arguments)
+            new.meta = dict(old.meta)
+            old.replace_all_uses_with(new)
+            nodes[one.node.name] = new
+            renamed[new.name] = self.name(one.node)
+        graph.eliminate_dead_code()
+        return GraphView(graph, renamed)
+
+    def _copied(self) -> tuple[torch.fx.Graph, dict[str, torch.fx.Node], dict[str, str]]:
+        """A copy of the graph, its nodes by the names of this view's, and their names in the original graph."""
+        graph, copies = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
+        graph.output(graph.graph_copy(self.graph, copies))
+        nodes = {old.name: new for old, new in copies.items()}
+        return graph, nodes, {new.name: self.name(old) for old, new in copies.items()}
 
     def _contract(self, graph: torch.fx.Graph, nodes: dict[str, torch.fx.Node], match: Match) -> dict[str, str]:
         outputs = [nodes[node.name] for node in match.outputs]
