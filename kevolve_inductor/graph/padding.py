@@ -6,15 +6,26 @@ ours take any size, and copying the operands costs more than a thin product.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch.fx
 
 from .dims import Dim
 from .meta import shape_of, target_name
-from .view import Rewrite
 
 _PRODUCTS = ("aten.mm.default", "aten.bmm.default", "aten.addmm.default")
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """``node`` is the same value as ``target`` called with other nodes before it."""
+
+    node: torch.fx.Node
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 def without_padding(graph: torch.fx.Graph) -> list[Rewrite]:

@@ -11,21 +11,12 @@ from typing import Any
 import torch.fx
 
 from ..synthesis.family import Match
+from .padding import Rewrite
 
 
 def _region(*values: Any) -> tuple[Any, ...]:
     """Stands for a region that was found before; never run."""
     return values
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """``node`` is the same value as ``target`` called with other nodes before it."""
-
-    node: torch.fx.Node
-    target: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
