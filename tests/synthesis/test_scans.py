@@ -404,9 +404,10 @@ TRITON_CASES: dict[str, Case] = {
 
 # Of rows and of columns: one pass over whole lines, tiles that divide nothing, and lines cut into parts.
 ROW_SCHEDULES: tuple[dict[str, Any], ...] = (
-    {"block": 128, "lines": 2, "num_warps": 2, "parts": 1},
-    {"block": 16, "lines": 4, "num_warps": 1, "parts": 1},
-    {"block": 16, "lines": 2, "num_warps": 1, "parts": 4},
+    {"block": 128, "lines": 2, "num_warps": 2, "steps": 0, "parts": 1},
+    {"block": 16, "lines": 4, "num_warps": 1, "steps": 0, "parts": 1},
+    {"block": 16, "lines": 8, "num_warps": 1, "steps": 4, "parts": 1},
+    {"block": 16, "lines": 2, "num_warps": 1, "steps": 0, "parts": 4},
 )
 COLUMN_SCHEDULES: tuple[dict[str, Any], ...] = (
     {"steps": 4, "pieces": 1, "lanes": 32, "vector": 1, "parts": 1},

@@ -19,12 +19,15 @@ _WARP, _MOST_WARPS = 32, 32
 
 
 def kernel_of(plan: ScanPlan, arguments: tuple[Argument, ...], schedule: Schedule) -> Kernel:
-    """Raises ``EmissionError`` where a tile has more threads than a program may have."""
+    """Raises ``EmissionError`` where a tile has more threads than a program may have, or fewer than it is to have."""
     parts = int(schedule["parts"])
     text: ScanText
     if plan.task.lane is None:
-        lines, warps = int(schedule["lines"]), int(schedule["num_warps"])
-        text = RowText(plan, lines, int(schedule["block"]), parts)
+        lines, warps, block = int(schedule["lines"]), int(schedule["num_warps"]), int(schedule["block"])
+        steps = int(schedule["steps"])
+        if steps and block * lines < steps * warps * _WARP:
+            raise EmissionError(f"{warps} warps have more threads than {lines} times {block // steps} pieces")
+        text = ColumnText(plan, lines, block // steps, steps, parts) if steps else RowText(plan, lines, block, parts)
     else:
         lines, pieces = int(schedule["lanes"]), int(schedule["pieces"])
         warps = max(1, lines * pieces // (int(schedule["vector"]) * _WARP))

@@ -1,4 +1,5 @@
-"""Scans across the fastest axis: threads walk along their own lines, so that nothing is exchanged between neighbours.
+"""Scans across the fastest axis: threads walk along their own lines, so that nothing is exchanged between neighbours. Along it
+as well, where joining is costly, or memory hands out one element at a time: a thread's neighbours come from the cache then.
 
 A tile is ``[PIECES, LANES]``: each thread reads ``steps`` consecutive positions of a line before it joins them, and where
 there are several pieces their totals are joined across the tile. Lines are counted through all axes, whatever their extents.

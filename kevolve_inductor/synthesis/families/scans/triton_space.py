@@ -15,6 +15,9 @@ _IN_FLIGHT = 40 * 1024
 # Rows: elements of a tile, for values of 32 bits; and of a thread.
 _LARGEST_BLOCK, _LARGEST_TILE, _SMALLEST_TILE = 8192, 16384, 1024
 _EACH = (16, 32, 8)
+# Neighbours that a thread reads one by one, where memory does not hand out several at once or joining is costly. Lines of
+# lengths that this divides are read in vectors.
+_NEIGHBOURS, _ALIGNED = (16, 8), 4
 # Columns: positions that a thread reads at once, and how many of running values of two tensors, which take long to build.
 _STEPS, _STEPS_OF_PAIRS = (16, 8, 32), (8, 4, 16)
 _THREADS, _MOST_THREADS, _WARP = 512, 1024, 32
@@ -49,10 +52,12 @@ def _rows(plan: ScanPlan, lines: int, length: int, target: Target) -> ScheduleSp
     most = max(1, min(power_of_two(lines), _LARGEST_TILE // block))
     at_once = min(max(1, _SMALLEST_TILE // block), most)
     tile = at_once * block
+    blocks = (block, *smaller)
     choices: dict[str, tuple[int | str | bool, ...]] = {
-        "block": (block, *smaller),
+        "block": blocks,
         "lines": _distinct([n for n in (at_once, 2 * at_once, 4 * at_once, at_once // 2) if 1 <= n <= most]),
         "num_warps": _distinct([_warps(tile // each) for each in _EACH] + [4, 8, 2, 16, 1]),
+        "steps": (0, *(steps for steps in _NEIGHBOURS if block >= steps * _WARP)),
         "parts": parts,
     }
     default: Schedule = {name: values[0] for name, values in choices.items()}
@@ -62,6 +67,11 @@ def _rows(plan: ScanPlan, lines: int, length: int, target: Target) -> ScheduleSp
         seeds += [{**default, "lines": 2 * at_once, "num_warps": _warps(2 * tile // each)} for each in _EACH[:2]]
     seeds.append({**default, "num_warps": _warps(tile // _EACH[2])})
     seeds += [{**default, "parts": count} for count in parts[1:]]
+    if length % _ALIGNED or plan.kind == "logsumexp":
+        seeds[1:1] = [
+            {**default, "block": b, "lines": 1, "steps": steps, "num_warps": _warps(b // steps)}
+            for steps in _NEIGHBOURS for b in blocks[:2]
+        ]  # fmt: skip
     return ScheduleSpace(choices, _unique(choices, seeds))
 
 
