@@ -382,27 +382,33 @@ def test_one_warning_and_inductors_result_when_the_pass_fails(tmp_path, caplog, 
         torch.compile(gate, backend=backend.kevolve, options={**options, "kevolve.strict": True})(x)
 
 
-@pytest.mark.parametrize("off", [{"kevolve.search": "off"}, {"kevolve.enabled": False}], ids=str)
-@pytest.mark.parametrize("training", [False, True])
-def test_switched_off_the_generated_code_is_inductors_byte_for_byte(tmp_path, off, training):
+def code_of(training, **how):
     from torch._inductor.utils import run_and_get_code
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         values, places = gate(x)
         return values.sum() + torch.sort(x, dim=1).values.exp().sum() + places.sum()
 
-    def code_of(**how):
-        torch._dynamo.reset()
-        x = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(training)
-        compiled = torch.compile(loss, **how)
-        with inductor_config.patch(force_disable_caches=True):
-            found = run_and_get_code(lambda: compiled(x).backward() if training else compiled(x))[1]
-        # The first line counts the graphs of the process.
-        return [re.sub(r"^# AOT ID: .*", "", code) for code in found]
+    torch._dynamo.reset()
+    x = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)).requires_grad_(training)
+    compiled = torch.compile(loss, **how)
+    with inductor_config.patch(force_disable_caches=True):
+        found = run_and_get_code(lambda: compiled(x).backward() if training else compiled(x))[1]
+    # The first line counts the graphs of the process.
+    return [re.sub(r"^# AOT ID: .*", "", code) for code in found]
 
-    options = {**off, "kevolve.store": str(tmp_path / "store")}
-    mine, plain = code_of(backend="kevolve", options=options), code_of()
-    assert mine == plain and len(plain) == (2 if training else 1)
+
+@pytest.fixture(scope="module", params=[False, True], ids=str)
+def plain(request):
+    """Whether there is a backward graph, and what Inductor alone generates."""
+    return request.param, code_of(request.param)
+
+
+@pytest.mark.parametrize("off", [{"kevolve.search": "off"}, {"kevolve.enabled": False}], ids=str)
+def test_switched_off_the_generated_code_is_inductors_byte_for_byte(tmp_path, off, plain):
+    training, code = plain
+    mine = code_of(training, backend="kevolve", options={**off, "kevolve.store": str(tmp_path / "store")})
+    assert mine == code and len(code) == (2 if training else 1)
     assert not (tmp_path / "store").exists()
 
 

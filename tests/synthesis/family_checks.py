@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,15 @@ from kevolve_inductor.graph.capture import canonical_kernel, capture
 from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.graph.region import Region
 from kevolve_inductor.kernel import Kernel
-from kevolve_inductor.platforms.cpu import CpuPlatform
+from kevolve_inductor.platforms.cpu import CpuPlatform, generate_cpp
 from kevolve_inductor.platforms.platform import Target
 from kevolve_inductor.synthesis.family import Family, Match, Rejection
 
 CPU = Target("cpu", "a chip", ("avx2", "avx512f"), threads=2, units=2, shared_bytes=2**20, warp_size=16)
 CUDA = Target("cuda", "a chip", ("sm_90",), threads=0, units=132, shared_bytes=227 * 1024, warp_size=32)
 ROOT = Path(__file__).parents[2]
+# What every kernel includes.
+HEADERS = ("algorithm", "bit", "cmath", "cstdint", "cstdlib", "cstring", "limits")
 
 
 class _FirstGraph(CustomGraphPass):
@@ -128,8 +133,12 @@ def schedules_of(family: Family, match: Match, target: Target) -> list[dict[str,
 
 
 def build(family: Family, match: Match, schedule: Mapping[str, Any], folder: Path) -> Callable[..., None]:
+    kernel, region = kernel_of(family, match, schedule), region_of(match)
+    text = generate_cpp(kernel, region)
+    # It is compiled with all of these, whether it asks for them or not.
+    assert all(f"#include <{name}>" in text for name in HEADERS)
     try:
-        return CpuPlatform().build(kernel_of(family, match, schedule), region_of(match), folder).call
+        return CpuPlatform().build(kernel, region, folder).call
     except CompilerMissingError as error:
         pytest.skip(str(error))
 
@@ -189,16 +198,29 @@ def assert_triton_agrees(family: Family, found: Found, schedules: Sequence[Mappi
         assert_same(outputs, expected)
 
 
-def interpreted(module: str, function: str) -> None:
-    """Call ``module.function()`` of this folder in a process in which Triton interprets kernels."""
-    pytest.importorskip("triton")
+@cache
+def _interpreting() -> subprocess.Popen[str]:
+    """A process in which Triton interprets kernels, with everything loaded. Each call is made in a copy of it."""
     places = os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    lines = [
-        f"import quick_interpreter, torch, {module}", "quick_interpreter.install()", "torch.manual_seed(0)",
-        f"{module}.{function}()",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": places},
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-m", "quick_interpreter"], stdin=pipe, stdout=pipe, text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": places}, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def interpreted(module: str, function: str) -> None:
+    """Call ``module.function()`` of this folder in a process of its own in which Triton interprets kernels."""
+    pytest.importorskip("triton")
+    process = _interpreting()
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        print(json.dumps([module, function, os.environ["KEVOLVE_STORE"]]), file=process.stdin, flush=True)
+        failure = json.loads(process.stdout.readline())
+    except BaseException:
+        # The next call must not get the answer that this one did not wait for.
+        _interpreting.cache_clear()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    assert failure is None, failure

@@ -384,7 +384,9 @@ def interpret_gradients() -> None:
         found = gradient_of(name)
         space = FAMILY.space(found.match, CUDA)
         assert_triton_agrees(
-            FAMILY, found, [{**space.default, "units": 32, "num_warps": 1, "rows": space.choices["rows"][-(number % 2)]}]
+            FAMILY,
+            found,
+            [{**space.default, "units": 32, "num_warps": 1, "rows": space.choices["rows"][-(number % 2)]}],
         )
 
 

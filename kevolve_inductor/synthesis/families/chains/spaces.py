@@ -22,6 +22,8 @@ _HEIGHTS, _BLOCKS = (256, 128, 64, 32, 16), (256, 128, 64, 32)
 # Programs on a processor at once, of which each then does an equal share of the units.
 _RESIDENT, _MOST_UNITS = (1, 2, 3, 4, 6, 8), 64
 _UNLOOPED: Schedule = {"loop": 1, "stages": 1, "precision": "ieee"}
+# Six products of three parts of eight digits each, where three of two parts leave out the last digits of 24.
+_MORE_DIGITS = "bf16x6"
 # What changes the text of a kernel by more than a number.
 _WRITTEN = ("rows", "block", "straight", "unroll", "ahead", "joined")
 # Schedules that differ in these are of different kinds. What the model takes for slower by the factor comes last.
@@ -39,7 +41,11 @@ def triton_space(plan: ChainPlan, least_bytes: int) -> ScheduleSpace:
     """``least_bytes`` is what any kernel must move. The plan is one for which :func:`rank` finds a schedule."""
     ranked = rank(plan, least_bytes)
     choices = {name: tuple(dict.fromkeys(one.schedule[name] for one in ranked)) for name in ranked[0].schedule}
-    return ScheduleSpace(choices, tuple(one.schedule for one in _varied(ranked)[:_SEEDS]))
+    seeds = [one.schedule for one in _varied(ranked)[:_SEEDS]]
+    if _MORE_DIGITS in choices["precision"]:
+        # As fast on paper: which of both is, and whether fewer digits suffice everywhere, is to be known early.
+        seeds.insert(1, {**seeds[0], "precision": _MORE_DIGITS})
+    return ScheduleSpace(choices, tuple(seeds))
 
 
 @lru_cache(maxsize=32)
@@ -130,7 +136,7 @@ def _choices(plan: ChainPlan) -> Choices:
         "joined": (True, False) if may_be_joined(plan) else (False,),
         "warps": (4, 8, 2, 16),
         "stages": _stages(plan) if has_products else (2,),
-        "precision": ("tf32x3", "ieee") if plan.dtype == "float32" and has_products else ("ieee",),
+        "precision": ("tf32x3", _MORE_DIGITS, "ieee") if plan.dtype == "float32" and has_products else ("ieee",),
     }
 
 

@@ -69,7 +69,7 @@ def triton_space(plan: Plan) -> ScheduleSpace:
         "warps": _first(warps, [1, 2, 4, 8] if tile < 64 else [4, 8, 2] if tile < 128 else [8, 4]),
         "stages": (2, 3, 4),
         "chunk": _first(whole, [size for size in (128, 64, 32, 16) if size < depth]),
-        "precision": ("ieee", "tf32x3") if single else ("ieee",),
+        "precision": ("ieee", "tf32x3", "bf16x6") if single else ("ieee",),
     }
     return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single, tile))))
 
@@ -97,6 +97,7 @@ def _triton_seeds(single: bool, tile: int) -> list[Schedule]:
         precise: Schedule = {"precision": "tf32x3"}
         small = [{**precise, "group": 8, "warps": 4}] if tile == 16 else []
         one: list[Schedule] = [{**precise, "group": 1, "warps": 1}, {**precise, "group": 1, "warps": 2, "chunk": 16}]
+        one[1:1] = [{**one[0], "precision": "bf16x6"}]
         seeds = [*small, *one, {**precise, "group": 1, "warps": 2, "loop": 4, "stages": 3}, *seeds]
     return seeds
 
