@@ -25,11 +25,11 @@ def folder(tmp_path_factory):
 
 def test_mutants_of_plain_kernels_do_not_pass(folder):
     plain = [subject for subject in corpus_subjects() if subject.name.endswith(": right")]
-    verdicts = list(judge_all(sample(plain, 45), folder))
+    verdicts = list(judge_all(sample(plain, 25), folder))
     survived = [verdict.mutant for verdict in verdicts if verdict.outcome == "survived"]
     missed = [m.difference() for m in survived]
     assert not missed, "\n\n".join(missed)
-    assert sum(verdict.outcome == "killed" for verdict in verdicts) >= 38
+    assert sum(verdict.outcome == "killed" for verdict in verdicts) >= 21
 
 
 def test_mutants_of_the_families_kernels_do_not_pass(folder):

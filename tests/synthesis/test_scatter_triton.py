@@ -166,9 +166,8 @@ def interpret_crowded() -> None:
         assert len(kernel.launches) == 2
         # The interpreter multiplies bfloat16 numbers as the integers they are stored in.
         text = kernel.source.replace("[None, :]).to(tl.bfloat16)", "[None, :]).to(tl.float32)")
-        text, count = re.subn(
-            r", (low|middle|high|value\d\.to\(tl.bfloat16\)), total\)", r", \1.to(tl.float32), total)", text
-        )
+        operand = r", (low|middle|high|value\d\.to\(tl.bfloat16\))(?=(, total|, sums)?\))"
+        text, count = re.subn(operand, r", \1.to(tl.float32)", text)
         assert bool(count) == (dtype is not torch.float16)
         kernel = replace(kernel, source=text)
         for spoilt in (False, True):

@@ -155,7 +155,10 @@ class _Text:
             f"left = value{name} - high.to(tl.float32)",
             f"middle = left.to({self.operand})",
             f"low = (left - middle.to(tl.float32)).to({self.operand})",
-            *(f"total = tl.dot(hit, {part}, total)" for part in ("low", "middle", "high")),
+            # The matrix unit cuts off what it adds to: of a long sum that would always be the same side.
+            "sums = tl.dot(hit, low)",
+            *(f"sums = tl.dot(hit, {part}, sums)" for part in ("middle", "high")),
+            "total += sums",
         ]
 
     def _careful(self) -> list[str]:
