@@ -176,6 +176,7 @@ CASES: dict[str, Case] = {
         interaction, lambda: [normal(3, 20, 40, dtype=HALF), normal(3, 20, 17, dtype=HALF)], False, 2
     ),
     "regrouped": Case(interaction, lambda: [normal(3, 9, 100), normal(3, 9, 300)], False, 1),
+    "regrouped, small": Case(interaction, lambda: [normal(3, 10, 25), normal(3, 10, 41)], False, 1),
     "regrouped, narrow": Case(interaction, lambda: [normal(3, 9, 100), normal(3, 9, 100)], False, 1),
     "normalised interaction": Case(
         normalised_interaction, lambda: [normal(3, 20, 33), normal(20, 18), normal(360), normal(360)], False, 4
@@ -271,6 +272,17 @@ def test_every_spelling_is_one_region(name: str) -> None:
 def test_the_cheaper_order_of_two_products_is_taken() -> None:
     assert isinstance(found_of("regrouped").match.plan.steps[0], Regrouped)
     assert not any(isinstance(step, Regrouped) for step in found_of("own projections").match.plan.steps)
+
+
+def test_the_written_order_is_there_as_well() -> None:
+    match = found_of("regrouped, small").match
+    space = FAMILY.space(match, CUDA)
+    # Among the first, so that a quick search has both.
+    assert {seed["regrouped"] for seed in space.seeds[:3]} == {True, False}
+    kernels = [kernel_of(FAMILY, match, {**space.seeds[2], "regrouped": order}, "triton") for order in (True, False)]
+    assert ["_square" in kernel.source for kernel in kernels] == [True, False]
+    for name in ("own projections", "regrouped, narrow"):
+        assert "regrouped" not in FAMILY.space(found_of(name).match, CUDA).choices
 
 
 def test_a_product_alone_and_products_too_large_are_left() -> None:
@@ -426,7 +438,8 @@ def interpret() -> None:
         schedules = [s for s in schedules_of(FAMILY, found.match, CUDA) if s["precision"] == "ieee"]
         schedules = schedules or [{**FAMILY.space(found.match, CUDA).default, "precision": "ieee"}]
         looped = [s for s in schedules if s["loop"] != 1]
-        assert_triton_agrees(FAMILY, found, [schedules[0], *(looped or schedules)[number % 2 :][:1]])
+        written = [s for s in schedules if not s.get("regrouped", True)][:1]
+        assert_triton_agrees(FAMILY, found, [schedules[0], *written, *(looped or schedules)[number % 2 :][:1]])
     interpret_what_is_not_finite()
     interpret_dynamic_rows()
 

@@ -120,7 +120,7 @@ class ChainPlan:
 
     ``batch`` is the number of samples (``None``: everything is rows of one matrix) and ``rows`` their rows. Where
     ``rowwise``, no step joins rows, so that a program may take some of them. ``seen`` are the numbers of samples and of
-    their rows at compile time.
+    their rows at compile time. ``written`` is the same with products in the order of the graph, where this one's is cheaper.
     """
 
     batch: Dim | None
@@ -131,6 +131,7 @@ class ChainPlan:
     outputs: tuple[TensorSpec, ...]
     symbols: tuple[str, ...]
     seen: tuple[int, int]
+    written: ChainPlan | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Step]:

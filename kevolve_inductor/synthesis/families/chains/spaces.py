@@ -14,7 +14,7 @@ from .joined import may_be_joined
 from .plan import ChainPlan, Dot, Regrouped
 from .sizes import padded
 from .straight import may_be_straight
-from .sweeps import WIDEST_HELD, is_wide_store, order_of, swept
+from .sweeps import WIDEST_HELD, WideError, is_wide_store, order_of, swept
 from .triton import Writer, writer_of
 
 _SEEDS, _LEAST_ROWS_OF_WARP, _LEAST_PIECE = 20, 8, 64
@@ -39,6 +39,26 @@ class Ranked:
 
 def triton_space(plan: ChainPlan, least_bytes: int) -> ScheduleSpace:
     """``least_bytes`` is what any kernel must move. The plan is one for which :func:`rank` finds a schedule."""
+    space = _space(plan, least_bytes)
+    if plan.written is None or not _is_possible(plan.written, least_bytes):
+        return space
+    other = _space(plan.written, least_bytes)
+    names = {name: (*space.choices[name], *other.choices[name]) for name in space.choices}
+    choices = {"regrouped": (True, False), **{name: tuple(dict.fromkeys(values)) for name, values in names.items()}}
+    first, *more = ({"regrouped": False, **seed} for seed in other.seeds)
+    seeds = [{"regrouped": True, **seed} for seed in space.seeds]
+    # Another order rounds in other places, which is refused where values cancel: early enough for there to be another.
+    return ScheduleSpace(choices, (*seeds[:2], first, *seeds[2:], *more))
+
+
+def _is_possible(plan: ChainPlan, least_bytes: int) -> bool:
+    try:
+        return bool(rank(plan, least_bytes))
+    except WideError:
+        return False
+
+
+def _space(plan: ChainPlan, least_bytes: int) -> ScheduleSpace:
     ranked = rank(plan, least_bytes)
     choices = {name: tuple(dict.fromkeys(one.schedule[name] for one in ranked)) for name in ranked[0].schedule}
     seeds = [one.schedule for one in _varied(ranked)[:_SEEDS]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -63,7 +64,9 @@ class Reader:
         plan = ChainPlan(
             self.frame.batch, self.frame.rows, steps, tuple(stores), inputs, results, symbols, self.frame.seen
         )
-        return shortened(summed(regrouped(plan)))
+        cheaper = regrouped(plan)
+        found = shortened(summed(cheaper))
+        return found if cheaper is plan else replace(found, written=shortened(summed(plan)))
 
     def _blaming(self, node: torch.fx.Node, read: Callable[[torch.fx.Node], Result]) -> Result:
         """``read(node)``, any failure of which is one of this node."""
