@@ -27,7 +27,7 @@ _SAME = ("benchmark", "chip", "device", "versions", "date", "search", "quick", "
 def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """One document with every case once, in the order of ``cases.CASES`` or of their names.
 
-    A row of ``earlier`` has a ``date`` of its own. Raises ``ValueError`` on files that do not fit.
+    A row of ``earlier`` has a ``date`` of its own, unless it is the same day's. Raises ``ValueError`` on files that do not fit.
     """
     first = shards[0]
     for field in _SAME:
@@ -41,7 +41,7 @@ def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = No
         if any(earlier[field] != first[field] for field in ("benchmark", "chip")):
             raise ValueError("the earlier file is of another benchmark or chip")
         old = ({"date": earlier["date"]} | _own_budget(earlier) | row for row in earlier["cases"])
-        rows += [row for row in old if row["name"] not in names]
+        rows += [_undated(row, first["date"]) for row in old if row["name"] not in names]
     rows.sort(key=lambda row: _place(row["name"]))
     if first["benchmark"] == "quick-full":
         return first | quick_full.summary(rows) | {"cases": rows, "shards": len(shards)}
@@ -57,6 +57,10 @@ def merged(shards: Sequence[dict[str, Any]], earlier: dict[str, Any] | None = No
         "shards": len(shards),
         **summary(rows),
     }
+
+
+def _undated(row: dict[str, Any], date: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "date" or value != date}
 
 
 def _own_budget(document: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,8 @@ def test_cases_that_were_not_measured_again_stand_with_their_own_date() -> None:
         ("features-8", "2026-01-01"),
         ("features-16", None),
     ]
+    again = merge.merged([run("2026-01-01", "features-16")], earlier)
+    assert [row.get("date") for row in again["cases"]] == [None, None]
     with pytest.raises(ValueError, match="another"):
         merge.merged([run("2026-02-02", "features-16")], earlier | {"chip": "another"})
 
