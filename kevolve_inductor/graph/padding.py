@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch.fx
 
+from ..exc import UnsupportedError
 from .dims import Dim
 from .meta import shape_of, target_name
 
@@ -35,15 +36,22 @@ def without_padding(graph: torch.fx.Graph) -> list[Rewrite]:
 
 
 def _rewrite(product: torch.fx.Node) -> Rewrite | None:
+    """``None`` where nothing is padded, or more than alignment needs."""
     arguments: tuple[Any, ...] = product.args
+    if product.kwargs.keys() - {"alpha", "beta"}:
+        return None
     left, _, along_left = _unpadded(arguments[-2])
     right, along_right, _ = _unpadded(arguments[-1])
     if along_left != along_right or (left, right) == arguments[-2:]:
         return None
-    shape = (*shape_of(left)[:-1], shape_of(right)[-1])
-    cut = _cut(product, shape)
-    added = [_before_zeros(node) for node in arguments[:-2]]
-    if cut is None or not all(_broadcasts(shape_of(node), shape) for node in added):
+    try:
+        shape = (*shape_of(left)[:-1], shape_of(right)[-1])
+        cut = _cut(product, shape)
+        added = [_before_zeros(node) for node in arguments[:-2]]
+        if cut is None or not all(_broadcasts(shape_of(node), shape) for node in added):
+            return None
+    except UnsupportedError:
+        # Sizes that cannot be compared.
         return None
     return Rewrite(cut, cast(torch._ops.OpOverload, product.target), (*added, left, right), product.kwargs)
 
@@ -55,7 +63,8 @@ def _unpadded(matrix: torch.fx.Node) -> tuple[torch.fx.Node, int, int]:
     arguments: tuple[Any, ...] = matrix.args
     source, padding, *value = arguments
     before, columns, above, rows, *others = [*padding, 0, 0][: max(4, len(padding))]
-    if any((before, above, *others, *value)) or min(rows, columns) < 0:
+    is_static = all(isinstance(count, int) and count >= 0 for count in (rows, columns))
+    if any((before, above, *others, *value)) or not is_static:
         return matrix, 0, 0
     return source, rows, columns
 

@@ -44,7 +44,7 @@ class First(CustomGraphPass):
         return None
 
 
-def graph_of(function, *inputs):
+def graph_of(function, *inputs, dynamic=False):
     first = First()
 
     def backend(gm, examples):
@@ -52,7 +52,7 @@ def graph_of(function, *inputs):
 
     torch._dynamo.reset()
     with suppress(BackendCompilerFailed, TakenError), torch.no_grad():
-        torch.compile(function, backend=backend, dynamic=False)(*inputs)
+        torch.compile(function, backend=backend, dynamic=dynamic)(*inputs)
     return first.graph
 
 
@@ -110,6 +110,20 @@ def pads(x, right, below, value=0.0):
 def test_what_is_more_than_zeros_around_operands_stays(function):
     graph = graph_of(function, torch.randn(33, 19), torch.randn(19, 8))
     assert "aten.mm.default" in targets(graph) and not without_padding(graph)
+
+
+def test_padding_of_a_size_that_varies_stays():
+    def function(a, b):
+        extent = -(-a.shape[1] // 8) * 8
+        return torch.constant_pad_nd(a, [0, extent - a.shape[1]]) @ torch.constant_pad_nd(
+            b, [0, 0, 0, extent - b.shape[0]]
+        )
+
+    left, right = torch.randn(33, 19), torch.randn(19, 8)
+    torch._dynamo.mark_dynamic(left, 1)
+    torch._dynamo.mark_dynamic(right, 0)
+    graph = graph_of(function, left, right, dynamic=None)
+    assert "aten.constant_pad_nd.default" in targets(graph) and not without_padding(graph)
 
 
 def test_a_result_that_is_also_used_whole_stays():
