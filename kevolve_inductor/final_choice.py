@@ -55,7 +55,7 @@ class FinalVerdict:
     """Which side stays, microseconds per step (median) of each that was timed, and under which ``search`` that was.
 
     ``speedup_low`` is the lower end of the 95 % confidence interval of its speedup over what was compiled. ``larger`` are
-    sides that were out of the question, since they need more memory.
+    sides that were out of the question, since they need more memory than what was compiled.
     """
 
     chosen: Name
@@ -145,7 +145,7 @@ class FinalChoice:
             for name in [name for name in functions if name != "compiled"]:
                 step = Step(functions[name], copies_of(inputs))
                 timings[name] = self._compare(first, step)
-                if self._is_larger(step, first):
+                if name == "eager" and self._is_larger(step, first):
                     larger.append(name)
         verdict = self._verdict(timings, larger)
         if verdict is None:

@@ -284,6 +284,17 @@ def test_eager_must_not_need_more_memory(tmp_path, monkeypatch, eager_bytes, cho
     assert choice_of(gm, examples, tmp_path, None).settled() == (None if chosen == 1.0 else "eager")
 
 
+def test_plain_inductor_may_need_more_memory_than_kernels(tmp_path, monkeypatch):
+    executor = _Counting({1.0: 2**24, 2.0: 2**25, 3.0: 2**25})
+    monkeypatch.setattr(final_choice, "executor_for", lambda name: executor)
+    gm, examples = graph_of(lambda x: x * 0 + 2.0, torch.ones(4))
+    choice = choice_of(gm, examples, tmp_path, lambda one, other: timing(2.0))
+    call = choice.between(
+        lambda *inputs: (torch.full((4,), 1.0),), lambda inputs: lambda *given: (torch.full((4,), 3.0),)
+    )
+    assert float(call(*examples)[0][0]) == 3.0
+
+
 class _Asynchronous(CpuExecutor):
     """Steps take what a script says, as called and with a head start; what they return tells them apart."""
 

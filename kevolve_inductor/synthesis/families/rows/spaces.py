@@ -296,7 +296,7 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
 
 def _far_tiles(program: RowProgram, target: Target) -> tuple[dict[str, tuple[Choice, ...]], list[Seed]]:
     """Neighbouring rows are neighbours in memory: ``rows`` of them over threads, columns in each thread. With seeds, but
-    where rows are short or have to be held whole."""
+    where what else is computed asks for rows as a whole."""
     facts = _far_facts(program, target)
     algorithms = _algorithms(program, facts.whole)
     if facts.whole > 64 and "loop" in algorithms:

@@ -24,7 +24,7 @@ def kernel_of(plan: ScanPlan, arguments: tuple[Argument, ...], schedule: Schedul
     text: ScanText
     if plan.task.lane is None:
         lines, warps, block = int(schedule["lines"]), int(schedule["num_warps"]), int(schedule["block"])
-        steps = int(schedule["steps"])
+        steps = int(schedule.get("steps", 0))
         if steps and block * lines < steps * warps * _WARP:
             raise EmissionError(f"{warps} warps have more threads than {lines} times {block // steps} pieces")
         text = ColumnText(plan, lines, block // steps, steps, parts) if steps else RowText(plan, lines, block, parts)
