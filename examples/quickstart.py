@@ -170,6 +170,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", type=int, help="batch size (default 16384, on a GPU 65536)")
     parser.add_argument("--budget-s", type=float, default=60.0, help="seconds of search (default 60)")
+    parser.add_argument("--identifiers", type=int, default=16, help="columns of raw identifiers (default 16)")
+    parser.add_argument("--counters", type=int, default=64, help="columns of counters (default 64)")
     parser.add_argument("--second", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.rows = arguments.rows or default_rows(arguments.device)
@@ -180,10 +182,14 @@ def default_rows(device: str) -> int:
     return 65536 if device == "cuda" else 16384
 
 
-def build(device: str, rows: int) -> tuple[ClickModel, list[Tensor]]:
+def build(device: str, rows: int, sizes: Sizes = Sizes()) -> tuple[ClickModel, list[Tensor]]:
     torch.manual_seed(0)
-    sizes = Sizes()
     return ClickModel(sizes).eval().to(device), example_inputs(sizes, rows, device)
+
+
+def model_of(arguments: argparse.Namespace) -> tuple[ClickModel, list[Tensor]]:
+    sizes = Sizes(identifiers=arguments.identifiers, counters=arguments.counters)
+    return build(arguments.device, arguments.rows, sizes)
 
 
 def compile_with_kevolve(model: nn.Module, budget_s: float) -> Callable[..., Tensor]:
@@ -196,7 +202,7 @@ def compile_with_kevolve(model: nn.Module, budget_s: float) -> Callable[..., Ten
 def demonstrate(arguments: argparse.Namespace) -> int:
     from kevolve_inductor import report
 
-    model, inputs = build(arguments.device, arguments.rows)
+    model, inputs = model_of(arguments)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"Click-through model, {parameters / 1e6:.1f} M parameters, {arguments.rows} rows on {device_name(arguments)}"
@@ -223,8 +229,7 @@ def demonstrate(arguments: argparse.Namespace) -> int:
     show_times({"eager": model, "Inductor": inductor, "kevolve": kevolve}, inputs)
     if not show_agreement(differing, arguments.rows):
         return 1
-    command = [sys.executable, __file__, "--second", "--device", arguments.device, "--rows", str(arguments.rows)]
-    searched_again = subprocess.run([*command, "--budget-s", str(arguments.budget_s)], check=False).returncode
+    searched_again = subprocess.run([sys.executable, *sys.argv, "--second"], check=False).returncode
     if any("budget" in row.verdict for row in run.regions):
         print("the budget did not suffice for every region, so that the second process went on: try --budget-s")
         return 0
@@ -236,7 +241,7 @@ def second_compile(arguments: argparse.Namespace) -> int:
     """The same model in a new process: every kernel comes from the store."""
     from kevolve_inductor import report
 
-    model, inputs = build(arguments.device, arguments.rows)
+    model, inputs = model_of(arguments)
     kevolve = compile_with_kevolve(model, arguments.budget_s)
     compiled_s = seconds(lambda: kevolve(*inputs))
     run = report.last_run()
