@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kevolve_inductor.platforms import executor_for
 from kevolve_inductor.platforms.cuda import device_name
 from kevolve_inductor.platforms.turns import turn_on
 
@@ -194,15 +194,7 @@ class CudaClock(Clock):
         return turn_on(device_name(), _PATIENCE_S)
 
     def peak_bytes(self, call: Call) -> int | None:
-        # What earlier calls left in cycles would be freed during this one, and hide as much.
-        gc.collect()
-        torch.cuda.synchronize()
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        outputs = call()
-        torch.cuda.synchronize()
-        del outputs
-        return int(torch.cuda.max_memory_allocated() - held)
+        return executor_for("cuda").peak_bytes(call)
 
     def chip(self) -> str:
         return torch.cuda.get_device_name()
