@@ -145,7 +145,9 @@ class FinalChoice:
             for name in [name for name in functions if name != "compiled"]:
                 step = Step(functions[name], copies_of(inputs))
                 timings[name] = self._compare(first, step)
-                if name == "eager" and self._is_larger(step, first):
+                # Two steps more, for a side that would be taken only.
+                is_faster = timings[name].speedup_low >= self._settings.min_speedup
+                if name == "eager" and is_faster and self._is_larger(step, first):
                     larger.append(name)
         verdict = self._verdict(timings, larger)
         if verdict is None:

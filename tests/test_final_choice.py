@@ -284,6 +284,15 @@ def test_eager_must_not_need_more_memory(tmp_path, monkeypatch, eager_bytes, cho
     assert choice_of(gm, examples, tmp_path, None).settled() == (None if chosen == 1.0 else "eager")
 
 
+def test_memory_is_only_looked_at_where_eager_is_faster(tmp_path, monkeypatch):
+    monkeypatch.setattr(final_choice, "executor_for", lambda name: _Counting({}))
+    gm, examples = graph_of(lambda x: x * 0 + 2.0, torch.ones(4))
+    report.reset()
+    choice = choice_of(gm, examples, tmp_path, lambda one, other: timing(0.9))
+    choice.between(lambda *inputs: (torch.full((4,), 1.0),), nothing_else)(*examples)
+    assert [row.verdict for row in report.last_run().graph_verdicts] == ["stays as compiled: eager not faster"]
+
+
 def test_plain_inductor_may_need_more_memory_than_kernels(tmp_path, monkeypatch):
     executor = _Counting({1.0: 2**24, 2.0: 2**25, 3.0: 2**25})
     monkeypatch.setattr(final_choice, "executor_for", lambda name: executor)

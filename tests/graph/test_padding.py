@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import suppress
-
 import pytest
 import torch
-from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config
-from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.fx_passes import pad_mm
 from torch.nn import functional
 
@@ -18,6 +12,8 @@ from benchmarks.cases import Instance
 from benchmarks.regions import regions_of
 from kevolve_inductor.graph.padding import without_padding
 from kevolve_inductor.graph.view import GraphView
+from kevolve_inductor.synthesis.families.chains import ChainsFamily
+from tests.synthesis.family_checks import find
 
 
 @pytest.fixture
@@ -29,31 +25,8 @@ def padded(monkeypatch):
         yield
 
 
-class TakenError(Exception):
-    pass
-
-
-class First(CustomGraphPass):
-    """Ends the compilation where a backend would act."""
-
-    def __call__(self, graph):
-        self.graph = copy.deepcopy(graph)
-        raise TakenError
-
-    def uuid(self):
-        return None
-
-
 def graph_of(function, *inputs, dynamic=False):
-    first = First()
-
-    def backend(gm, examples):
-        return compile_fx(gm, examples, config_patches={"post_grad_custom_post_pass": first})
-
-    torch._dynamo.reset()
-    with suppress(BackendCompilerFailed, TakenError), torch.no_grad():
-        torch.compile(function, backend=backend, dynamic=dynamic)(*inputs)
-    return first.graph
+    return find(ChainsFamily(), function, inputs, dynamic=dynamic).graph
 
 
 def targets(graph):
@@ -114,15 +87,10 @@ def test_what_is_more_than_zeros_around_operands_stays(function):
 
 def test_padding_of_a_size_that_varies_stays():
     def function(a, b):
-        extent = -(-a.shape[1] // 8) * 8
-        return torch.constant_pad_nd(a, [0, extent - a.shape[1]]) @ torch.constant_pad_nd(
-            b, [0, 0, 0, extent - b.shape[0]]
-        )
+        more = -a.shape[0] % 8
+        return torch.constant_pad_nd(a.t(), [0, more]) @ torch.constant_pad_nd(b, [0, 0, 0, more])
 
-    left, right = torch.randn(33, 19), torch.randn(19, 8)
-    torch._dynamo.mark_dynamic(left, 1)
-    torch._dynamo.mark_dynamic(right, 0)
-    graph = graph_of(function, left, right, dynamic=None)
+    graph = graph_of(function, torch.randn(19, 33), torch.randn(19, 8), dynamic=True)
     assert "aten.constant_pad_nd.default" in targets(graph) and not without_padding(graph)
 
 

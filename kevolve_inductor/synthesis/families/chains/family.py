@@ -76,8 +76,8 @@ class ChainsFamily(Family):
         plan: ChainPlan = match.plan
         arguments = arguments_of(plan.inputs, plan.outputs, plan.symbols)
         if language == "triton":
-            in_order = plan.written if not schedule.get("regrouped", True) else None
-            return emit_triton(in_order or plan, arguments, schedule)
+            chosen = plan if schedule.get("regrouped", True) else plan.written or plan
+            return emit_triton(chosen, arguments, schedule)
         if language == "cpp" and all(isinstance(step, Pool | Reduce) for step in plan.steps):
             return Kernel("cpp", source_of(plan, schedule), (Launch("kevolve_kernel", arguments),))
         raise EmissionError(f"no {language} kernel for chains of products")
