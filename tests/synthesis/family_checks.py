@@ -23,7 +23,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from kevolve_inductor.evaluate.gate import check_kernel
 from kevolve_inductor.evaluate.overflow import index_overflow
-from kevolve_inductor.exc import CompilerMissingError
+from kevolve_inductor.exc import BuildError, CompilerMissingError, ResourceError
 from kevolve_inductor.graph.capture import canonical_kernel, capture
 from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.graph.region import Region
@@ -141,6 +141,22 @@ def build(family: Family, match: Match, schedule: Mapping[str, Any], folder: Pat
         return CpuPlatform().build(kernel, region, folder).call
     except CompilerMissingError as error:
         pytest.skip(str(error))
+
+
+def fits_gpu(kernel: Kernel, region: Region, folder: Path) -> bool:
+    """Would the GPU that is here get to run this? Kernels that are too large, or assembled wrongly, are refused before."""
+    from kevolve_inductor.platforms.cuda import architecture
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    try:
+        compile_for(kernel, region, architecture(), folder)
+    except ResourceError:
+        return False
+    except BuildError as error:
+        if error.stage != "assembler":
+            raise
+        return False
+    return True
 
 
 def empty_like(value: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.fx
+from family_checks import fits_gpu
 from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -539,14 +540,19 @@ def on_gpu(value: Tensor) -> Tensor:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
-def test_triton_agrees_with_eager_on_a_gpu(name: str) -> None:
+def test_triton_agrees_with_eager_on_a_gpu(name: str, folder: Path) -> None:
     from kevolve_inductor.platforms.cuda import launch
 
     match = match_of(name)
     region = region_of(match)
-    for schedule in triton_schedules(match):
+    space = FAMILY.space(match, CUDA)
+    more = [{**space.default, "precision": one} for one in space.choices["precision"] if one not in ("ieee", "tf32x3")]
+    for schedule in (*triton_schedules(match), *more):
+        kernel = kernel_of(match, schedule, "triton")
+        if not fits_gpu(kernel, region, folder):
+            continue
         inputs = [on_gpu(value) for value in inputs_of(region, CASES[name].ids)]
         reference = evaluate_fp64(region, inputs)
         output = torch.full_like(reference.eager[0], math.nan)
-        launch(kernel_of(match, schedule, "triton"), inputs, [output], {})
+        launch(kernel, inputs, [output], {})
         assert_agrees(region, inputs, output)

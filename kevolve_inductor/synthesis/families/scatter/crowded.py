@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from ....graph.dims import product
 from ....kernel import Argument, Kernel, Launch, Workspace
 from ...expression import TRITON_PRELUDE
-from ...expression import expression as ex
-from ...expression.expression import LOW_PRECISION, Expr
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
@@ -28,7 +26,7 @@ from ..bags.tiles import power_above
 from ..triton_tiles import coordinates, indented, needs_64_bits
 from .plan import EVENT, ROW, ScatterPlan
 from .rows import row_function
-from .tiles import columns_of, elements_of
+from .tiles import columns_of, elements_of, stored_precision
 
 # Each event is compared with every row. Beyond these rows, elements and comparisons grouping the events takes less.
 MOST_ROWS, _MOST_COLUMNS, _MOST_COMPARED = 2048, 128, 2**30
@@ -68,7 +66,7 @@ class _Text:
         self.wide = ".to(tl.int64)" if needs_64_bits((*plan.inputs, *plan.outputs)) else ""
         self.given = [*(f"in{k}" for k in range(len(plan.inputs))), *plan.symbols]
         self.names = [*self.given[: len(plan.inputs)], "out0", *plan.symbols, "parts"]
-        stored = _stored(self.scatter.value)
+        stored = stored_precision(plan)
         self.operand = TRITON_TYPES[stored] if stored else "tl.bfloat16"
         self.is_split = stored is None
 
@@ -198,10 +196,3 @@ class _Text:
             *printer.taken(),
             f"tl.store(out0 + {ROW} * {self.scatter.step} + {offset} + place * 0, total + {base}, mask=row_mask & place_mask)",
         ]
-
-
-def _stored(value: Expr) -> str | None:
-    """The low precision in which a value lies in memory, if nothing is computed of it."""
-    while value.op == "cast" and value.dtype in ex.FLOATS:
-        value = value.args[0]
-    return value.value[1] if value.op == "read" and value.value[1] in LOW_PRECISION else None

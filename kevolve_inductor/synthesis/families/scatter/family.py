@@ -3,7 +3,8 @@
 Eager and Inductor add rows on a GPU with atomic operations, whose order and so whose sums differ from run to run. A kernel
 has to give the same bits every time: events are brought together by row first, in slots of the rows where these have few
 (``slots``) and by sorting otherwise (``triton``), or few rows are products (``crowded``). That pays where there are many.
-Of extremes alone (``extremes``) the order is of no matter.
+The order is of no matter to extremes (``extremes``), and to sums of integers that floating-point numbers are made
+(``exact``).
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from ...expression import expression as ex
 from ...expression.printer import operator_flops
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from . import cpp, crowded, extremes, slots, triton
+from . import cpp, crowded, exact, extremes, slots, triton
 from .plan import Scatter, ScatterPlan
 from .rows import MOST_NUMBERED
 from .structure import is_scatter, read
-from .tiles import elements_of, gpu_space
+from .tiles import elements_of, gpu_space, stored_precision
 
 # Fewer elements than this, read in all, are not worth a kernel of their own.
 _LEAST_ELEMENTS = 4096
@@ -37,6 +38,8 @@ _LEAST_ELEMENTS = 4096
 _LEAST_ON_GPU, _LEAST_ROW = 2**21, 8
 # Extremes are three launches, and what others compare one by one until it has not changed meanwhile.
 _LEAST_EXTREMES = 2**19
+# Integers are three as well, where others add half precision by comparing and exchanging.
+_LEAST_EXACT = 2**18
 # Columns that one thread takes at least, since rows are read by cache lines.
 _LEAST_COLUMNS = 16
 
@@ -61,7 +64,10 @@ class ScatterFamily(Family):
             sizes = _hints(match)
             rooms = slots.rooms(match.plan, *sizes)
             has_extremes, is_crowded = extremes.is_offered(match.plan), crowded.is_offered(match.plan, *sizes)
-            return gpu_space(match.plan, *sizes, rooms, has_extremes=has_extremes, is_crowded=is_crowded)
+            # Numbers of single precision are added one by one as fast, unless many meet in few rows.
+            pays = exact.is_offered(match.plan) and (stored_precision(match.plan) is not None or is_crowded)
+            copies = exact.copies_of(match.plan) if pays else ()
+            return gpu_space(match.plan, *sizes, rooms, copies, has_extremes=has_extremes, is_crowded=is_crowded)
         threads = max(target.threads, 1)
         width = int(product(tuple(extent for _, extent in scatter.inner[-1:])))
         # With a part of every row a thread goes through all events in order, without choosing.
@@ -82,6 +88,8 @@ class ScatterFamily(Family):
             return cpp.kernel_of(plan, arguments, schedule)
         if language == "triton" and schedule.get("atomic"):
             return extremes.kernel_of(plan, arguments, schedule)
+        if language == "triton" and schedule.get("exact"):
+            return exact.kernel_of(plan, arguments, schedule)
         if language == "triton" and schedule.get("crowded"):
             return crowded.kernel_of(plan, arguments, schedule)
         if language == "triton" and schedule["room"]:
@@ -122,8 +130,10 @@ def _check_gpu(match: Match) -> None:
     scatter: Scatter = match.plan.built
     events, rows = _hints(match)
     width = elements_of(scatter)
-    least = _LEAST_EXTREMES if extremes.is_offered(match.plan) else _LEAST_ON_GPU
-    if width < _LEAST_ROW or events * width < least:
+    least, shortest = _LEAST_EXTREMES if extremes.is_offered(match.plan) else _LEAST_ON_GPU, _LEAST_ROW
+    if exact.is_offered(match.plan) and stored_precision(match.plan) is not None:
+        least, shortest = _LEAST_EXACT, 1
+    if width < shortest or events * width < least:
         raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
     if max(events, rows) >= MOST_NUMBERED:
         raise UnsupportedError("size", "events or rows cannot be numbered in 32 bits")

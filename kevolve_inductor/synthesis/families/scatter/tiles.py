@@ -15,11 +15,13 @@ from ..bags.tiles import LANES, LOADED, balanced, power_above
 from .plan import EVENT, Scatter, ScatterPlan
 
 # Elements of a row that one program takes at most.
-_WIDEST = 1024
+WIDEST = 1024
 # Bytes that a lane has in flight at most: a quarter of its registers, and less.
 _IN_FLIGHT = (256, 128, 64)
 # Rows differ in their numbers of events: this many times the mean is enough for most.
 _ENOUGH = 1.25
+# Elements of a row from which on slots take less than adding each.
+_LEAST_IN_SLOTS = 8
 # Warps that add a very long row, and the bytes that each lane has in flight.
 LONG_WARPS, _LONG_IN_FLIGHT = 8, 128
 
@@ -45,7 +47,7 @@ def elements_of(scatter: Scatter) -> int:
 
 def columns_of(plan: ScatterPlan) -> int:
     """Elements of a row that one program takes."""
-    return min(_WIDEST, power_above(elements_of(plan.built)))
+    return min(WIDEST, power_above(elements_of(plan.built)))
 
 
 def _lanes(plan: ScatterPlan, vector: int) -> int:
@@ -59,6 +61,17 @@ def _item_bytes(plan: ScatterPlan) -> int:
     inner = {name for name, _ in plan.built.inner}
     wide = [load for load in loads if not inner.isdisjoint(ex.variables(load))]
     return max((ITEM_SIZES[plan.inputs[load.value].dtype] for load in wide or loads), default=2)
+
+
+def stored_precision(plan: ScatterPlan) -> str | None:
+    """The low precision in which the values lie in memory, or to which they were rounded, if there is one."""
+    value = plan.built.value
+    while value.op == "cast" and value.dtype in ex.FLOATS:
+        value = value.args[0]
+    if value.op == "round":
+        return str(value.value)
+    stored = plan.inputs[value.value].dtype if value.op == "load" else None
+    return stored if stored in ex.LOW_PRECISION else None
 
 
 def short_tile(plan: ScatterPlan, schedule: Schedule) -> Tile:
@@ -75,12 +88,13 @@ def long_tile(plan: ScatterPlan) -> Tile:
 
 
 def gpu_space(
-    plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...], *, has_extremes: bool, is_crowded: bool
+    plan: ScatterPlan, events: int, rows: int, rooms: tuple[int, ...], copies: tuple[int, ...], *,
+    has_extremes: bool, is_crowded: bool,
 ) -> ScheduleSpace:  # fmt: skip
     """``events`` and ``rows`` are numbers at the sizes seen, ``rooms`` numbers of slots that are worth trying.
 
     Without slots (``room`` 0) events are sorted by their rows in several launches. With ``has_extremes`` atomic operations
-    are another way, with ``is_crowded`` products are.
+    are another way, with ``is_crowded`` products are, and with ``copies`` exact sums of integers are.
     """
     usual = math.ceil(_ENOUGH * max(1, events / max(rows, 1)))
     lanes = _lanes(plan, LOADED)
@@ -103,9 +117,9 @@ def gpu_space(
     }
     changes = [*_changes(usual, side, warps, (LOADED, *wider)[-1])]
     if rooms:
-        several = list(_several(usual, side, warps))
+        together = list(_several(usual, side, warps))
         others = ({"room": room} for room in (*rooms[1:], 0))
-        changes = [*others, *changes, *several, *({**change, "room": 0} for change in changes[:3])]
+        changes = [*others, *changes, *together, *({**change, "room": 0} for change in changes[:3])]
     if has_extremes:
         choices["atomic"] = (False, True)
         ways: list[Schedule] = [
@@ -120,9 +134,23 @@ def gpu_space(
             {"num_warps": 4, "height": 128}, {"num_warps": 4, "taken": 32}, {"num_warps": 8, "height": 128, "programs": 264},
         ]  # fmt: skip
         changes = [*({**way, "crowded": True} for way in products), *changes]
-    space = common.seeded(choices, *changes)
+    leading: list[Schedule] = []
+    if copies:
+        choices |= {"exact": (False, True), "copies": copies, "flat": (True, False)}
+        choices["num_warps"] = _distinct((*choices["num_warps"], 4))  # type: ignore[arg-type]
+        several = ({"copies": count} for count in copies[1:3])
+        integers: list[Schedule] = [{}, {"flat": False}, {"block": 1024}, *several, {"flat": False, "block": 1024}]
+        ways = [{"num_warps": 4, **way, "exact": True} for way in integers]
+        # An atomic operation for every element: slots, which rows of few events have, do with one for every event.
+        is_behind = bool(rooms) and elements_of(plan.built) >= _LEAST_IN_SLOTS
+        leading, before = ([], 2) if is_behind else (ways[:2], 1)
+        rest = [*ways[:1], *changes[:before], *ways[1:]] if is_behind else [*changes[:before], *ways[2:]]
+        changes = [*rest, *changes[before:]]
+    space = common.seeded(choices, *leading, *changes)
+    default, *seeds = space.seeds
+    seeds.insert(len(leading), default)
     # Where rows have few events, several ways lead to the same schedule.
-    return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in space.seeds}.values()))
+    return replace(space, seeds=tuple({tuple(seed.items()): seed for seed in seeds}.values()))
 
 
 def _changes(usual: int, side: int, warps: int, vector: int) -> Iterator[Schedule]:
