@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,17 @@ class Verdict:
     overflowed: torch.Tensor | None = None
 
 
-def compare(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitwise: bool) -> Verdict:
-    """``exact`` is the output in fp64 and ``eager`` in its own dtype; ``bitwise``: only moved or compared, so exact."""
+def compare(
+    output: torch.Tensor,
+    exact: torch.Tensor,
+    eager: torch.Tensor,
+    bitwise: bool,
+    others: Sequence[torch.Tensor] = (),
+) -> Verdict:
+    """``exact`` is the output in fp64 and ``eager`` in its own dtype; ``bitwise``: only moved or compared, so exact.
+
+    Where neither is finite, NaN or an infinity as in one of ``others`` is right as well.
+    """
     if output.dtype is torch.bool:
         # Compared as bytes: a truth value is 0 or 1, and whoever reads it later relies on that.
         output, eager = output.view(torch.uint8), eager.to(torch.uint8)
@@ -47,7 +57,7 @@ def compare(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, bitw
     error = torch.empty(output.shape, dtype=torch.float64, device=output.device)
     if bitwise:
         return _compare_bits(output, exact, eager, Verdict("equal bits", wrong, error))
-    return _compare_values(output, exact, eager, Verdict("fp64 reference", wrong, error))
+    return _compare_values(output, exact, eager, others, Verdict("fp64 reference", wrong, error))
 
 
 def _compare_bits(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, empty: Verdict) -> Verdict:
@@ -61,7 +71,9 @@ def _compare_bits(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor
     return Verdict(empty.check, empty.wrong, empty.error, _nan_placement(nans_differ))
 
 
-def _compare_values(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, empty: Verdict) -> Verdict:
+def _compare_values(
+    output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, others: Sequence[torch.Tensor], empty: Verdict
+) -> Verdict:
     assert empty.error is not None
     wrong, error = empty.wrong, empty.error
     overflowed = torch.empty_like(wrong)
@@ -74,10 +86,12 @@ def _compare_values(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tens
         allowed = allowance.allowed(wanted, own)
         nan_differs = _nan_differs(mine, wanted, own)
         same_infinity = (mine == own) | (mine.double() == wanted) | _rounds_to_infinity(mine, wanted, allowed)
-        not_finite = ~same_infinity & (mine.isinf() | (own.isinf() & wanted.isinf())) & ~mine.isnan()
-        not_finite |= nan_differs
+        none_finite = ~own.isfinite() & ~wanted.isfinite()
+        not_finite = (~same_infinity & mine.isinf()) | (none_finite & mine.isfinite()) | nan_differs
         # Where eager's own precision does not reach to the end, a candidate's need not either.
         not_finite &= mine.isfinite() | own.isfinite() | ~wanted.isfinite()
+        for other in others:
+            not_finite &= ~(none_finite & _as_in(mine, other[at]))
         wrong[at] = not_finite | (error[at] > allowed)
         overflowed[at] = not_finite & ~mine.isfinite() & wanted.isfinite()
         nans_differ |= bool((nan_differs & not_finite).any())
@@ -97,6 +111,11 @@ def _nan_differs(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor)
     """Where rounding alone decides (an overflow, 0/0 of underflowed values), the fp64 placement counts as well."""
     nan = output.isnan()
     return (nan != eager.isnan()) & (nan != exact.isnan())
+
+
+def _as_in(output: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where both are NaN or the same infinity."""
+    return (output.isnan() & other.isnan()) | (output.isinf() & (output.double() == other))
 
 
 def _rounds_to_infinity(output: torch.Tensor, exact: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:

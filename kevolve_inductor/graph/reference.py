@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ EXACT_TARGETS = frozenset(
     "as_strided diagonal triu tril detach unfold zeros ones any all squeeze_copy".split()
 )
 BITCASTS = frozenset({"aten.view.dtype"})
+
+_VAR_MEAN = "aten.var_mean.correction"
 
 Leaf = Callable[[str, Any], Any]
 
@@ -202,6 +205,24 @@ def evaluate_fp64(
     return _Interpreter(region, inputs, chosen or {}).run()
 
 
+def evaluate_with_other_means(
+    region: Region, inputs: Sequence[torch.Tensor], chosen: Mapping[int, torch.Tensor] | None = None
+) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """The outputs in fp64 for each thing that infinities may make of a mean beside its variance; none without such a mean.
+
+    Eager keeps a running mean (B. P. Welford, 1962): an infinity makes it infinite, and any number after that NaN, as
+    inf - inf. What is left depends on the order in which eager goes, while a sum that is divided in the end is infinite in
+    any. Hence two evaluations, with infinity first and then NaN for each row whose numbers that are not finite are
+    infinities of one sign. Other rows are eager's, and so is every variance, which is NaN in any order.
+    """
+    if not any(node.target == _VAR_MEAN for node in region.nodes):
+        return ()
+    return tuple(
+        _Interpreter(region, inputs, chosen or {}, {_VAR_MEAN: partial(_var_mean, is_lost=is_lost)}).exact_outputs()
+        for is_lost in (False, True)
+    )
+
+
 def is_entwined(region: Region) -> bool:
     """Whether fp64 and the region's own precision have to be evaluated side by side: selections go by both, and a value's
     bits are eager's. Else one is done before the other begins, which takes less memory."""
@@ -209,8 +230,17 @@ def is_entwined(region: Region) -> bool:
 
 
 class _Interpreter:
-    def __init__(self, region: Region, inputs: Sequence[torch.Tensor], chosen: Mapping[int, torch.Tensor]) -> None:
+    """``in_exact``, by target: what to call in an operator's place in fp64."""
+
+    def __init__(
+        self,
+        region: Region,
+        inputs: Sequence[torch.Tensor],
+        chosen: Mapping[int, torch.Tensor],
+        in_exact: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
         self.region = region
+        self.in_exact = in_exact or {}
         self.symbols = {name: int(inputs[index].shape[dim]) for name, index, dim in region.symbols}
         self.inputs = {f"i{k}": tensor for k, tensor in enumerate(inputs)}
         self.eager: dict[str, Any] = {}
@@ -238,6 +268,11 @@ class _Interpreter:
             tuple(self.bitwise[name] for name in names),
             tuple(self.faults),
         )
+
+    @torch.no_grad()
+    def exact_outputs(self) -> tuple[torch.Tensor, ...]:
+        self._go_through(eager=is_entwined(self.region), exact=True)
+        return tuple(self.exact[name] for name in self.region.outputs)
 
     def _go_through(self, eager: bool, exact: bool) -> None:
         if eager:
@@ -269,7 +304,8 @@ class _Interpreter:
                 self.exact[name] = widened(self._call(node, self.exact, widen=True))
 
     def _call(self, node: RegionNode, values: Mapping[str, Any], widen: bool) -> Any:
-        return call_node(node, values, self.symbols, self.device, widen)
+        instead = self.in_exact.get(node.target) if widen else None
+        return call_node(node, values, self.symbols, self.device, widen, instead)
 
     def _select(self, name: str, node: RegionNode, exact_operand: bool) -> None:
         source = next(references(node))
@@ -287,10 +323,34 @@ class _Interpreter:
         return not any(dtype_of(spec.dtype).is_floating_point for spec in node.specs)
 
 
+def _var_mean(
+    operand: torch.Tensor,
+    dim: list[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+    is_lost: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``aten.var_mean.correction``, but for the mean of infinities of one sign: that infinity, or NaN if it is lost."""
+    variance, mean = torch.ops.aten.var_mean.correction(operand, dim, correction=correction, keepdim=keepdim)
+    infinity = torch.ops.aten.sum.dim_IntList(operand.masked_fill(operand.isfinite(), 0.0), dim, keepdim)
+    # A row's only number is its mean in any order.
+    is_lost &= operand.numel() > mean.numel()
+    return variance, torch.where(infinity.isinf(), float("nan") if is_lost else infinity, mean)
+
+
 def call_node(
-    node: RegionNode, values: Mapping[str, Any], symbols: dict[str, int], device: torch.device | None, widen: bool
+    node: RegionNode,
+    values: Mapping[str, Any],
+    symbols: dict[str, int],
+    device: torch.device | None,
+    widen: bool,
+    instead: Callable[..., Any] | None = None,
 ) -> Any:
-    """The operator's result for ``values`` by name; with ``widen``, floating dtypes that the node names become float64."""
+    """The operator's result for ``values`` by name; with ``widen``, floating dtypes that the node names become float64.
+
+    ``instead`` is called in the operator's place.
+    """
 
     def leaf(kind: str, content: Any) -> Any:
         if kind == "node":
@@ -304,7 +364,7 @@ def call_node(
 
     args = decode(list(node.args), leaf)
     kwargs = {key: decode(value, leaf) for key, value in node.kwargs.items()}
-    return resolve_target(node.target)(*args, **kwargs)
+    return (instead or resolve_target(node.target))(*args, **kwargs)
 
 
 def references(node: RegionNode) -> Iterator[str]:

@@ -7,11 +7,13 @@ from kevolve_inductor.evaluate.closeness import allowed_error, compare
 from kevolve_inductor.evaluate.correctness import Agreed, Judge, NoReference
 from kevolve_inductor.evaluate.evaluation import Mismatch
 from kevolve_inductor.evaluate.inputs import generate
+from kevolve_inductor.graph.reference import evaluate_with_other_means
 from kevolve_inductor.graph.region import InputRange, Region, RegionNode, TensorSpec, Workload
 from kevolve_inductor.graph.rounding import RoundingSpread
 from kevolve_inductor.testing.evaluators import row_sum_region
 
 CPU = torch.device("cpu")
+INF, NAN = float("inf"), float("nan")
 
 
 def spec(*shape, dtype="float32"):
@@ -268,3 +270,128 @@ def test_a_gradient_that_was_not_asked_for_leaves_rounding_to_be_judged():
     spread = RoundingSpread(region, inputs, 0)
     spread.draw(4)
     assert all((spread.deviation(k) > 0).all() and not spread.may_overflow(k).any() for k in (0, 1))
+
+
+def layer_norm_region(rows, columns):
+    """Over rows that stand in memory column by column, with the mean and the deviation that its gradient needs."""
+    x, per_row = TensorSpec((rows, columns), (1, rows), "float32", "cpu"), spec(rows, 1)
+    nodes = (
+        RegionNode(
+            "aten.var_mean.correction", ({"node": "i0"}, [1]), {"correction": 0, "keepdim": True}, (per_row,) * 2
+        ),
+        RegionNode("getitem", ({"node": "n0"}, 0), {}, (per_row,)),
+        RegionNode("getitem", ({"node": "n0"}, 1), {}, (per_row,)),
+        RegionNode("aten.add.Tensor", ({"node": "n1"}, 1e-5), {}, (per_row,)),
+        RegionNode("aten.rsqrt.default", ({"node": "n3"},), {}, (per_row,)),
+        RegionNode("aten.sub.Tensor", ({"node": "i0"}, {"node": "n2"}), {}, (x,)),
+        RegionNode("aten.mul.Tensor", ({"node": "n5"}, {"node": "n4"}), {}, (x,)),
+    )
+    return Region((x,), nodes, ("n2", "n4", "n6"))
+
+
+def layer_norm(x, mean):
+    rstd = ((x - mean).square().mean(1, keepdim=True) + 1e-5).rsqrt()
+    return [mean, rstd, (x - mean) * rstd]
+
+
+def one_signed(x):
+    """Rows with infinities of one sign and no NaN."""
+    return x.masked_fill(x.isfinite(), 0.0).sum(1).isinf()
+
+
+def test_a_mean_of_infinities_is_infinite_or_lost_as_the_order_has_it():
+    """Eager's running mean is infinite where the infinity comes last, else NaN; a sum is infinite, joined parts are NaN."""
+    judged, inputs = judge(layer_norm_region(4000, 5))
+    x = inputs("special")[0]
+    eager = torch.var_mean(x, 1)[1]
+    assert eager[one_signed(x)].isnan().any() and eager[one_signed(x)].isinf().any()
+    summed = x.sum(1, keepdim=True) / x.shape[1]
+    joined = torch.where(summed.isfinite(), summed, NAN)
+    for mean in (summed, joined):
+        assert isinstance(judged.judge("special", layer_norm(x, mean)), Agreed)
+
+
+def spoilt_means(x):
+    """By what is wrong, the means and the rows that have such a one."""
+    mean, infinite, finite = x.sum(1, keepdim=True) / x.shape[1], one_signed(x), x.isfinite().all(1)
+    return {
+        "infinity dropped": (x.nan_to_num(0.0, 0.0, 0.0).mean(1, keepdim=True), infinite),
+        "zero": (torch.zeros_like(mean), infinite),
+        "other sign": (-mean, infinite),
+        "nan of numbers": (torch.full_like(mean, NAN), finite),
+        "infinity of numbers": (torch.full_like(mean, INF), finite),
+        "infinity for nan": (torch.full_like(mean, INF), ~finite & ~infinite),
+    }
+
+
+@pytest.mark.parametrize("wrong", spoilt_means(torch.zeros(1, 1)))
+def test_a_mean_of_infinities_is_nothing_else(wrong):
+    judged, inputs = judge(layer_norm_region(4000, 5))
+    x = inputs("special")[0]
+    value, rows = spoilt_means(x)[wrong]
+    assert rows.any()
+    for row in rows.nonzero()[:40].flatten().tolist():
+        outputs = layer_norm(x, x.sum(1, keepdim=True) / x.shape[1])
+        outputs[0][row] = value[row]
+        outcome = judged.judge("special", outputs)
+        assert isinstance(outcome, Mismatch)
+        assert (outcome.wrong_elements, outcome.worst_index) == (1, (row, 0))
+
+
+def test_a_layer_norm_of_infinities_is_not_a_number():
+    judged, inputs = judge(layer_norm_region(4000, 5))
+    x = inputs("special")[0]
+    for output in (1, 2):
+        for value in (0.0, INF):
+            outputs = layer_norm(x, x.sum(1, keepdim=True) / x.shape[1])
+            outputs[output][one_signed(x)] = value
+            assert isinstance(judged.judge("special", outputs), Mismatch)
+
+
+@pytest.mark.parametrize("target", ["aten.sum.dim_IntList", "aten.mean.dim"])
+def test_a_sum_of_infinities_is_infinite_in_any_order(target):
+    x = TensorSpec((4000, 5), (1, 4000), "float32", "cpu")
+    judged, inputs = judge(Region((x,), (RegionNode(target, ({"node": "i0"}, [1]), {}, (spec(4000),)),), ("n0",)))
+    right = inputs("special")[0].sum(1) / (5 if "mean" in target else 1)
+    assert isinstance(judged.judge("special", [right]), Agreed)
+    lost = right.masked_fill(right.isinf(), NAN)
+    assert judged.judge("special", [lost]).pattern == "nan placement"
+
+
+def test_what_follows_from_a_mean_follows_from_either():
+    """Of one row, a negative infinity's: what is made of its mean is an infinity of the other sign, or NaN."""
+    per_row, full = spec(1), spec(1, 4)
+    nodes = (
+        RegionNode("aten.var_mean.correction", ({"node": "i0"}, [1]), {}, (per_row, per_row)),
+        RegionNode("getitem", ({"node": "n0"}, 1), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", ({"node": "n1"}, -2.0), {}, (per_row,)),
+    )
+    region = Region((full,), nodes, ("n2",))
+    for row in ([-INF, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, -INF], [-INF, 1.0, -INF, 2.0]):
+        assert others(region, row) == [INF, "nan"]
+    for row in ([INF, 1.0, 2.0, -INF], [NAN, INF, 1.0, 2.0]):
+        assert others(region, row) == ["nan", "nan"]
+    assert others(region, [1.0, 2.0, 3.0, 4.0]) == [-5.0, -5.0]
+
+
+def others(region, row):
+    found = evaluate_with_other_means(region, [torch.tensor([row])])
+    return ["nan" if value.isnan() else value.item() for (value,) in found]
+
+
+def test_a_row_of_one_number_is_its_own_mean():
+    per_row = spec(3)
+    nodes = (
+        RegionNode("aten.var_mean.correction", ({"node": "i0"}, [1]), {}, (per_row, per_row)),
+        RegionNode("getitem", ({"node": "n0"}, 1), {}, (per_row,)),
+    )
+    x = torch.tensor([[INF], [1.0], [-INF]])
+    found = evaluate_with_other_means(Region((spec(3, 1),), nodes, ("n1",)), [x])
+    assert [value.tolist() for (value,) in found] == [[INF, 1.0, -INF]] * 2
+
+
+@pytest.mark.parametrize(("exact", "eager"), [(INF, NAN), (NAN, INF), (INF, -INF), (NAN, NAN), (INF, INF)])
+def test_nothing_finite_stands_where_neither_reference_is(exact, eager):
+    output, wanted, own = torch.tensor([0.5]), torch.tensor([exact]).double(), torch.tensor([eager])
+    assert compare(output, wanted, own, False).wrong.all()
+    assert compare(output, wanted, own, False, [torch.tensor([0.5]).double()]).wrong.all()
