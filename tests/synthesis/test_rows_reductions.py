@@ -95,6 +95,11 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, dtype=dtype).requires_grad_()
 
 
+def turned(*shape: int) -> Tensor:
+    """Of which columns lie one behind another in memory."""
+    return torch.randn(shape[::-1]).t().requires_grad_()
+
+
 def classes(count: int, of: int) -> Tensor:
     chosen = torch.randint(0, of, (count,))
     chosen[1] = -100
@@ -173,6 +178,8 @@ CASES = {
     "smoothed": Case(smoothed, lambda: (normal(6, 1500), classes(6, 1500), torch.rand(1500))),
     "evenly smoothed": Case(evenly_smoothed, lambda: (normal(6, 1504, dtype=HALF).detach(), classes(6, 1504)), (1,)),
     "z-loss": Case(with_z_loss, lambda: (normal(6, 1504, dtype=HALF), classes(6, 1504))),
+    # Rows side by side in memory, of which each program leaves sums of its own.
+    "layer norm of columns": Case(layer_norm, lambda: (turned(150, 70), normal(70), normal(70)), sums=2),
     # Rows side by side in memory, in runs that no tile divides.
     "variance in the middle": Case(lambda x: torch.var(x, 1), lambda: (normal(2, 66, 70).detach(),), (1,)),
     "least of the middle": Case(lambda x: x.amin(1).exp(), lambda: (normal(3, 70, 47).detach(),), (1,)),

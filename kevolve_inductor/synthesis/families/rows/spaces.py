@@ -209,8 +209,11 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     ):
         choices["online"] = (True, False)
     if not program.selects:
-        choices["programs"] = tuple(target.units * n for n in (2, 4, 1, 8)) if program.column_sums else (0,)
-        choices["stages"] = (1, 0) if program.column_sums else (1, 3)
+        walks = "loop" in choices["algorithm"]
+        # Sums over all rows: of rows that are held in persistent programs' registers, else one of every program.
+        persistent = tuple(target.units * n for n in (2, 4, 1, 8)) if "tile" in choices["algorithm"] else ()
+        choices["programs"] = (*((0,) if walks else ()), *persistent) if program.column_sums else (0,)
+        choices["stages"] = (1, 3) if walks else (1, 0) if program.column_sums else (1, 3)
     if simplified(program) != program:
         choices["simplify"] = (True, False)
     first = {name: values[0] for name, values in choices.items()}
@@ -328,6 +331,7 @@ def _far_facts(program: RowProgram, target: Target) -> FarFacts:
         kept=_kept(program),
         is_heavy=bool(program.selects or deviation_pairs(walked)),
         may_hold=not program.selects and len(loads) == 1,
+        has_sums=bool(program.column_sums),
         units=target.units,
     )
 
@@ -340,7 +344,8 @@ def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:
     sorts = [s for s in program.selects if s.axis == COLUMNS and (is_sort(program, s) or s.count > MOST_KEPT)]
     wide = any(is_wide(s) and s.count > 1 for s in program.selects)
     if program.column_sums:
-        return ("tile",)
+        # A program that walks along rows leaves a sum of its own for every column: with many rows each those are few.
+        return ("tile",) if columns_are_near(program) or whole <= 64 else ("loop",)
     tile = whole <= (MOST_SORTED if sorts else MOST_HELD if program.selects else MOST_REDUCED)
     loop = not sorts and not wide and whole > 64
     if tile and loop:

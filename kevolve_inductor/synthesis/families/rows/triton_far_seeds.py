@@ -24,7 +24,7 @@ _HELD, _MOST_HELD = 32, 32768
 class FarFacts:
     """``rows`` of ``columns`` numbers, the narrowest of ``item_bytes``. ``sweeps`` read them; ``kept``: the least depth that
     what is selected needs. ``is_heavy``: a thread keeps several numbers for each that it reads (its place, a mean and
-    squares off it); ``may_hold``: a program may keep its rows in registers."""
+    squares off it); ``may_hold``: a program may keep its rows in registers; ``has_sums``: it adds its rows up as well."""
 
     rows: int
     columns: int
@@ -33,6 +33,7 @@ class FarFacts:
     kept: int
     is_heavy: bool
     may_hold: bool
+    has_sums: bool
     units: int
 
     @property
@@ -42,7 +43,9 @@ class FarFacts:
     def lanes(self, rows: int, depth: int) -> int:
         """Threads along the columns, that with all programs at once a unit has enough of them."""
         wanted = _PER_THREAD * _THREADS * self.units / max(1, self.rows)
-        most = min(_PER_THREAD * _MOST_THREADS // rows, max(1, self.whole // depth))
+        # Half as many have twice the registers.
+        threads = _MOST_THREADS // 2 if self.has_sums else _MOST_THREADS
+        most = min(_PER_THREAD * threads // rows, max(1, self.whole // depth))
         return 1 << max(0, min(most.bit_length() - 1, round(log2(max(1.0, wanted)))))
 
 
@@ -68,7 +71,7 @@ def _walked(facts: FarFacts) -> Iterator[Seed]:
     line = _LINE // facts.item_bytes
     # Registers for fewer numbers where each comes with others.
     heavy, light = ((1, 4), (2, 4), (1, 8), (4, 4), (1, 2)), ((1, 8), (2, 8), (1, 16), (2, 4), (4, 8), (1, 4))
-    for lines, depth in heavy if facts.is_heavy else light:
+    for lines, depth in heavy if facts.is_heavy or facts.has_sums else light:
         depth = max(facts.kept, depth)
         rows = lines * line
         yield {"algorithm": "loop", "rows": rows, "lanes": facts.lanes(rows, depth), "depth": depth}

@@ -37,8 +37,8 @@ class TritonWriter(TritonPlaces):
     def __init__(
         self, program: RowProgram, tile: Tile, selections: tuple[str, str], online: bool, programs: Programs
     ) -> None:
-        if program.column_sums and (tile.looped or not programs.count):
-            raise EmissionError("sums over all rows need whole rows and persistent programs")
+        if program.column_sums and tile.looped == bool(programs.count):
+            raise EmissionError("sums over all rows need whole rows and persistent programs, or a program for every tile")
         super().__init__(program, tile, programs)
         self.pairs = online_pairs(program) if online else ()
         self.deviations = deviation_pairs(program) if online else ()
@@ -82,13 +82,17 @@ class TritonWriter(TritonPlaces):
         return self.out
 
     def _store_totals(self) -> None:
-        for position, one in enumerate(self.program.column_sums):
+        for one in self.program.column_sums if self.totals else ():
             for k, _ in enumerate(self._each_piece()):
-                space = self.spaces[COLUMNS]
-                place = f"tl.program_id(0) * {self.program.columns} + {space.position}"
-                guard = f", mask={space.axis_mask}" if space.axis_mask else ""
-                total = f"tl.sum({self.totals[one.result.value[0], k]}, 0, keep_dims=True)"
-                self.add(f"tl.store(part{position} + {place}, {total}{guard})")
+                self._store_total(one, self.totals[one.result.value[0], k])
+
+    def _store_total(self, part: ColumnSum, values: str) -> None:
+        """What this program's rows add up to at the columns that are printed."""
+        space = self.spaces[COLUMNS]
+        place = f"{self.which_program} * {self.program.columns} + {space.position}"
+        guard = f", mask={space.axis_mask}" if space.axis_mask else ""
+        position = self.program.column_sums.index(part)
+        self.add(f"tl.store(part{position} + {place}, tl.sum({values}, 0, keep_dims=True){guard})")
 
     def _held(self) -> list[dict[Expr, str]]:
         """What all rows read (weights), read once before the loop over tiles; names by load, for each piece."""
@@ -187,7 +191,9 @@ class TritonWriter(TritonPlaces):
             for fold in folds:
                 fold.inside()
             for part in step.sweep:
-                if isinstance(part, Store):
+                if isinstance(part, ColumnSum):
+                    self._store_total(part, self._live(part))
+                elif isinstance(part, Store):
                     self._store(part)
 
         self.walk(inside, self._policy(step))
@@ -261,10 +267,13 @@ class TritonWriter(TritonPlaces):
             self._element(part)
 
     def _add_to_total(self, part: ColumnSum, piece: int) -> None:
+        self.add(f"{self.totals[part.result.value[0], piece]} += {self._live(part)}")
+
+    def _live(self, part: ColumnSum) -> str:
+        """What is added up, zero in rows and columns that there are not."""
         mask = self.spaces[COLUMNS].whole_mask
         value = self.whole(COLUMNS, part.value)
-        name = self.totals[part.result.value[0], piece]
-        self.add(f"{name} += tl.where({mask}, {value}, 0)" if mask else f"{name} += {value}")
+        return f"tl.where({mask}, {value}, 0)" if mask else value
 
     def _store(self, store: Store) -> None:
         space = self.spaces[store.axis]
