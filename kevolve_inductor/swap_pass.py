@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from .platforms.platform import Ceilings, Platform
 from .report import GraphRow, Progress, RegionRow, announce, last_run
 from .settings import Settings
 from .synthesis.families import FAMILIES
-from .tuner import Tuner
+from .tuner import TrialListener, Tuner
 from .whole_graph import WholeGraph, in_words
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class SwapPass(CustomGraphPass):
     """Runs on every graph of one ``torch.compile``: inference, forward and, later, backward.
 
     ``seen`` are the ranges of the integer inputs. ``before`` are the user's own passes for the same hook, which run first.
+    ``clock`` counts the budget's seconds.
     ``failed``: some graph was compiled without this pass since it, or what came after it, raised.
     """
 
@@ -72,8 +74,9 @@ class SwapPass(CustomGraphPass):
         evaluator: EvaluatorFactory,
         seen: Sequence[InputRange | None],
         before: Sequence[Any] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings, self.platform, self.store = settings, platform, store
+        self.settings, self.platform, self.store, self.clock = settings, platform, store, clock
         self._evaluator, self._seen, self._before = evaluator, tuple(seen), tuple(before)
         self.failed = False
         self._changed: list[GraphVerdict | None] = []
@@ -137,7 +140,7 @@ class GraphPlan:
     """Decides what to swap in one graph, and in which of Inductor's modes (``None``: its default) it is compiled."""
 
     def __init__(self, owner: SwapPass, graph: torch.fx.Graph) -> None:
-        self.settings, self.platform, self.store = owner.settings, owner.platform, owner.store
+        self.settings, self.platform, self.store, self.clock = owner.settings, owner.platform, owner.store, owner.clock
         self._factory = owner._evaluator
         self.graph = graph
         self.ranges: Ranges = propagate(graph, owner._seen)
@@ -145,7 +148,7 @@ class GraphPlan:
         self.mode: str | None = None
         self.verdict: GraphVerdict | None = None
         self._look_up_s = 0.0
-        self._deadline = time.monotonic() + self.settings.effective_budget_s
+        self._deadline = self.clock() + self.settings.effective_budget_s
 
     def swaps(self) -> tuple[Swap, ...]:
         """The swaps that hold, after everything that may be measured has been. Fills the report."""
@@ -163,9 +166,9 @@ class GraphPlan:
 
     def _kept(self, discovery: Discovery, whole: WholeGraph) -> tuple[Swap, ...]:
         with self._factory(self.platform, self.store, self.settings) as evaluator:
-            tuner = Tuner(self.settings, self.platform, self.store, evaluator)
+            tuner = Tuner(self.settings, self.platform, self.store, evaluator, self.clock)
             decisions = self._decide(discovery, tuner)
-            kept, verdict = whole.decide(evaluator, self._wanted(decisions), self._deadline)
+            kept, verdict = whole.decide(evaluator, self._wanted(decisions), self._deadline - self.clock())
         self.verdict = verdict
         if self.settings.searching and any(decision.entry is None for decision in decisions):
             # Inductor will cache this graph under a key made before; the next compile must come here again and go on.
@@ -188,13 +191,17 @@ class GraphPlan:
         total = len(discovery.found)
         for position, found in enumerate(discovery.found):
             announce(Progress(position, total, found.title))
-            seconds = (self._deadline - time.monotonic()) * _part(discovery.found[position:])
-            decisions.append(self._decide_one(found, tuner, seconds, position, total))
+            part = _part(discovery.found[position:])
+            tried = partial(_announce_trial, position, total, found.title)
+            seconds = (self._deadline - self.clock()) * part
+            decisions.append(self._decide_one(found, tuner, seconds, part < 1, tried))
         self.report.look_ups_us.append(self._look_up_s * 1e6)
         announce(Progress(total, total, "whole graph"))
         return decisions
 
-    def _decide_one(self, found: Found, tuner: Tuner, seconds: float, position: int, total: int) -> Decision:
+    def _decide_one(
+        self, found: Found, tuner: Tuner, seconds: float, others_wait: bool, tried: TrialListener
+    ) -> Decision:
         start = time.perf_counter()
         known = tuner.look_up(found)
         self._look_up_s += time.perf_counter() - start
@@ -204,12 +211,8 @@ class GraphPlan:
             return Decision(found, None, searched=False, reason=tuner.why_unknown(found))
         if seconds <= 0:
             return Decision(found, None, searched=False, reason="budget spent")
-
-        def tried(trials: int, best: float) -> None:
-            announce(Progress(position, total, found.title, trials, best))
-
         try:
-            return Decision(found, tuner.search(found, seconds, tried), searched=True)
+            return Decision(found, tuner.search(found, seconds, tried, others_wait=others_wait), searched=True)
         except ResourceError as error:
             return Decision(found, None, searched=False, reason=f"does not fit beside what is in memory: {error}")
         except UndecidedError as error:
@@ -250,6 +253,10 @@ class GraphPlan:
             self.report.regions.append(_row(decision, swapped, whole_us))
         if verdict is not None:
             self.report.graph_verdicts.append(GraphRow(verdict.inductor_us, verdict.kevolve_us, in_words(verdict)))
+
+
+def _announce_trial(position: int, total: int, title: str, trials: int, best: float) -> None:
+    announce(Progress(position, total, title, trials, best))
 
 
 def _part(left: Sequence[Found]) -> float:

@@ -46,8 +46,9 @@ _FINALISTS = 3
 _MOST_FINALISTS = 8
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
 _LEAST_TRIALS = 3
-# After that there is time for this share of what preparing took, or of all there was, since candidates are built by then.
-_LEAST_SHARE = 0.5
+# After that there is time for this share of what preparing took, or of all there was, since candidates are built by then:
+# less where other regions wait for it.
+_LEAST_SHARE, _LEAST_OF_SHARED = 0.5, 0.25
 # A search may have time for a few trials only: what won elsewhere comes before the family's own seeds where the operators
 # are the same and the sizes near, and behind them else.
 _WARM_STARTS, _DISTANT_STARTS = 2, 4
@@ -70,8 +71,9 @@ class Trial:
 
 @dataclass
 class _Search:
-    """What one region's search has seen so far."""
+    """What one region's search has seen so far, and whether others wait for the time it takes."""
 
+    others_wait: bool = False
     trials: list[Trial] = field(default_factory=list)
     baselines_us: dict[str, float] = field(default_factory=dict)
     confirmed: Trial | None = None
@@ -177,16 +179,20 @@ class Tuner:
             return entry
         return replace(entry, verdict="baseline", kernel=None)
 
-    def search(self, found: Found, seconds: float | None, listener: TrialListener | None = None) -> Entry:
-        """Search the region for at most ``seconds`` and remember the verdict.
+    def search(
+        self, found: Found, seconds: float | None, listener: TrialListener | None = None, *, others_wait: bool = False
+    ) -> Entry:
+        """Search the region for about ``seconds``, in which its baselines are made as well, and remember the verdict.
 
+        A few trials are made in any case; where ``others_wait`` for the time, only until one is faster. What was found is
+        confirmed after that.
         Interrupted (``KeyboardInterrupt``), what is best so far is remembered before the interrupt goes on.
         Raises ``WorkerError`` where the evaluation machinery fails, ``ResourceError`` where the region does not fit in memory
         beside what is there, ``UndecidedError`` where the machine is too noisy.
         """
         self._raise_if_undecided_lately(found)
         start = self.clock()
-        search = _Search()
+        search = _Search(others_wait)
         try:
             queue = _Queue(self, found)
             baselines = self.evaluator.open(found.captured.region, found.workload, queue.kernels())
@@ -207,7 +213,8 @@ class Tuner:
 
     def _budget(self, found: Found, search: _Search, seconds: float | None, start: float) -> Budget:
         spent = self.clock() - start
-        left = None if seconds is None else max(seconds - spent, _LEAST_SHARE * min(seconds, spent))
+        share = _LEAST_OF_SHARED if search.others_wait else _LEAST_SHARE
+        left = None if seconds is None else max(seconds - spent, share * min(seconds, spent))
         best_us = min(search.baselines_us.values(), default=0.0)
         target = best_us * _TARGET_SHARE_OF_FLOOR / found.floor_us if found.floor_us > 0 and best_us else None
         if target is not None:
@@ -216,13 +223,12 @@ class Tuner:
         return Budget(self.settings.trials, left, self.clock, target=target)
 
     def _explore(self, queue: _Queue, search: _Search, budget: Budget, listener: TrialListener | None) -> None:
-        least = _LEAST_TRIALS if self.settings.trials is None else min(_LEAST_TRIALS, self.settings.trials)
         self.evaluator.prepare(queue.kernels())
-        while budget.trials_spent < least or budget.stop() is None:
+        while (reason := self._stop(search, budget)) is None:
             asked = queue.next()
             if asked is None:
-                logger.debug("%s", StopReason.EXHAUSTED)
-                return
+                reason = StopReason.EXHAUSTED
+                break
             candidate, kernel = asked
             trial = self._try(candidate, kernel, max(self.settings.min_speedup, budget.best))
             search.trials.append(trial)
@@ -230,6 +236,15 @@ class Tuner:
             budget.tell(trial.score)
             if listener is not None:
                 listener(budget.trials_spent, budget.best)
+        logger.debug("%s after %d trials", reason, budget.trials_spent)
+
+    def _stop(self, search: _Search, budget: Budget) -> StopReason | None:
+        """Why the search is to end now."""
+        least = _LEAST_TRIALS if self.settings.trials is None else min(_LEAST_TRIALS, self.settings.trials)
+        if budget.trials_spent >= least:
+            return budget.stop()
+        has_won = any(self._accepts(trial.evaluation) for trial in search.trials)
+        return StopReason.TIME_SPENT if search.others_wait and has_won and budget.remaining_s == 0 else None
 
     def _try(self, candidate: Candidate, kernel: Kernel | str, beat: float) -> Trial:
         if isinstance(kernel, str):

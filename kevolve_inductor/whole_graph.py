@@ -56,12 +56,13 @@ class WholeGraph:
         self.modes = self._worthwhile_modes(ceilings)
 
     def decide(
-        self, evaluator: Evaluator, wanted: tuple[Swap, ...], deadline: float
+        self, evaluator: Evaluator, wanted: tuple[Swap, ...], seconds: float
     ) -> tuple[tuple[Swap, ...], GraphVerdict | None]:
         """The swaps that hold, and what was measured: remembered, else now if this compile may measure.
 
-        ``deadline`` (``time.monotonic``) bounds the look at other modes, which gets a little time in any case.
+        ``seconds`` from now bound the look at other modes, which gets a little time in any case.
         """
+        deadline = time.monotonic() + seconds
         try:
             captured = capture_graph(self.graph)
         except UnsupportedError as error:

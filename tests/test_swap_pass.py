@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
@@ -84,7 +85,7 @@ def settings(tmp_path):
     return Settings(store=tmp_path / "store", trials=3, budget_s=30.0)
 
 
-def compiled(function, settings, judge, inputs, *, dynamic=False, before=(), passes=None):
+def compiled(function, settings, judge, inputs, *, dynamic=False, before=(), passes=None, clock=time.monotonic):
     @contextmanager
     def factory(platform, store, chosen):
         yield judge
@@ -94,7 +95,7 @@ def compiled(function, settings, judge, inputs, *, dynamic=False, before=(), pas
 
     def backend(gm, example_inputs):
         swap = SwapPass(
-            settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before
+            settings, CpuPlatform(), Store.open(settings.store), factory, seen_ranges(example_inputs), before, clock
         )
         if passes is not None:
             passes.append(swap)
@@ -217,6 +218,28 @@ def test_fuel_limits_the_swaps(settings):
     compiled(two, replace(settings, fuel=1), judge, inputs)
     verdicts = [row.verdict for row in report.last_run().regions]
     assert len(verdicts) == 2 and verdicts.count("swapped") == 1
+
+
+def test_a_first_region_whose_baselines_take_long_leaves_time_to_the_others(settings):
+    class Slow(Judge):
+        now = 0.0
+
+        def open(self, region, workload, first=()):
+            # The workers start, and their compiler's headers are compiled.
+            self.now += 5.0 if self.opened else 30.0
+            return super().open(region, workload, first)
+
+        def evaluate(self, kernel, beat=0.0, surely=False):
+            self.now += 8.0 if len(self.opened) == 1 else 1.0
+            return super().evaluate(kernel, beat, surely)
+
+    def three(x, y, z):
+        return gate(x), gate(y), gate(z)
+
+    judge = Slow()
+    inputs = (torch.randn(400, 64), torch.randn(200, 64), torch.randn(100, 64))
+    compiled(three, replace(settings, trials=None, budget_s=60.0), judge, inputs, clock=lambda: judge.now)
+    assert [row.verdict for row in report.last_run().regions] == ["swapped"] * 3
 
 
 def test_report_is_written_where_it_was_asked_for(settings, tmp_path):

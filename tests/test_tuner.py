@@ -181,3 +181,52 @@ def test_a_kernel_that_is_not_fast_enough_today_counts_as_none(found, tmp_path):
     settings = replace(Settings(store=tmp_path), min_speedup=entry.evaluation["speedup"] + 1)
     known = Tuner(settings, NullPlatform(), Store.open(tmp_path), NullEvaluator()).look_up(found)
     assert known is not None and known.verdict == "baseline" and known.kernel is None
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(NullEvaluator):
+    """Baselines and evaluations take their time, by ``clock``."""
+
+    def __init__(self, clock: Clock, open_s: float, trial_s: float, distortion=None) -> None:
+        super().__init__(distortion=distortion)
+        self.clock, self.open_s, self.trial_s = clock, open_s, trial_s
+
+    def open(self, region, workload, first=()):
+        self.clock.now += self.open_s
+        return super().open(region, workload, first)
+
+    def evaluate(self, kernel, beat=0.0, surely=False, outside=False):
+        self.clock.now += self.trial_s
+        return super().evaluate(kernel, beat, surely, outside)
+
+
+def always_faster(kernel, latency_us):
+    return 50.0
+
+
+@pytest.mark.parametrize(
+    ("open_s", "trial_s", "distortion", "alone", "with_others"),
+    [
+        (15.0, 2.0, always_faster, 5, 5),
+        (40.0, 10.0, always_faster, 3, 1),
+        (40.0, 10.0, stuck, 3, 3),
+        (40.0, 1.0, always_faster, 13, 7),
+        (0.0, 30.0, always_faster, 3, 1),
+    ],
+    ids=["baselines count", "faster at once", "nothing faster", "short trials", "a trial longer than all"],
+)
+def test_where_others_wait_a_region_goes_beyond_its_time_only_to_find_something_faster(
+    found, tmp_path, open_s, trial_s, distortion, alone, with_others
+):
+    for others_wait, trials in ((False, alone), (True, with_others)):
+        clock = Clock()
+        evaluator = Slow(clock, open_s, trial_s, distortion)
+        tuner = Tuner(Settings(store=tmp_path), NullPlatform(), Store.open(tmp_path), evaluator, clock)
+        assert tuner.search(found, 25.0, others_wait=others_wait).trials == trials

@@ -12,7 +12,9 @@ from statistics import median
 
 from ..platforms.executor import Call, Executor
 
-_BASELINE_ROUNDS = 7
+# Baselines before the first candidate: so many rounds, and more where that took less than a second. They are sampled again
+# with every candidate.
+_BASELINE_ROUNDS, _MORE_BASELINE_ROUNDS, _BASELINE_BUDGET_S = 3, 4, 1.0
 _FIRST_ROUNDS = 6
 _MORE_ROUNDS = 6
 _MOST_ROUNDS = 42
@@ -97,7 +99,16 @@ class Contest:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._executor, self._baselines, self._cold, self._clock = executor, baselines, cold, clock
-        self.known_us = medians_us(executor, baselines, _BASELINE_ROUNDS, cold) if baselines else {}
+        self.known_us = self._first_look()
+
+    def _first_look(self) -> dict[str, float]:
+        calls = list(self._baselines.values())
+        start = self._clock()
+        rows = self._executor.measure(calls, _BASELINE_ROUNDS, self._cold)
+        if self._clock() - start < _BASELINE_BUDGET_S:
+            more = self._executor.measure(calls, _MORE_BASELINE_ROUNDS, self._cold)
+            rows = [[*row, *others] for row, others in zip(rows, more, strict=True)]
+        return {name: median(row) for name, row in zip(self._baselines, rows, strict=True)}
 
     def time(self, candidate: Call, decide_at: float | None = None) -> Timing:
         """Time ``candidate`` and the baselines close to the fastest, in turn, until the speedup is known or surely low;
@@ -165,8 +176,3 @@ def race(
         for row, more in zip(rows, executor.measure(list(calls.values()), _RACE_STEP, cold=False), strict=True):
             row.extend(more)
     return {name: sorted(row)[len(row) // 4] for name, row in zip(calls, rows, strict=True)}
-
-
-def medians_us(executor: Executor, calls: Mapping[str, Call], rounds: int, cold: bool) -> dict[str, float]:
-    rows = executor.measure(list(calls.values()), rounds, cold)
-    return {name: median(row) for name, row in zip(calls, rows, strict=True)}

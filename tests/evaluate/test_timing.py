@@ -136,6 +136,15 @@ def test_a_distorted_clock_gives_other_numbers_and_nothing_else(clock):
     assert timing.speedup == pytest.approx(clock(50.0) / clock(25.0))
 
 
+def test_slow_baselines_hold_up_the_first_candidate_for_fewer_rounds():
+    slow, quick = ScriptedExecutor(), ScriptedExecutor()
+    seconds = iter(range(0, 1000, 5))
+    contest = Contest(slow, {"eager": lambda: 3e5, "inductor": lambda: 1e5}, clock=lambda: next(seconds))
+    assert contest.known_us == {"eager": 3e5, "inductor": 1e5}
+    Contest(quick, {"eager": lambda: 30.0, "inductor": lambda: 10.0}, clock=lambda: 0.0)
+    assert 0 < slow.rounds < quick.rounds
+
+
 def test_a_baseline_that_seemed_slow_is_looked_at_again():
     times = iter([900.0] * 7)
     contest = Contest(ScriptedExecutor(), {"eager": lambda: 100.0, "inductor": lambda: next(times, 10.0)})

@@ -199,12 +199,10 @@ class _Assembler:
             shifted = ex.make("exp", value.dtype, (ex.make("sub", value.dtype, (value, top)),))
             results = [top, self._reduced("sum", axis, shifted)]
         elif kind in ("var", "var_mean"):
-            total, known = self._total(axis, ex.cast(value, held))
-            mean = _divided(total, number)
+            mean = _divided(self._reduced("sum", axis, ex.cast(value, held)), number)
             off = ex.make("sub", held, (ex.cast(value, held), mean))
             squares = self._reduced("sum", axis, ex.make("mul", held, (off, off)))
-            known_mean = ex.make("where", held, (known, mean, ex.const(float("nan"), held)))
-            results = [_divided(squares, max(0.0, number - correction)), known_mean][: len(names)]
+            results = [_divided(squares, max(0.0, number - correction)), mean][: len(names)]
         elif kind == "mean":
             results = [_divided(self._reduced("sum", axis, ex.cast(value, held)), number)]
         elif kind == "any":
@@ -215,23 +213,6 @@ class _Assembler:
                 raise UnsupportedError("dtype", f"{node} reduces booleans")
             results = [self._reduced(kind, axis, ex.cast(value, held))]  # type: ignore[arg-type]
         return [ex.cast(result, name) for result, name in zip(results, names, strict=True)]
-
-    def _total(self, axis: str, value: Expr) -> tuple[Expr, Expr]:
-        """The sum over an axis, and where it is a mean's that eager can tell.
-
-        Eager's running mean is lost one position behind the first number that is not finite: on a CPU, which goes along the
-        row, only the last one may be infinite. On a GPU the parts' means are joined, and whatever is not finite is lost.
-        """
-        if self.builder.device != "cpu":
-            total = self._reduced("sum", axis, value)
-            off = ex.make("sub", value.dtype, (total, total))
-            return total, ex.make("eq", "bool", (off, ex.const(0, value.dtype)))
-        end, position = ex.index(self.axes[axis] - 1), ex.var(axis, self.axes[axis])
-        is_last = ex.make("eq", "bool", (ex.make("as_value", "int64", (position,)), end))
-        others = self._reduced("sum", axis, ex.make("where", value.dtype, (is_last, ex.const(0, value.dtype), value)))
-        last = ex.substitute(value, lambda part: end if part is position else None)
-        off = ex.make("sub", value.dtype, (others, others))
-        return ex.make("add", value.dtype, (others, last)), ex.make("eq", "bool", (off, ex.const(0, value.dtype)))
 
     def _reduced(self, op: ReduceOp, axis: str, value: Expr) -> Expr:
         for step in self.statements:

@@ -38,7 +38,9 @@ class TritonWriter(TritonPlaces):
         self, program: RowProgram, tile: Tile, selections: tuple[str, str], online: bool, programs: Programs
     ) -> None:
         if program.column_sums and tile.looped == bool(programs.count):
-            raise EmissionError("sums over all rows need whole rows and persistent programs, or a program for every tile")
+            raise EmissionError(
+                "sums over all rows need whole rows and persistent programs, or a program for every tile"
+            )
         super().__init__(program, tile, programs)
         self.pairs = online_pairs(program) if online else ()
         self.deviations = deviation_pairs(program) if online else ()
