@@ -140,7 +140,7 @@ def random_table(document: Document) -> str:
     """One line a family, then all of them."""
     counts = document["summary"]
     lines = [
-        f"**{document['chip']}**, {document['date']}, {document['budget_s']:.0f} s of search a case",
+        f"**{document['chip']}**, {document['date']}, at most {document['budget_s']:.0f} s of search a case",
         "",
         "| family | shapes | with kernels | speedup | of those with kernels | swapped at a loss | differ from eager "
         "| candidates found wrong |",
