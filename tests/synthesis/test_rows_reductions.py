@@ -363,12 +363,13 @@ STREAMED = replace(CPU, shared_bytes=64, threads=1)
 @pytest.mark.parametrize("name", CASES)
 def test_every_choice_in_cpp_agrees_with_eager(name: str, tmp_path: Path) -> None:
     """Of the choices that change the order or the precision of what is summed, or the way that results are written."""
-    kinds = ("stores", "terms", "online", "keep", "block")
+    kinds, turn = ("stores", "terms", "online", "keep", "block"), list(CASES).index(name)
     for found in found_on(name, "cpu"):
         for match in found.matches:
             space = FAMILY.space(match, STREAMED)
             expected = values_of(found, match.outputs)
-            for kind in (kind for kind in kinds if kind in space.choices):
+            # Half of them for each case, in turn.
+            for kind in [kind for kind in kinds if kind in space.choices][turn % 2 :: 2]:
                 schedule = {**space.default, kind: space.choices[kind][-1]}
                 assert_same(
                     run_cpp(build(FAMILY, match, schedule, tmp_path), values_of(found, match.inputs), expected),

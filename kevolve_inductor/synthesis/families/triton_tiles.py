@@ -33,6 +33,11 @@ def _reach(spec: TensorSpec) -> int:
     return max(math.prod(size for size, _ in steps), 1 + sum((size - 1) * step for size, step in steps))
 
 
+def next_power_of_2(size: int) -> int:
+    """The least power of two that is not below ``size``."""
+    return 1 << (max(size, 1) - 1).bit_length()
+
+
 def cdiv(numel: Dim, by: int) -> Dim:
     """How many blocks of ``by`` elements hold ``numel``."""
     return -(-numel // by) if isinstance(numel, int) else f"cdiv({numel}, {by})"

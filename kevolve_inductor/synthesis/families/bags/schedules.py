@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ...family import Schedule, ScheduleSpace
 from .. import common
+from ..triton_tiles import next_power_of_2
 from .plan import Bag
-from .tiles import LANES, LOADED, balanced, columns_of, item_bytes, lanes_of, power_above
+from .tiles import LANES, LOADED, balanced, columns_of, item_bytes, lanes_of
 
 # Bytes of a row that a lane takes.
 _VECTORS = (LOADED, 8, 4)
@@ -23,7 +24,7 @@ def gpu_space(bags: Sequence[Bag], longest: int, joins: bool, many: bool) -> Sch
     # Rows that a warp takes in one step. Short rows are spread over several warps, of which an SM holds more that way.
     rows = max(1, LANES // lanes)
     warps = 2 if rows > 2 else max(1, min(8, lanes // LANES))
-    most = min(rows * warps, power_above(longest))
+    most = min(rows * warps, next_power_of_2(longest))
     across = min(rows, most)
     positions = (across, 1, 2 * across, across // 2, 4 * across, across // 4)
     vectors = {lanes_of(widest, size): size for size in reversed(_VECTORS)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ....graph.dims import product
 from ....graph.region import ITEM_SIZES
 from ...family import Schedule
+from ..triton_tiles import next_power_of_2
 from .plan import Bag, Loop, extents, gathers
 
 LANES = 32
@@ -36,7 +37,7 @@ class Tile:
 
 def columns_of(bag: Bag) -> int:
     """Elements of a row that one program takes."""
-    return min(_WIDEST, power_above(int(product(extents(bag.inner)))))
+    return min(_WIDEST, next_power_of_2(int(product(extents(bag.inner)))))
 
 
 def item_bytes(bag: Bag) -> int:
@@ -54,10 +55,10 @@ def tile_of(bag: Bag, schedule: Schedule) -> Tile:
     """``across`` positions at most share a step; lanes that are still free take further bags."""
     room = max(1, LANES * int(schedule["num_warps"]) // lanes_of(bag, int(schedule["vector"])))
     lengths = [loop.span.length for loop in bag.loops]
-    longest = max((room if length is None else power_above(length) for length in lengths), default=1)
+    longest = max((room if length is None else next_power_of_2(length) for length in lengths), default=1)
     positions = min(int(schedule["across"]), room, longest)
     count = product(extents(bag.axes))
-    most = power_above(count) if isinstance(count, int) else room
+    most = next_power_of_2(count) if isinstance(count, int) else room
     return Tile(positions, min(room // positions, most), columns_of(bag))
 
 
@@ -70,8 +71,3 @@ def steps_of(loop: Loop, tile: Tile, schedule: Schedule, usual: int) -> int:
 def balanced(steps: int, most: int) -> int:
     """At most ``most`` of ``steps``, and evenly many each time around."""
     return math.ceil(steps / math.ceil(steps / most))
-
-
-def power_above(number: int) -> int:
-    """The least power of two that is no less."""
-    return 1 << (max(number, 1) - 1).bit_length()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from ....graph.dims import Dim
+from ..triton_tiles import next_power_of_2
 
 LEAST_SIDE = 16
-
-
-def power(size: int) -> int:
-    """The least power of two that is not below ``size``."""
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def padded(size: Dim) -> int:
     """The side of a tile that holds ``size`` rows or columns of a product. Only what is cut up may be dynamic."""
     assert isinstance(size, int)
-    return max(LEAST_SIDE, power(size))
+    return max(LEAST_SIDE, next_power_of_2(size))

@@ -18,7 +18,7 @@ from ...expression.loops import Axis
 from ...expression.remainder import INVERSE, TRITON_REMAINDER, triton_inverse, triton_remainder
 from ...expression.triton import TRITON_PRELUDE, TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
-from ..triton_tiles import INT32, cdiv, indented, needs_64_bits
+from ..triton_tiles import INT32, cdiv, indented, needs_64_bits, next_power_of_2
 from .groups import Group, Parameter, is_interleaved, period_of
 
 _SEARCHES = """
@@ -174,7 +174,7 @@ def _across(group: Group, schedule: Schedule) -> int:
     """Into how many places its tasks are filled where they are done across; 0 where each has programs of its own."""
     wanted = schedule.get("order") == "across" and schedule.get("walk") != "columns"
     fits = group.size <= _MOST_ACROSS and is_interleaved(group)
-    return 1 << (group.size - 1).bit_length() if wanted and fits else 0
+    return next_power_of_2(group.size) if wanted and fits else 0
 
 
 def _rows(across: int, schedule: Schedule) -> int:

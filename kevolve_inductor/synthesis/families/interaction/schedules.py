@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ....graph.region import ITEM_SIZES
 from ....platforms.platform import Target
 from ...family import Schedule, ScheduleSpace
+from ..triton_tiles import next_power_of_2
 from .pairs import KnownPairs
 from .places import are_few
 from .structure import Plan
@@ -54,7 +55,7 @@ def _lanes_fit(plan: Plan, vector_bytes: int) -> bool:
 
 
 def triton_space(plan: Plan) -> ScheduleSpace:
-    tile, depth = max(16, _power(plan.shape.features)), max(16, _power(plan.shape.width))
+    tile, depth = max(16, next_power_of_2(plan.shape.features)), max(16, next_power_of_2(plan.shape.width))
     known = all(isinstance(s.pairs, KnownPairs) and are_few(s.pairs) for s in plan.segments if s.pairs is not None)
     single = plan.shape.stored == "float32"
     # fp32 products keep their operands in registers, so that a whole row of features would spill.
@@ -112,7 +113,3 @@ def _seeds(choices: dict[str, tuple[int | str | bool, ...]], changes: list[Sched
 
 def _first(value: int, values: list[int]) -> tuple[int, ...]:
     return (value, *(other for other in values if other != value))
-
-
-def _power(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()

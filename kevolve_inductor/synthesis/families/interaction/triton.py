@@ -18,6 +18,7 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
 from ..common import symbols_of
+from ..triton_tiles import next_power_of_2
 from .pairs import KnownPairs, LoadedPairs
 from .pieces import free_parts
 from .places import are_few, gathered, layers_of, polynomial
@@ -51,8 +52,8 @@ class _Writer:
         self.plan, self.shape = plan, plan.shape
         self.group, self.loop = int(schedule["group"]), int(schedule["loop"])
         self.samples = self.group * self.loop
-        self.tile = max(16, _power(self.shape.features))
-        self.chunk = min(max(16, _power(self.shape.width)), int(schedule["chunk"]))
+        self.tile = max(16, next_power_of_2(self.shape.features))
+        self.chunk = min(max(16, next_power_of_2(self.shape.width)), int(schedule["chunk"]))
         self.store = str(schedule["store"])
         self.precision = str(schedule["precision"])
         self.wide = ".to(tl.int64)" if needs_wide_offsets(plan) else ""
@@ -118,7 +119,7 @@ class _Writer:
     # --- columns that hold no products ---
 
     def _dense(self, number: int, segment: Segment) -> Iterator[str]:
-        size = min(_power(segment.count), _COLUMNS_AT_ONCE)
+        size = min(next_power_of_2(segment.count), _COLUMNS_AT_ONCE)
         lead = "None, " if self.group > 1 else ""
         wide = segment.count > size
         if wide:
@@ -162,7 +163,7 @@ class _Writer:
         if self._scatters(segment):
             yield from self._columns(number, segment)
         elif segment.count <= _COLUMNS_AT_ONCE:
-            yield from self._picked(number, segment, f"tl.arange(0, {_power(segment.count)})")
+            yield from self._picked(number, segment, f"tl.arange(0, {next_power_of_2(segment.count)})")
 
     def _columns(self, number: int, segment: Segment) -> Iterator[str]:
         """For every element of the square, its column and whether it is wanted; once per run that a feature takes part in."""
@@ -282,10 +283,6 @@ def _name_all(printer: TritonPrinter, value: Expr, variable: str, text: str) -> 
     for part in ex.walk(value):
         if part.op == "var" and part.value[0] == variable:
             printer.name(part, text)
-
-
-def _power(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def _indented(lines: Iterator[str], depth: int) -> Iterator[str]:

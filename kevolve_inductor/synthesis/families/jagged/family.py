@@ -18,7 +18,8 @@ from ...expression.printer import operator_flops
 from ...expression.remainder import is_integer_division
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from .. import common
-from ..bags.tiles import balanced, power_above
+from ..bags.tiles import balanced
+from ..triton_tiles import next_power_of_2
 from .cpp import source_of
 from .plan import POSITION, Dense, JaggedPlan, JaggedTask, Reduce
 from .structure import Reader, Scan, inlinable, is_tensor, pieces
@@ -130,7 +131,7 @@ def _columns(tasks: Sequence[Reduce]) -> tuple[int, ...]:
     inner = [math.prod(e for _, e in task.inner if isinstance(e, int)) for task in tasks]
     common_part = math.gcd(*inner)
     even = common_part & -common_part
-    whole = min(256, max(32, power_above(max(inner))))
+    whole = min(256, max(32, next_power_of_2(max(inner))))
     return tuple(dict.fromkeys((whole, *((even,) if _ELEMENTS <= even < whole else ()), 64, 128, 32, 256)))
 
 

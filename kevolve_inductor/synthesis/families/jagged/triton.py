@@ -14,7 +14,7 @@ from ...expression.remainder import TRITON_REMAINDER, Method
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..bags.checks import COMBINED, BagPrinter, checked, in_pairs
-from ..triton_tiles import TilePrinter, cdiv, coordinates, indented, needs_64_bits
+from ..triton_tiles import TilePrinter, cdiv, coordinates, indented, needs_64_bits, next_power_of_2
 from .cpp import respelled
 from .plan import ACCUMULATOR, POSITION, ROW, Dense, JaggedPlan, JaggedTask, Reduce
 
@@ -56,9 +56,9 @@ def _inner(task: JaggedTask) -> int:
 
 
 def _tile(task: JaggedTask, schedule: Schedule) -> dict[str, int]:
-    columns = min(int(schedule["columns"]), 1 << (_inner(task) - 1).bit_length())
+    columns = min(int(schedule["columns"]), next_power_of_2(_inner(task)))
     if isinstance(task, Dense):
-        positions = min(int(schedule["positions"]), 1 << (task.length - 1).bit_length())
+        positions = min(int(schedule["positions"]), next_power_of_2(task.length))
         rows = max(1, int(schedule["tile"]) // (columns * positions))
         return {"ROWS": rows, "COLUMNS": columns, "POSITIONS": positions}
     events = int(schedule["events"])

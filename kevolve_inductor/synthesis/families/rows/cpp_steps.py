@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ....exc import EmissionError
 from ...expression import CppPrinter
 from ...expression.cpp import CPP_STORAGE, CPP_TYPES, to_storage
+from ..triton_tiles import next_power_of_2
 from .cpp_reduce import reduce_step
 from .cpp_tiles import Step, nothing, tile_for
 from .cpp_types import ORDERS, code_of, is_wide, work_type
@@ -131,7 +132,7 @@ def _runs(body: RowBody, select: Select, axis: str, block: int) -> Step:
     code = _code(body, select, axis, step)
     tile = tile_for(body, step, f"{code}::packed", axis, block, f"{code}::pack({{}}, {axis})")
     best = body.fresh("q")
-    kept = 1 << (select.count - 1).bit_length()
+    kept = next_power_of_2(select.count)
     step.declares.append(body.array(f"{code}::packed", best, kept))
     step.declares.append(f"for (int j = 0; j < {kept} * L; ++j) {best}[j] = {code}::last;")
     if body.program.axes[axis] % kept:
@@ -145,7 +146,7 @@ def _runs(body: RowBody, select: Select, axis: str, block: int) -> Step:
 def _network(body: RowBody, select: Select, axis: str) -> Step:
     step = Step(select.value, nothing)
     extent = body.program.axes[axis]
-    whole = max(16, 1 << (extent - 1).bit_length())
+    whole = max(16, next_power_of_2(extent))
     if whole > _MOST_SORTED:
         raise EmissionError(f"{extent} columns are too many to be sorted in lanes")
     code = _code(body, select, axis, step)

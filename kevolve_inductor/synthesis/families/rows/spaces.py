@@ -11,6 +11,7 @@ from ....platforms.platform import Target
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...family import Schedule, ScheduleSpace
+from ..triton_tiles import next_power_of_2
 from .address import slope
 from .cpp_types import is_wide
 from .precise import cancels
@@ -277,7 +278,7 @@ def _near_tiles(program: RowProgram, half_warps: int) -> dict[str, tuple[Choice,
 
     ``rows`` counts what 32 threads hold; warps of 64 threads are filled with two of it.
     """
-    whole = 1 << (program.columns - 1).bit_length()
+    whole = next_power_of_2(program.columns)
     vector = vector_of(program)
     kept = _kept(program)
     algorithms = _algorithms(program, whole)
@@ -337,7 +338,7 @@ def _far_facts(program: RowProgram, target: Target) -> FarFacts:
 
 
 def _kept(program: RowProgram) -> int:
-    return max([1 << (s.count - 1).bit_length() for s in program.selects if s.count <= MOST_KEPT], default=1)
+    return max([next_power_of_2(s.count) for s in program.selects if s.count <= MOST_KEPT], default=1)
 
 
 def _algorithms(program: RowProgram, whole: int) -> tuple[str, ...]:
@@ -381,7 +382,7 @@ def vector_of(program: RowProgram) -> int:
     # A thread stores 16 bytes at most: more of its neighbours would be exchanged between threads first.
     wide = [ITEM_SIZES[program.outputs[s.output].dtype] for s in program.stores if s.axis == COLUMNS]
     best = min([best, *(16 // size for size in wide)]) if not program.selects else best
-    return min(best, 1 << (program.columns - 1).bit_length())
+    return min(best, next_power_of_2(program.columns))
 
 
 def column_loads(program: RowProgram) -> list[Expr]:

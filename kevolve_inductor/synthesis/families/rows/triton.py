@@ -19,6 +19,7 @@ from ...expression import TRITON_PRELUDE
 from ...expression.triton import used_helpers
 from ...family import Schedule
 from ..common import arguments_of
+from ..triton_tiles import next_power_of_2
 from .program import RowProgram
 from .spaces import columns_are_near, vector_of
 from .triton_arithmetic import prepared
@@ -69,7 +70,7 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     lanes, algorithm = int(schedule["lanes"]), schedule["algorithm"]
     near = columns_are_near(program)
     vector = vector_of(program) if near else 1
-    power = 1 << (program.columns - 1).bit_length()
+    power = next_power_of_2(program.columns)
     if lanes * vector > 2 * power:
         raise EmissionError(f"{lanes} threads for {program.columns} columns")
     depth, pieces, parts = max(1, power // (lanes * vector)), 1, int(schedule.get("parts", 1))
@@ -91,7 +92,7 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     tile = Tile(rows, lanes, depth, vector, algorithm != "tile", algorithm == "spread", pieces)
     if parts > 1:
         tile = _shared(tile, own, program.columns)
-    return tile, 1 << (warps - 1).bit_length()
+    return tile, next_power_of_2(warps)
 
 
 def _shared(tile: Tile, own: int, columns: int) -> Tile:

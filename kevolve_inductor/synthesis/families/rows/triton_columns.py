@@ -5,6 +5,7 @@ from __future__ import annotations
 from ....graph.dims import Dim
 from ....kernel import Argument, Launch, Workspace
 from ...expression.triton import TRITON_TYPES
+from ..triton_tiles import next_power_of_2
 from .program import COLUMNS, RowProgram
 from .triton_space import Space
 
@@ -25,7 +26,7 @@ class ColumnTotals:
     def __init__(self, program: RowProgram, programs: Dim) -> None:
         self.program, self.programs = program, programs
         self.names = [f"part{k}" for k in range(len(program.column_sums))]
-        most = 1 << (programs - 1).bit_length() if isinstance(programs, int) else _MOST_PARTS
+        most = next_power_of_2(programs) if isinstance(programs, int) else _MOST_PARTS
         self.parts = min(_MOST_PARTS, most)
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import log2
 
+from ..triton_tiles import next_power_of_2
 from .triton_seeds import Choice, Seed
 
 # Bytes of neighbouring rows that are read together: whole lines, or at the least whole sectors.
@@ -38,7 +39,7 @@ class FarFacts:
 
     @property
     def whole(self) -> int:
-        return 1 << (self.columns - 1).bit_length()
+        return next_power_of_2(self.columns)
 
     def lanes(self, rows: int, depth: int) -> int:
         """Threads along the columns, that with all programs at once a unit has enough of them."""

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log2
 
+from ..triton_tiles import next_power_of_2
+
 Choice = int | str | bool
 Seed = dict[str, Choice]
 
@@ -180,7 +182,7 @@ def _shared_once(facts: RowFacts) -> Iterable[Seed]:
 
 def _spread_evenly(parts: int, most: int) -> int:
     """The next power of two, if so many wait for each other: so that parts are whole tiles where rows are."""
-    power = 1 << (parts - 1).bit_length()
+    power = next_power_of_2(parts)
     return power if power <= most else parts
 
 

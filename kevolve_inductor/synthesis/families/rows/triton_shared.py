@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ....exc import EmissionError
 from ....graph.dims import Dim
 from ....kernel import Workspace
+from ..triton_tiles import next_power_of_2
 from .program import RowProgram
 
 NAMES = ("shared", "arrived")
@@ -49,7 +50,7 @@ class SharedRows:
 
         With ``is_last`` all lines behind the first that begins a block belong in it.
         """
-        width, own = 1 << (self.parts - 1).bit_length(), f"line * {self.parts}"
+        width, own = next_power_of_2(self.parts), f"line * {self.parts}"
         places = [self._values + k for k in range(len(names))]
         arrived = f"arrived + {1 + self._exchanges * self.rows} + line"
         lines = [

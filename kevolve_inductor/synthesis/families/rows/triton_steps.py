@@ -12,6 +12,7 @@ from ....exc import EmissionError
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
+from ..triton_tiles import next_power_of_2
 from .program import COLUMNS, Select
 from .spaces import MOST_FILTERED
 from .triton_folds import Fold
@@ -51,7 +52,7 @@ class Selector:
         width, lanes, deep = self._extent(select.axis)
         registers = Registers(w, rows, lanes)
         values = registers.taken(f"tl.reshape({packed}, [{rows}, {lanes}, {deep}])", deep)
-        wanted = 1 << (select.count - 1).bit_length()
+        wanted = next_power_of_2(select.count)
         if wanted <= deep and (wanted < deep or lanes > 1):
             width = wanted
             first = registers.first_of_lanes(registers.first_of_thread(values, wanted))
@@ -164,7 +165,7 @@ class Selector:
         if select.out is None:
             w.define_scalar(index, f"{found[0]}.to(tl.int64)")
         else:
-            w.axis_space(select.out, 1 << (len(found) - 1).bit_length())
+            w.axis_space(select.out, next_power_of_2(len(found)))
             name = str(index.value[0])
             w.add(f"{name} = tl.zeros({w.spaces[select.out].shape}, tl.int64)")
             for k, place in enumerate(found):
@@ -178,7 +179,7 @@ class Selector:
 
     def fold(self, select: Select) -> Fold:
         packing = packing_of(select, self.writer.program.columns, self.key)
-        wanted = 1 << (select.count - 1).bit_length()
+        wanted = next_power_of_2(select.count)
         if packing is None or (select.count == 1 and self.method == "extract"):
             if select.count > 1:
                 raise EmissionError("elements of 64 bits cannot be selected block by block")

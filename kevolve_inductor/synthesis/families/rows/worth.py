@@ -7,6 +7,7 @@ import torch.fx
 from ....exc import UnsupportedError
 from ....graph.meta import tensor_of
 from ..common import elements
+from ..triton_tiles import next_power_of_2
 from .assemble import Assembled
 from .component import Component
 from .operators import reduction_of
@@ -79,7 +80,7 @@ def _is_of_few_rows(program: RowProgram, found: Assembled) -> bool:
 
 
 def _share_used(columns: int) -> float:
-    return columns / (1 << (columns - 1).bit_length())
+    return columns / (next_power_of_2(columns))
 
 
 def _elements(found: Assembled) -> float:

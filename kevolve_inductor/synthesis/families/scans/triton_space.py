@@ -8,6 +8,7 @@ import torch
 
 from ....platforms.platform import Target
 from ...family import Schedule, ScheduleSpace
+from ..triton_tiles import next_power_of_2
 from .plan import ScanPlan
 
 # Bytes that a unit has to have asked memory for at any time so as not to wait for it.
@@ -38,18 +39,18 @@ def _rows(plan: ScanPlan, lines: int, length: int, target: Target) -> ScheduleSp
     # Pairs, and numbers of 64 bits, take twice the registers.
     is_wide = plan.is_pair or plan.kind == "logsumexp" or plan.held in ("float64", "int64")
     largest = _LARGEST_BLOCK // 2 if is_wide else _LARGEST_BLOCK
-    whole = power_of_two(length)
+    whole = next_power_of_2(length)
     block = min(whole, largest)
     if 2 * lines <= target.units:
         # Steps so short that a line makes parts for all units.
         share = lines * length // (_PROGRAMS * target.units)
-        shorter = max(_SMALLEST_TILE, power_of_two(share + 1) // 2)
+        shorter = max(_SMALLEST_TILE, next_power_of_2(share + 1) // 2)
         block = min(block, shorter) if length // shorter >= _FEW_STEPS else block
     parts = _parts(lines, length // block, target)
     smaller = [b for b in (4096, 2048, 1024, 512) if b < block and (b >= 1024 or whole > largest)]
     # Those first that reach least beyond the end of a line.
     smaller.sort(key=lambda b: (-(-length // b) * b, -b))
-    most = max(1, min(power_of_two(lines), _LARGEST_TILE // block))
+    most = max(1, min(next_power_of_2(lines), _LARGEST_TILE // block))
     at_once = min(max(1, _SMALLEST_TILE // block), most)
     tile = at_once * block
     blocks = (block, *smaller)
@@ -79,13 +80,13 @@ def _columns(plan: ScanPlan, lines: int, length: int, target: Target) -> Schedul
     size = max(getattr(torch, spec.dtype).itemsize for spec in (*plan.inputs, *plan.outputs))
     vector = max(1, 4 // size)
     lanes = _lanes(lines, size, vector * _WARP, target)
-    reach = power_of_two(length)
+    reach = next_power_of_2(length)
     depths = _STEPS_OF_PAIRS if plan.is_pair or plan.kind == "logsumexp" else _STEPS
     steps = min(depths[0], reach)
     # Threads beyond the lines themselves: pieces of a line side by side, until enough is asked of memory.
     asked = _IN_FLIGHT * target.units / max(lines * size * steps, 1)
     most = max(1, min(_THREADS * vector // lanes, reach // steps))
-    pieces = min(power_of_two(round(asked)), most)
+    pieces = min(next_power_of_2(round(asked)), most)
     parts = _parts(-(-lines // lanes), length // (pieces * steps), target)
     choices: dict[str, tuple[int | str | bool, ...]] = {
         "steps": _distinct([steps, *(s for s in depths if s <= reach)]),
@@ -118,15 +119,15 @@ def _lanes(lines: int, size: int, widest: int, target: Target) -> int:
         while lanes > least and lines < lanes * target.units:
             lanes //= 2
         return lanes
-    return max(least, min(widest, power_of_two(lines)))
+    return max(least, min(widest, next_power_of_2(lines)))
 
 
 def _parts(programs: int, steps: int, target: Target) -> tuple[int, ...]:
     """Into how many parts each line may be cut: as many as keep all units busy, or none."""
     if programs >= target.units or steps < _FEW_STEPS:
         return (1,)
-    wanted = power_of_two(_PROGRAMS * target.units // max(programs, 1) + 1) // 2
-    most = power_of_two(max(steps // _LEAST_STEPS, 1) + 1) // 2
+    wanted = next_power_of_2(_PROGRAMS * target.units // max(programs, 1) + 1) // 2
+    most = next_power_of_2(max(steps // _LEAST_STEPS, 1) + 1) // 2
     parts = min(wanted, most, _MOST_PARTS)
     if parts <= 1:
         return (1,)
@@ -137,11 +138,6 @@ def _parts(programs: int, steps: int, target: Target) -> tuple[int, ...]:
 
 def _warps(threads: int) -> int:
     return min(max(threads // _WARP, 1), _MOST_THREADS // _WARP)
-
-
-def power_of_two(value: int) -> int:
-    """The smallest that is not below ``value``."""
-    return 1 << max(value - 1, 0).bit_length()
 
 
 def _distinct(values: list[int]) -> tuple[int, ...]:

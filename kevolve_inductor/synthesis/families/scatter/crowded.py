@@ -22,8 +22,7 @@ from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
 from ..bags.checks import BagPrinter
-from ..bags.tiles import power_above
-from ..triton_tiles import coordinates, indented, needs_64_bits
+from ..triton_tiles import coordinates, indented, needs_64_bits, next_power_of_2
 from .plan import EVENT, ROW, ScatterPlan
 from .rows import row_function
 from .tiles import columns_of, elements_of, stored_precision
@@ -180,7 +179,7 @@ class _Text:
     def _join(self) -> list[str]:
         printer = self._printer(ROW, "row_mask", "r")
         base, offset = printer.value(self.scatter.base), printer.value(self.scatter.offset)
-        count = min(power_above(self.stretches), max(1, _JOINED // self.columns))
+        count = min(next_power_of_2(self.stretches), max(1, _JOINED // self.columns))
         at = f"({ROW}.to(tl.int64) * {self.stretches} + stretch) * {self.elements} + place"
         mask = f"(stretch < {self.stretches}) & place_mask & row_mask"
         return [

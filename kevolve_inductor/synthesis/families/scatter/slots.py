@@ -27,8 +27,7 @@ from ...expression.expression import FLOATS
 from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import used_helpers
 from ...family import Schedule
-from ..bags.tiles import power_above
-from ..triton_tiles import cdiv
+from ..triton_tiles import cdiv, next_power_of_2
 from .plan import ROW, ScatterPlan
 from .rows import in_brackets, row_function, size_checks
 from .sums import SumText
@@ -262,7 +261,7 @@ class _Text:
         opening = "".join(f"    {line}\n" for line in head)
         take = opening + size_checks(self.events, self.rows) + _TAKE.strip("\n") + (_LIST if self.has_rest else "")
         order = self._function("kevolve_order", ["number", *self.inner], _ORDER, LINES=self.short.rows,
-                               SLOTS=power_above(self.room))  # fmt: skip
+                               SLOTS=next_power_of_2(self.room))  # fmt: skip
         head = [*head, "number = tl.program_id(0)"]
         functions = [
             row_function(self.plan.scatter, self.given),

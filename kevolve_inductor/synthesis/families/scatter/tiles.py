@@ -11,7 +11,8 @@ from ....graph.region import ITEM_SIZES
 from ...expression import expression as ex
 from ...family import Schedule, ScheduleSpace
 from .. import common
-from ..bags.tiles import LANES, LOADED, balanced, power_above
+from ..bags.tiles import LANES, LOADED, balanced
+from ..triton_tiles import next_power_of_2
 from .plan import EVENT, Scatter, ScatterPlan
 
 # Elements of a row that one program takes at most.
@@ -47,7 +48,7 @@ def elements_of(scatter: Scatter) -> int:
 
 def columns_of(plan: ScatterPlan) -> int:
     """Elements of a row that one program takes."""
-    return min(WIDEST, power_above(elements_of(plan.built)))
+    return min(WIDEST, next_power_of_2(elements_of(plan.built)))
 
 
 def _lanes(plan: ScatterPlan, vector: int) -> int:
@@ -98,7 +99,7 @@ def gpu_space(
     """
     usual = math.ceil(_ENOUGH * max(1, events / max(rows, 1)))
     lanes = _lanes(plan, LOADED)
-    most = power_above(usual)
+    most = next_power_of_2(usual)
     # Events of one row that a warp holds side by side.
     side = min(max(1, LANES // lanes), most)
     wider = tuple(size for size in (8, 4) if lanes < _lanes(plan, size) <= LANES)
@@ -188,7 +189,7 @@ def _longest(events: int) -> int:
     Work by the square of a row's events stays below ``events * longest``, looking through all of them for rows that are
     longer below ``events**2 / longest``; the former takes one comparison where the latter takes a few.
     """
-    return power_above(2 * math.isqrt(events))
+    return next_power_of_2(2 * math.isqrt(events))
 
 
 def _distinct(numbers: Iterable[int]) -> tuple[int, ...]:

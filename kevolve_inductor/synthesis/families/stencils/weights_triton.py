@@ -15,7 +15,7 @@ from ...expression.access import flatten
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
 from ...family import Schedule
-from ..triton_tiles import TilePrinter, coordinates, needs_64_bits
+from ..triton_tiles import TilePrinter, coordinates, needs_64_bits, next_power_of_2
 from .plan import tap_name
 from .triton import TritonText
 from .weights import CHANNEL, WeightPlan
@@ -57,7 +57,7 @@ class _Text:
     def __init__(self, plan: WeightPlan, schedule: Schedule) -> None:
         self.plan = plan
         channels = int(plan.channel[1])
-        self.lanes = min(_LANES, 1 << (channels - 1).bit_length()) if plan.has_channels_last else 1
+        self.lanes = min(_LANES, next_power_of_2(channels)) if plan.has_channels_last else 1
         self.tile = max(1, int(schedule["tile"]) // self.lanes)
         self.blocks = -(-channels // self.lanes)
         steps = -(-plan.positions // self.tile)
