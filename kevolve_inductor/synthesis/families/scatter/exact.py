@@ -28,7 +28,7 @@ from .rows import row_function
 from .tiles import WIDEST, columns_of, elements_of, stored_precision
 
 # Copies of the sums that are tried, the bytes that they may take in all, and the sums that keep programs apart.
-COPIES, _MOST_BYTES, _APART = (1, 2, 4, 8, 16, 32, 64), 2**26, 2**17
+COPIES, _MOST_BYTES, _APART = (1, 2, 4, 8, 16, 32, 64, 128, 256), 2**26, 2**17
 # Binary digits of a significand, by the precision in which values lie in memory.
 _DIGITS = {"float16": 11, "bfloat16": 8, None: 24}
 # Exponents of finite numbers of single precision, as they are stored; that of subnormal ones counts as the first.
@@ -36,7 +36,7 @@ _EXPONENTS, _BIAS, _FRACTION = 254, 127, 23
 # Binary digits behind the point of the least number of half precision, and in front of it for the largest.
 _HALF_FRACTION, _HALF_WHOLE = 24, 16
 # Sums that one program joins, of one window, and the least elements that these are of.
-_JOINED, _LEAST_JOINED = 2048, 64
+_JOINED, _LEAST_JOINED = 2048, 16
 
 
 def is_offered(plan: ScatterPlan) -> bool:
