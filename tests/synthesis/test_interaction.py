@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.fx
-from family_checks import fits_gpu
+from family_checks import fits_gpu, interpreted
 from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -443,28 +439,6 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
 
 # The interpreter multiplies bfloat16 numbers as the integers they are stored in.
 INTERPRETED = [name for name in CASES if "bfloat16" not in name and name != "biased"]
-_INTERPRET = """
-import json, sys, torch
-from tests.synthesis import quick_interpreter
-from kevolve_inductor.graph.dims import evaluate
-from kevolve_inductor.graph.reference import to_graph_module
-from kevolve_inductor.graph.region import Region
-from kevolve_inductor.kernel import Kernel
-from kevolve_inductor.platforms.cuda import launch
-from tests.synthesis.test_interaction import inputs_of
-torch.manual_seed(0)
-quick_interpreter.install()
-worst = {}
-for job in json.load(open(sys.argv[1])):
-    region, kernel = Region.from_json(job["region"]), Kernel.from_json(job["kernel"])
-    batch = 7
-    inputs = inputs_of(region, job["ids"], batch)
-    (expected,) = to_graph_module(region)(*inputs)
-    output = torch.full_like(expected, float("nan"))
-    launch(kernel, inputs, [output], {name: batch for name in region.symbol_names})
-    worst[job["name"]] = float(((output - expected).abs() / expected.abs().clamp(min=1)).max())
-json.dump(worst, open(sys.argv[2], "w"))
-"""
 
 
 def triton_schedules(match: Match) -> list[dict[str, Any]]:
@@ -479,28 +453,25 @@ def triton_schedules(match: Match) -> list[dict[str, Any]]:
     return schedules if not any(spec.dtype == "int64" for spec in region_of(match).inputs) else schedules[:3]
 
 
-def test_triton_agrees_with_eager_under_the_interpreter(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    jobs = []
+def interpret() -> None:
+    from kevolve_inductor.platforms.cuda import launch
+
+    torch.manual_seed(0)
     matches = {name: match_of(name) for name in INTERPRETED}
     matches["dynamic"] = dynamic_match(feature_major, [normal(5, 9, 16)], 1)
     for name, match in matches.items():
-        for number, schedule in enumerate(triton_schedules(match)):
-            job: dict[str, Any] = {"name": f"{name} {number}", "ids": CASES[name].ids if name in CASES else 0}
-            kernel = kernel_of(match, schedule, "triton")
-            jobs.append({**job, "region": region_of(match).to_json(), "kernel": kernel.to_json()})
-    (tmp_path / "jobs").write_text(json.dumps(jobs))
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRET, str(tmp_path / "jobs"), str(tmp_path / "worst")],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    worst = json.loads((tmp_path / "worst").read_text())
-    assert len(worst) == len(jobs)
-    limits = {name: 4e-3 if "float16" in name else 1e-5 for name in worst}
-    assert {name: error for name, error in worst.items() if not error <= limits[name]} == {}
+        region, batch = region_of(match), 7
+        for schedule in triton_schedules(match):
+            inputs = inputs_of(region, CASES[name].ids if name in CASES else 0, batch)
+            (expected,) = to_graph_module(region)(*inputs)
+            output = torch.full_like(expected, math.nan)
+            launch(kernel_of(match, schedule, "triton"), inputs, [output], dict.fromkeys(region.symbol_names, batch))
+            worst = float(((output - expected).abs() / expected.abs().clamp(min=1)).max())
+            assert worst <= (4e-3 if "float16" in name else 1e-5), (name, schedule, worst)
+
+
+def test_triton_agrees_with_eager_under_the_interpreter() -> None:
+    interpreted("test_interaction", "interpret")
 
 
 @pytest.mark.parametrize("name", ["stacked bfloat16", "separate", "looked up", "flat index"])
