@@ -210,11 +210,10 @@ def triton_space(program: RowProgram, target: Target) -> ScheduleSpace:
     ):
         choices["online"] = (True, False)
     if not program.selects:
-        walks = "loop" in choices["algorithm"]
-        # Sums over all rows: of rows that are held in persistent programs' registers, else one of every program.
-        persistent = tuple(target.units * n for n in (2, 4, 1, 8)) if "tile" in choices["algorithm"] else ()
-        choices["programs"] = (*((0,) if walks else ()), *persistent) if program.column_sums else (0,)
-        choices["stages"] = (1, 3) if walks else (1, 0) if program.column_sums else (1, 3)
+        # Sums over all rows: kept in persistent programs' registers, or left behind by every program that walks along rows.
+        persists = bool(program.column_sums) and "loop" not in choices["algorithm"]
+        choices["programs"] = tuple(target.units * n for n in (2, 4, 1, 8)) if persists else (0,)
+        choices["stages"] = (1, 0) if persists else (1, 3)
     if simplified(program) != program:
         choices["simplify"] = (True, False)
     first = {name: values[0] for name, values in choices.items()}

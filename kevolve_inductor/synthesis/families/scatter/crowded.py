@@ -13,18 +13,14 @@ one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ....graph.dims import product
 from ....kernel import Argument, Kernel, Launch, Workspace
-from ...expression import TRITON_PRELUDE
-from ...expression.remainder import TRITON_REMAINDER
-from ...expression.triton import TRITON_TYPES, used_helpers
+from ...expression.triton import TRITON_TYPES
 from ...family import Schedule
-from ..bags.checks import BagPrinter
-from ..triton_tiles import coordinates, indented, needs_64_bits, next_power_of_2
+from ..triton_tiles import coordinates, indented, next_power_of_2
 from .plan import EVENT, ROW, ScatterPlan
 from .rows import row_function
+from .text import TileText
 from .tiles import columns_of, elements_of, stored_precision
 
 # Each event is compared with every row. Beyond these rows, elements and comparisons grouping the events takes less.
@@ -48,11 +44,11 @@ def kernel_of(plan: ScatterPlan, arguments: tuple[Argument, ...], schedule: Sche
     return _Text(plan, schedule).kernel(arguments)
 
 
-class _Text:
+class _Text(TileText):
     def __init__(self, plan: ScatterPlan, schedule: Schedule) -> None:
-        self.plan, self.scatter, self.warps = plan, plan.scatter, int(schedule["num_warps"])
+        super().__init__(plan, schedule, "parts")
         self.events, self.rows = int(self.scatter.events), int(product(self.scatter.rows))
-        self.elements, self.columns = elements_of(self.scatter), max(_LEAST_COLUMNS, columns_of(plan))
+        self.columns = max(_LEAST_COLUMNS, columns_of(plan))
         self.lines = int(schedule["height"])
         self.tiles, self.block = -(-self.rows // self.lines), int(schedule["taken"])
         stretches = max(1, int(schedule["programs"]) // self.tiles)
@@ -62,9 +58,7 @@ class _Text:
         turn = self.block * self.ahead
         self.span = -(-self.events // (stretches * turn)) * turn
         self.stretches = -(-self.events // self.span)
-        self.wide = ".to(tl.int64)" if needs_64_bits((*plan.inputs, *plan.outputs)) else ""
-        self.given = [*(f"in{k}" for k in range(len(plan.inputs))), *plan.symbols]
-        self.names = [*self.given[: len(plan.inputs)], "out0", *plan.symbols, "parts"]
+        self.wide = ".to(tl.int64)" if self.is_wide else ""
         stored = stored_precision(plan)
         self.operand = TRITON_TYPES[stored] if stored else "tl.bfloat16"
         self.is_split = stored is None
@@ -76,21 +70,15 @@ class _Text:
             Launch("kevolve_parts", given, (str(self.stretches * self.tiles),), num_warps=self.warps),
             Launch("kevolve_join", given, (str(joining),)),
         )
-        code = "\n\n".join(
-            [
-                row_function(self.scatter, self.given, "kevolve_checked_row"),
-                row_function(self.scatter, self.given, checks=False),
-                self._function("kevolve_join", self._join(), self.names),
-                self._function("kevolve_one", self._one(), ["total", "line", "number", *self.given]),
-                self._function("kevolve_parts", self._parts(), self.names),
-            ]
+        source = self.source(
+            row_function(self.scatter, self.given, "kevolve_checked_row"),
+            row_function(self.scatter, self.given, checks=False),
+            self.function("kevolve_join", self._join()),
+            self.function("kevolve_one", self._one(), ["total", "line", "number", *self.given]),
+            self.function("kevolve_parts", self._parts()),
         )
-        source = f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n"
         sums = Workspace("float32", str(self.rows * self.stretches * self.elements))
         return Kernel("triton", source, launches, (sums,))
-
-    def _function(self, name: str, lines: Sequence[str], names: Sequence[str]) -> str:
-        return "\n    ".join([f"@triton.jit\ndef {name}({', '.join(names)}):", *lines])
 
     def _columns(self) -> list[str]:
         return [
@@ -98,9 +86,6 @@ class _Text:
             f"place_mask = place < {self.elements}",
             *coordinates("place", self.scatter.inner),
         ]
-
-    def _printer(self, axis: str, mask: str, prefix: str) -> BagPrinter:
-        return BagPrinter({axis: mask, **{name: "place_mask" for name, _ in self.scatter.inner}}, {}, prefix)
 
     def _parts(self) -> list[str]:
         tile, stretch = f"tl.program_id(0) % {self.tiles}", f"tl.program_id(0) // {self.tiles}"
@@ -126,13 +111,13 @@ class _Text:
 
     def _block(self, first: str, name: str, count: int | None = None) -> list[str]:
         """``row``: that of each event; ``value``: what it adds."""
-        printer = self._printer(EVENT, "event_mask", f"s{name}_")
+        printer = self.printer(EVENT, "event_mask", prefix=f"s{name}_")
         value = printer.value(self.scatter.value)
         # What is read need not wait for the rows, unless these say which events there are.
         is_there = f"number < {self.events}" if self.scatter.condition is None else f"row{name} >= 0"
         return [
             f"number = {first} + tl.arange(0, {count or self.block})",
-            f"row{name} = kevolve_row({', '.join(['number', *self.given])})",
+            f"row{name} = {self.row_of('number')}",
             f"{EVENT} = number[:, None]",
             f"event_mask = ({is_there})[:, None]",
             *printer.taken(),
@@ -177,14 +162,14 @@ class _Text:
         return [*self._columns(), *block, "return total + tl.where(line == row[None, :], value, 0.0)"]
 
     def _join(self) -> list[str]:
-        printer = self._printer(ROW, "row_mask", "r")
+        printer = self.printer(ROW, "row_mask", prefix="r")
         base, offset = printer.value(self.scatter.base), printer.value(self.scatter.offset)
         count = min(next_power_of_2(self.stretches), max(1, _JOINED // self.columns))
         at = f"({ROW}.to(tl.int64) * {self.stretches} + stretch) * {self.elements} + place"
         mask = f"(stretch < {self.stretches}) & place_mask & row_mask"
         return [
             f"number = tl.program_id(0){self.wide} * {_CHECKED} + tl.arange(0, {_CHECKED})",
-            f"kevolve_checked_row({', '.join(['number', *self.given])})",
+            self.row_of("number", "kevolve_checked_row"),
             *self._columns(),
             f"{ROW} = tl.program_id(0){self.wide} + place * 0",
             f"row_mask = {ROW} < {self.rows}",

@@ -13,24 +13,20 @@ window. Long sums of this kind are known as superaccumulators (Kulisch 1986; Col
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from ....graph.dims import product
 from ....kernel import Argument, Kernel, Launch, Workspace
-from ...expression import TRITON_PRELUDE
-from ...expression.remainder import TRITON_REMAINDER
-from ...expression.triton import used_helpers
 from ...family import Schedule
-from ..bags.checks import BagPrinter
-from ..triton_tiles import coordinates, needs_64_bits
+from ..triton_tiles import coordinates
 from .plan import EVENT, ROW, ScatterPlan
 from .rows import row_function
+from .text import TileText
 from .tiles import WIDEST, columns_of, elements_of, stored_precision
 
 # Copies of the sums that are tried, the bytes that they may take in all, and the sums that keep programs apart.
-COPIES, _MOST_BYTES, _APART = (1, 2, 4, 8, 16, 32, 64, 128, 256), 2**26, 2**17
-# Binary digits of a significand, by the precision in which values lie in memory.
-_DIGITS = {"float16": 11, "bfloat16": 8, None: 24}
+_COPIES, _MOST_BYTES, _APART = (1, 2, 4, 8, 16, 32, 64, 128, 256), 2**26, 2**17
+# Binary digits of a significand, by the precision in which values lie in memory; ``float16`` is counted below.
+_DIGITS = {"bfloat16": 8, None: 24}
 # Exponents of finite numbers of single precision, as they are stored; that of subnormal ones counts as the first.
 _EXPONENTS, _BIAS, _FRACTION = 254, 127, 23
 # Binary digits behind the point of the least number of half precision, and in front of it for the largest.
@@ -44,10 +40,10 @@ def is_offered(plan: ScatterPlan) -> bool:
     is_static = isinstance(scatter.events, int) and isinstance(product(scatter.rows), int)
     if not is_static or scatter.combine != "add" or scatter.held != "float32" or elements_of(scatter) > WIDEST:
         return False
-    return windows_of(plan) > 0 and bytes_of(plan, 1) <= _MOST_BYTES
+    return _windows(plan) > 0 and _bytes(plan, 1) <= _MOST_BYTES
 
 
-def windows_of(plan: ScatterPlan) -> int:
+def _windows(plan: ScatterPlan) -> int:
     """How many sums of integers an element has; 0 where the events are too many for 64 bits."""
     width = _width(plan)
     return 0 if width < 1 else 1 if stored_precision(plan) == "float16" else math.ceil(_EXPONENTS / width)
@@ -61,18 +57,18 @@ def _width(plan: ScatterPlan) -> int:
     return 64 - many - _DIGITS[stored]
 
 
-def bytes_of(plan: ScatterPlan, copies: int) -> int:
+def _bytes(plan: ScatterPlan, copies: int) -> int:
     return 8 * _sums(plan, copies)
 
 
 def _sums(plan: ScatterPlan, copies: int) -> int:
     """All windows of all copies, and the marks."""
-    return (copies * windows_of(plan) + 1) * int(product(plan.built.rows)) * elements_of(plan.built)
+    return (copies * _windows(plan) + 1) * int(product(plan.built.rows)) * elements_of(plan.built)
 
 
 def copies_of(plan: ScatterPlan) -> tuple[int, ...]:
     """Numbers of copies worth trying, the likeliest first."""
-    fitting = [count for count in COPIES if bytes_of(plan, count) <= _MOST_BYTES]
+    fitting = [count for count in _COPIES if _bytes(plan, count) <= _MOST_BYTES]
     apart = _APART / (int(product(plan.built.rows)) * elements_of(plan.built))
     return tuple(sorted(fitting, key=lambda count: abs(math.log2(count / max(1.0, apart)))))
 
@@ -81,21 +77,17 @@ def kernel_of(plan: ScatterPlan, arguments: tuple[Argument, ...], schedule: Sche
     return _Text(plan, schedule).kernel(arguments)
 
 
-class _Text:
+class _Text(TileText):
     def __init__(self, plan: ScatterPlan, schedule: Schedule) -> None:
-        self.plan, self.scatter, self.warps = plan, plan.scatter, int(schedule["num_warps"])
-        self.events, self.rows = int(self.scatter.events), int(product(self.scatter.rows))
-        self.elements, self.columns = elements_of(self.scatter), columns_of(plan)
+        super().__init__(plan, schedule, "sums")
+        self.events, self.columns = int(self.scatter.events), columns_of(plan)
         self.copies, self.is_flat = int(schedule["copies"]), bool(schedule["flat"])
         self.size = max(int(schedule["block"]), self.columns)
         self.lines = self.size // self.columns
-        self.stored, self.windows, self.width = stored_precision(plan), windows_of(plan), _width(plan)
-        self.sums = self.rows * self.elements
+        self.stored, self.windows, self.width = stored_precision(plan), _windows(plan), _width(plan)
+        self.sums = int(product(self.scatter.rows)) * self.elements
         self.joined = max(_LEAST_JOINED, min(_JOINED // 4, _JOINED // self.copies))
         self.marks = f"sums + {self.copies * self.windows * self.sums}"
-        self.wide = needs_64_bits((*plan.inputs, *plan.outputs))
-        self.given = [*(f"in{k}" for k in range(len(plan.inputs))), *plan.symbols]
-        self.names = [*self.given[: len(plan.inputs)], "out0", *plan.symbols, "sums"]
 
     def kernel(self, arguments: tuple[Argument, ...]) -> Kernel:
         given = (*arguments, Argument("workspace", 0))
@@ -104,23 +96,16 @@ class _Text:
             Launch("kevolve_add", given, (str(programs),), num_warps=self.warps),
             Launch("kevolve_join", given, (str(-(-self.sums // self.joined)),)),
         )
-        code = "\n\n".join(
-            [
-                row_function(self.scatter, self.given),
-                self._function("kevolve_join", self._join()),
-                self._function("kevolve_add", self._add()),
-            ]
+        source = self.source(
+            row_function(self.scatter, self.given),
+            self.function("kevolve_join", self._join()),
+            self.function("kevolve_add", self._add()),
         )
-        source = f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n"
         sums = Workspace("int64", str(_sums(self.plan, self.copies)), zeroed=True)
         return Kernel("triton", source, launches, (sums,))
 
-    def _function(self, name: str, lines: Sequence[str]) -> str:
-        return "\n    ".join([f"@triton.jit\ndef {name}({', '.join(self.names)}):", *lines])
-
     def _add(self) -> list[str]:
-        mask = "event_mask" if self.is_flat else "place_mask"
-        printer = BagPrinter({EVENT: "event_mask", **{name: mask for name, _ in self.scatter.inner}}, {})
+        printer = self.printer(EVENT, "event_mask", "event_mask" if self.is_flat else "place_mask")
         value = printer.value(self.scatter.value)
         number, window = self._integer()
         there = "event_mask" if self.is_flat else "event_mask & place_mask"
@@ -150,8 +135,8 @@ class _Text:
             f"behind = (start % {self.elements}).to(tl.int32) + tl.arange(0, {self.size})",
             f"number = start // {self.elements} + behind // {self.elements}",
             f"place = behind % {self.elements}",
-            f"line = kevolve_row({', '.join(['number', *self.given])})",
-            f"{EVENT} = number" + ("" if self.wide else ".to(tl.int32)"),
+            f"line = {self.row_of('number')}",
+            f"{EVENT} = number" + ("" if self.is_wide else ".to(tl.int32)"),
             "event_mask = line >= 0",
         ]
 
@@ -159,8 +144,8 @@ class _Text:
         """Rows of elements beside one another, for values that lie in another order."""
         return [
             f"number = tl.program_id(0).to(tl.int64) * {self.lines} + tl.arange(0, {self.lines})",
-            f"line = kevolve_row({', '.join(['number', *self.given])})[:, None]",
-            f"{EVENT} = number[:, None]" + ("" if self.wide else ".to(tl.int32)"),
+            f"line = {self.row_of('number')}[:, None]",
+            f"{EVENT} = number[:, None]" + ("" if self.is_wide else ".to(tl.int32)"),
             "event_mask = line >= 0",
             f"place = tl.arange(0, {self.columns})[None, :]",
             f"place_mask = place < {self.elements}",
@@ -185,13 +170,13 @@ class _Text:
         return math.ldexp(1.0, window * self.width + 1 - _BIAS - _DIGITS[self.stored] + 1)
 
     def _join(self) -> list[str]:
-        printer = BagPrinter({ROW: "mask", **{name: "mask" for name, _ in self.scatter.inner}}, {})
+        printer = self.printer(ROW, "mask", "mask")
         base, offset = printer.value(self.scatter.base), printer.value(self.scatter.offset)
         lines = [
             f"at = tl.program_id(0) * {self.joined} + tl.arange(0, {self.joined})",
             f"mask = at < {self.sums}",
             f"place = at % {self.elements}",
-            f"{ROW} = (at // {self.elements})" + (".to(tl.int64)" if self.wide else ""),
+            f"{ROW} = (at // {self.elements})" + (".to(tl.int64)" if self.is_wide else ""),
             *coordinates("place", self.scatter.inner),
             *printer.taken(),
             f"copies = at[None, :] + tl.arange(0, {self.copies})[:, None] * {self.windows * self.sums}",

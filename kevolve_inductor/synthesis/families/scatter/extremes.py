@@ -10,20 +10,16 @@ set, all others are turned. NaN is beyond all numbers on the side that is looked
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ....graph.dims import Dim, product
 from ....kernel import Argument, Kernel, Launch
-from ...expression import TRITON_PRELUDE
 from ...expression.expression import FLOATS
-from ...expression.remainder import TRITON_REMAINDER
-from ...expression.triton import TRITON_TYPES, used_helpers
+from ...expression.triton import TRITON_TYPES
 from ...family import Schedule
-from ..bags.checks import BagPrinter
-from ..triton_tiles import cdiv, coordinates, needs_64_bits
+from ..triton_tiles import cdiv, coordinates
 from .plan import EVENT, ROW, ScatterPlan
 from .rows import row_function, size_checks
-from .tiles import columns_of, elements_of
+from .text import TileText
+from .tiles import columns_of
 
 # Bits of the types that atomic operations compare.
 _BITS = {"float32": 32, "int32": 32, "float64": 64, "int64": 64}
@@ -50,17 +46,14 @@ def kernel_of(plan: ScatterPlan, arguments: tuple[Argument, ...], schedule: Sche
     return _Text(plan, schedule).kernel(arguments)
 
 
-class _Text:
+class _Text(TileText):
     def __init__(self, plan: ScatterPlan, schedule: Schedule) -> None:
-        self.plan, self.scatter, self.warps = plan, plan.scatter, int(schedule["num_warps"])
+        super().__init__(plan, schedule)
         self.columns = columns_of(plan)
         self.lines = max(1, int(schedule["block"]) // self.columns)
-        self.parts = -(-elements_of(plan.scatter) // self.columns)
+        self.parts = -(-self.elements // self.columns)
         self.rows = product(plan.scatter.rows)
         self.is_coded = plan.scatter.held in FLOATS
-        self.wide = needs_64_bits((*plan.inputs, *plan.outputs))
-        self.given = [*(f"in{k}" for k in range(len(plan.inputs))), *plan.symbols]
-        self.names = [*self.given[: len(plan.inputs)], "out0", *plan.symbols]
 
     def kernel(self, arguments: tuple[Argument, ...]) -> Kernel:
         def launch(name: str, count: Dim) -> Launch:
@@ -69,16 +62,13 @@ class _Text:
         launches = [launch("kevolve_start", self.rows), launch("kevolve_combine", self.scatter.events)]
         if self.is_coded:
             launches.append(launch("kevolve_finish", self.rows))
-        code = "\n\n".join(
-            [
-                *([self._codes()] if self.is_coded else []),
-                row_function(self.scatter, self.given),
-                self._function("kevolve_start", self._start()),
-                *([self._function("kevolve_finish", self._finish())] if self.is_coded else []),
-                self._function("kevolve_combine", self._combine()),
-            ]
+        source = self.source(
+            *([self._codes()] if self.is_coded else []),
+            row_function(self.scatter, self.given),
+            self.function("kevolve_start", self._start()),
+            *([self.function("kevolve_finish", self._finish())] if self.is_coded else []),
+            self.function("kevolve_combine", self._combine()),
         )
-        source = f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n"
         return Kernel("triton", source, tuple(launches))
 
     def _codes(self) -> str:
@@ -90,9 +80,6 @@ class _Text:
         for word, value in words.items():
             text = text.replace(word, str(value))
         return text
-
-    def _function(self, name: str, lines: Sequence[str]) -> str:
-        return "\n    ".join([f"@triton.jit\ndef {name}({', '.join(self.names)}):", *lines])
 
     def _opened(self) -> list[str]:
         """The integers of the result."""
@@ -106,12 +93,9 @@ class _Text:
         start = f"tl.program_id(0) % {self.parts} * {self.columns}"
         return [
             f"place = ({start} + tl.arange(0, {self.columns}))[None, :]",
-            f"place_mask = place < {elements_of(self.scatter)}",
+            f"place_mask = place < {self.elements}",
             *coordinates("place", self.scatter.inner),
         ]
-
-    def _printer(self, axis: str, mask: str) -> BagPrinter:
-        return BagPrinter({axis: mask, **{name: "place_mask" for name, _ in self.scatter.inner}}, {})
 
     def _full(self, text: str) -> str:
         """``text`` for every element of a tile."""
@@ -122,7 +106,7 @@ class _Text:
 
     def _rows(self) -> list[str]:
         """Rows of the result, and where their elements are: ``to``."""
-        printer = self._printer(ROW, "row_mask")
+        printer = self.printer(ROW, "row_mask")
         offset = printer.value(self.scatter.offset)
         return [
             *self._opened(),
@@ -135,7 +119,7 @@ class _Text:
         ]
 
     def _start(self) -> list[str]:
-        printer = self._printer(ROW, "row_mask")
+        printer = self.printer(ROW, "row_mask")
         base = self._coded(self._full(f"({printer.value(self.scatter.base)})"))
         return [*self._rows(), *printer.taken(), f"tl.store(codes + to, {base}, mask=row_mask & place_mask)"]
 
@@ -144,7 +128,7 @@ class _Text:
         return [*self._rows(), f"tl.store(out0 + to, {number}, mask=row_mask & place_mask)"]
 
     def _combine(self) -> list[str]:
-        printer, places = self._printer(EVENT, "event_mask"), self._printer(EVENT, "event_mask")
+        printer, places = self.printer(EVENT, "event_mask"), self.printer(EVENT, "event_mask")
         value = self._coded(self._full(f"({printer.value(self.scatter.value)})"))
         offset = places.value(self.scatter.offset)
         checks = size_checks(self.scatter.events, self.rows).strip()
@@ -152,8 +136,8 @@ class _Text:
             *([checks] if checks else []),
             *self._opened(),
             self._lines("number"),
-            f"line = kevolve_row({', '.join(['number', *self.given])}).to(tl.int64)[:, None]",
-            f"{EVENT} = number[:, None]" + ("" if self.wide else ".to(tl.int32)"),
+            f"line = {self.row_of('number')}.to(tl.int64)[:, None]",
+            f"{EVENT} = number[:, None]" + ("" if self.is_wide else ".to(tl.int32)"),
             "event_mask = line >= 0",
             *self._columns(),
             *places.taken(),
