@@ -1,6 +1,6 @@
 """Eager, Inductor, Inductor max-autotune and kevolve side by side on every case, in one process and one session.
 
-    python -m benchmarks.longtail [--device cpu|cuda] [--cases SUBSTRING ...] [--budget-s 60] [--quick]
+    python -m benchmarks.longtail [--device cpu|cuda] [--cases NAME ...] [--budget-s 60] [--quick]
     python -m benchmarks.longtail --random 60 [--budget-s 4] [--skip EARLIER]    shapes drawn at random instead
     python -m benchmarks.longtail --curve                       one feature interaction over the number of features
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="longtail", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name or family contains one of these")
+    parser.add_argument("--cases", nargs="*", default=[], help="only cases of these names, or whose name or family contains one")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--random", type=int, metavar="COUNT", help="COUNT cases of each family, drawn, instead")
     which.add_argument("--curve", action="store_true", help="X (X^T Y) over the number of features instead")
@@ -94,9 +94,17 @@ def _prefix(arguments: argparse.Namespace) -> str:
     return "random" if arguments.random else "curve" if arguments.curve else ""
 
 
-def select(substrings: list[str], device: str, known: Iterable[Case] = CASES) -> list[Case]:
+def select(wanted: list[str], device: str, known: Iterable[Case] = CASES) -> list[Case]:
+    """The cases named in full, and those whose name or family contains what is no case's name. Nothing wanted: all."""
     cases = [case for case in known if device in case.devices]
-    return [case for case in cases if not substrings or any(s in case.name or s in case.family for s in substrings)]
+    names = {case.name for case in cases}
+    parts = [text for text in wanted if text not in names]
+    chosen = set(wanted) & names
+    return [case for case in cases if not wanted or case.name in chosen or _contains(case, parts)]
+
+
+def _contains(case: Case, parts: Iterable[str]) -> bool:
+    return any(part in case.name or part in case.family for part in parts)
 
 
 def _but(earlier: Path | None, cases: Sequence[Case]) -> list[Case]:

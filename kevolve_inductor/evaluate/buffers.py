@@ -15,6 +15,7 @@ from ..platforms.executor import Executor
 from .inputs import extent_of, sizes_of
 
 _GUARD_BYTES = 4096
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class Guarded:
         return bool((self.memory[: self.start] != self.poison).any() or (self.memory[end:] != self.poison).any())
 
     def bits(self) -> torch.Tensor:
-        """The elements as bytes, one row per element, in logical order."""
-        item = self.tensor.element_size()
-        return self.tensor.contiguous().view(-1).view(torch.uint8).reshape(-1, item)
+        """The elements in logical order, ``[numel]``, as integers of their size."""
+        return self.tensor.contiguous().view(-1).view(_INTEGERS[self.tensor.element_size()])
+
+    @property
+    def untouched(self) -> int:
+        """What :meth:`bits` gives where nothing was written."""
+        return int.from_bytes(bytes([self.poison]) * self.tensor.element_size(), "little", signed=True)
 
 
 class GuardedInput:

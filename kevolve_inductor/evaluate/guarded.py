@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ import torch
 
 from ..exc import KernelIndexError
 from ..graph.reference import dtype_of
-from ..graph.region import ITEM_SIZES, Region
+from ..graph.region import Region
 from ..kernel import Workspace
 from ..platforms.executor import CompiledKernel, Executor
 from .buffers import Buffers, Guarded, GuardedInput, lent
@@ -144,9 +146,9 @@ def _differing(first: Ran, second: Ran, distribution: str) -> Mismatch | None:
         return _whole("repeat", "not repeatable", distribution, 0, first.outputs[0].tensor.numel())
     for number, (one, two) in enumerate(zip(first.outputs, second.outputs, strict=True)):
         ones, twos = one.bits(), two.bits()
-        different = (ones != twos).any(-1)
+        different = ones != twos
         if different.any():
-            untouched = different & (ones == one.poison).all(-1) & (twos == two.poison).all(-1)
+            untouched = different & (ones == one.untouched) & (twos == two.untouched)
             pattern: Pattern = "unwritten" if bool(untouched.any()) else "not repeatable"
             at = int(different.to(torch.uint8).argmax())
             index = tuple(int(k) for k in numpy.unravel_index(at, tuple(one.tensor.shape)))
@@ -159,26 +161,43 @@ def _differing(first: Ran, second: Ran, distribution: str) -> Mismatch | None:
     return None
 
 
-# Outputs travel to the process that knows the reference through a file of plain bytes.
+# Outputs travel to the process that knows the reference through a file of plain bytes that both map: of gigabytes, every
+# further copy takes many times as long as the kernel. The file stays for the next inputs, and its memory with it.
 
 
 def write_outputs(ran: Ran, path: Path) -> None:
-    with path.open("wb") as file:
-        for output in ran.outputs:
-            file.write(output.bits().cpu().numpy().data)
+    """Raises ``OSError`` where the file system has no room."""
+    parts = [output.bits().view(torch.uint8) for output in ran.outputs]
+    total, at = sum(part.numel() for part in parts), 0
+    with path.open("ab") as file:
+        if file.tell() > total:
+            file.truncate(total)
+        elif file.tell() < total:
+            # Whoever writes to a mapped page that no room is left for is ended.
+            os.posix_fallocate(file.fileno(), 0, total)
+    content = _mapped(path, total, shared=True)
+    for part in parts:
+        content[at : at + part.numel()].copy_(part)
+        at += part.numel()
 
 
 def read_outputs(region: Region, symbols: dict[str, int], path: Path, device: torch.device) -> list[torch.Tensor]:
     """The written outputs, contiguous. Raises ``ValueError`` where the file has another size than the region says."""
-    content = torch.from_numpy(numpy.fromfile(path, dtype=numpy.uint8))
-    outputs, at = [], 0
-    for spec in region.output_specs:
-        shape, _ = sizes_of(spec, symbols)
-        size = ITEM_SIZES[spec.dtype] * int(numpy.prod(shape, dtype=numpy.int64))
-        piece = content[at : at + size]
-        piece = piece if at % ITEM_SIZES[spec.dtype] == 0 else piece.clone()
-        outputs.append(piece.view(dtype_of(spec.dtype)).reshape(shape).to(device))
-        at += size
-    if at != content.numel():
-        raise ValueError(f"{content.numel()} bytes of outputs, not {at}")
-    return outputs
+    shapes = [sizes_of(spec, symbols)[0] for spec in region.output_specs]
+    dtypes = [dtype_of(spec.dtype) for spec in region.output_specs]
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in zip(dtypes, shapes, strict=True)]
+    written = path.stat().st_size
+    if written != sum(sizes):
+        raise ValueError(f"{written} bytes of outputs, not {sum(sizes)}")
+    pieces = _mapped(path, written, shared=False).split(sizes)
+    # Copies, on every device: the process that wrote them can still reach the file.
+    return [
+        piece.to(device, copy=True).view(dtype).reshape(shape)
+        for piece, dtype, shape in zip(pieces, dtypes, shapes, strict=True)
+    ]
+
+
+def _mapped(path: Path, size: int, shared: bool) -> torch.Tensor:
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.from_file(str(path), shared, size, dtype=torch.uint8)
