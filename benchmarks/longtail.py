@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="longtail", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--cases", nargs="*", default=[], help="only cases of these names, or whose name or family contains one")
+    parser.add_argument(
+        "--cases", nargs="*", default=[], help="only cases of these names, or whose name or family contains one"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--random", type=int, metavar="COUNT", help="COUNT cases of each family, drawn, instead")
     which.add_argument("--curve", action="store_true", help="X (X^T Y) over the number of features instead")

@@ -24,7 +24,7 @@ from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
 from .guarded import Suspect, read_outputs, write_outputs
-from .inputs import generate, named, timed_inputs
+from .inputs import distributions_for, generate, named, timed_inputs
 from .job import ApplyJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob
 from .timing import Contest, Rotation, Timing
 
@@ -224,6 +224,12 @@ class RefereeSession:
         self._region, self._workload, self._device = job.region, job.workload, executor.device
         remembered = int(_REMEMBERED_SHARE * executor.free_bytes())
         self._judge = Judge(job.region, job.workload, seed, executor.device, remembered)
+        if executor.device.type != "cpu":
+            # A GPU's driver loads each of a hundred small kernels when it is first called. Now nobody waits for that: the
+            # bench is building its baselines.
+            executor.synchronize()
+            with executor.turn():
+                self._judge.rehearse(distributions_for(job.region, job.workload)[0])
 
     def applies(self, job: ApplyJob) -> dict[str, Any]:
         return {"applies": self._judge.applies(job.distribution)}

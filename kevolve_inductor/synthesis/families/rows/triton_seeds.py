@@ -218,10 +218,11 @@ def _summed(facts: RowFacts) -> Iterable[Seed]:
         _seed("tile", first, programs=programs[first], stages=fitting(first, 4)),
         _seed("tile", first, programs=programs[first], stages=fitting(first, 3)),
     ]
+    near = [_seed("tile", first, programs=programs[first], stages=0)]
     # Several sums leave a thread little to do besides: then fewer threads with more of a row each, read into registers.
     fewer = [_seed("tile", n, programs=programs[n], stages=0) for n in more if n < first][:1]
-    yield from [*fewer, *deep] if facts.sums > 1 else [*deep, *fewer]
-    yield _seed("tile", first, programs=programs[first], stages=0)
+    yield from [*fewer, *deep, *near] if facts.sums > 1 else [*near, *deep, *fewer]
+    yield _seed("tile", first, programs=facts.units, stages=0, rows=2)
     yield _seed("tile", first, programs=2 * programs[first], stages=fitting(first, 3))
     for n in more[:2]:
         yield _seed("tile", n, programs=programs[n], stages=fitting(n, 3))
