@@ -186,7 +186,7 @@ class Tuner:
 
         A few trials are made in any case; where ``others_wait`` for the time, only until one is faster. What was found is
         confirmed after that.
-        Interrupted (``KeyboardInterrupt``), what is best so far is remembered before the interrupt goes on.
+        Interrupted (``KeyboardInterrupt``), what is best of what was checked so far is remembered before the interrupt goes on.
         Raises ``WorkerError`` where the evaluation machinery fails, ``ResourceError`` where the region does not fit in memory
         beside what is there, ``UndecidedError`` where the machine is too noisy.
         """

@@ -43,7 +43,8 @@ class Diagnosis:
 class Passed:
     """Correct on every input tried and timed. ``speedup_low`` is the lower bound of its 95 % confidence interval.
 
-    ``complete`` is false where the kernel was so slow that it was only screened: on some inputs or, in a large region, on none.
+    ``complete`` is false where the kernel was only screened: a slow one on some inputs, in a large region any on none until
+    it is to be decided.
     ``sanitizers``: what each of them did, in words; empty where none was asked.
     """
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kevolve_inductor.evaluate import client
 from kevolve_inductor.evaluate.client import WorkerEvaluator
 from kevolve_inductor.evaluate.evaluation import (
     BuildFailed,
@@ -135,6 +136,15 @@ def test_a_kernel_that_reports_an_index_where_there_is_none_is_wrong(evaluator):
     mismatch = evaluator.evaluate(spoiled("return 0;", "return 1;"))
     assert isinstance(mismatch, Mismatch)
     assert mismatch.check == "index out of range"
+
+
+def test_in_a_large_region_a_kernel_is_only_timed_until_it_is_to_be_decided(evaluator, monkeypatch):
+    monkeypatch.setattr(client, "_ONLY_TIMED_BYTES", 1)
+    wrong = spoiled("out[row] = sum", "out[row] = 2 * sum")
+    timed = evaluator.evaluate(wrong)
+    assert isinstance(timed, Passed) and not timed.complete
+    assert isinstance(evaluator.evaluate(wrong, surely=True), Mismatch)
+    assert isinstance(evaluator.evaluate(wrong, outside=True), Mismatch | Refused)
 
 
 def test_a_kernel_that_takes_sizes_is_judged_at_others_than_it_is_tuned_for(folder):

@@ -36,6 +36,7 @@ from torch._inductor.compile_fx import _recursive_post_grad_passes, compile_fx
 from torch.nn import functional
 
 from kevolve_inductor.exc import EmissionError
+from kevolve_inductor.graph.dims import evaluate
 from kevolve_inductor.graph.reference import evaluate_with_other_means, to_graph_module
 from kevolve_inductor.kernel import Kernel, Language
 from kevolve_inductor.synthesis.families.rows import ReductionFamily, worth
@@ -476,6 +477,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"algorithm": "loop", "lanes": 32, "depth": 8, "online": False, "simplify": False},
     {"rows": 2, "stages": 1},
     {"rows": 2, "stages": 0},
+    {"beside": 4, "stages": 0, "lanes": 32},
     {"algorithm": "spread", "rows": 2},
     {"algorithm": "loop", "rows": 64, "lanes": 4, "depth": 4},
 )
@@ -580,6 +582,15 @@ def interpret_few_rows() -> None:
                 source = kernel_of(FAMILY, found.match, schedule, "triton").source
                 assert "if seen == " in source and "while" not in source
             assert_triton_agrees(InterpretedFamily(), found, schedules)
+
+
+def test_short_rows_stand_beside_each_other_where_their_sums_are_left() -> None:
+    inputs = [torch.empty(20_000, 380), torch.empty(20_000, 380), torch.empty(380), torch.empty(20_000, 1)]
+    match = on_gpu(find(FAMILY, gradients_by_hand, inputs)).match
+    for seed in FAMILY.space(match, CUDA).seeds:
+        kernel = kernel_of(FAMILY, match, seed, "triton")
+        (left,) = kernel.workspaces
+        assert kernel.launches[0].num_warps >= 8 and evaluate(left.numel, {}) < 20_000 * 380 // 16
 
 
 def test_programs_that_share_few_rows_agree_with_eager_under_the_interpreter() -> None:

@@ -65,7 +65,8 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
     """The tile of a schedule and the warps that share it.
 
     Where columns are neighbours in memory a row is spread over ``lanes`` threads; up to a warp of them, so that a warp
-    holds several rows, else one row per program. Where rows are neighbours, threads go along them first.
+    holds several rows, else one row per program, or ``beside`` each other as many in threads of their own. Where rows are
+    neighbours, threads go along them first.
     """
     lanes, algorithm = int(schedule["lanes"]), schedule["algorithm"]
     near = columns_are_near(program)
@@ -83,8 +84,9 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
         raise EmissionError(f"{depth * pieces * vector} columns of a row in one thread")
     rows = int(schedule["rows"])
     if near:
-        rows = rows * max(1, _WARP // lanes) if program.rows else 1
-        warps = max(1, lanes // _WARP)
+        beside = int(schedule.get("beside", 1)) if program.rows else 1
+        rows = rows * max(1, _WARP // lanes) * beside if program.rows else 1
+        warps = max(1, lanes // _WARP) * beside
     else:
         warps = max(1, rows * lanes // (4 * _WARP))
     if warps > _MOST_WARPS:

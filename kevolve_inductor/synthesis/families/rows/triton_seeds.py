@@ -82,6 +82,21 @@ class RowFacts:
         threads = max(lanes, _NARROWEST)
         return min(_MOST_THREADS // threads, _REGISTERS // (min(self.registers(lanes), _MOST_REGISTERS) * threads))
 
+    def rows_beside(self, lanes: int) -> int:
+        """Rows that a persistent program has in threads of their own: so many that it has threads enough, and that each
+        unit has several of them."""
+        rows = max(1, _FEW_THREADS // 2 // lanes)
+        while self.rows and rows > 1 and rows * 2 * self.units > self.rows:
+            rows //= 2
+        return rows
+
+    def persistent(self, rows: int, each: int) -> int:
+        """How many programs of ``rows`` rows, ``each`` on a unit at most: no more than finish their last turn together."""
+        most = self.units * each
+        tiles = -(-self.rows // rows)
+        turns = -(-tiles // most)
+        return -(-tiles // turns) if self.rows else most
+
     def lanes(self, wanted: int, numbers: int) -> list[int]:
         """Threads of a row, those first of which enough run at once and which hold about ``wanted`` values."""
         filled = [n for n in _powers(1, _WIDEST) if n * self.vector < 2 * self.columns]
@@ -132,6 +147,7 @@ def _seed(algorithm: str, lanes: int, **others: Choice) -> Seed:
         "programs": 0,
         "stages": 1,
         "parts": 1,
+        "beside": 1,
     }
     return {**plain, **others}
 
@@ -205,29 +221,31 @@ def _spread(facts: RowFacts) -> Iterable[Seed]:
 
 
 def _summed(facts: RowFacts) -> Iterable[Seed]:
-    """Persistent programs; two rows are in flight beside the one at work, or one in registers."""
+    """Persistent programs; two rows are in flight beside the one at work, or one in registers.
+
+    Where few threads hold a row, a program's others have rows beside it: all of them leave one partial sum.
+    """
     lanes = facts.lanes(_MANY_SUMMED, facts.sums + facts.loads + facts.weights)
-    programs = {n: facts.units * max(1, facts.programs(n)) for n in lanes}
     first, *more = lanes
 
-    def fitting(n: int, stages: int) -> int:
-        used = (stages - 1) * facts.row_bytes * (programs[n] // facts.units)
-        return stages if used <= facts.shared_bytes * 3 // 4 else 0
+    def seed(n: int, stages: int, times: int = 1, rows: int = 1) -> Seed:
+        beside = facts.rows_beside(n)
+        each = max(1, facts.programs(n) // beside) if rows == 1 else 1
+        used = (stages - 1) * facts.row_bytes * rows * beside * each
+        programs = facts.persistent(rows * beside, times * each)
+        fitting = stages if used <= facts.shared_bytes * 3 // 4 else 0
+        return _seed("tile", n, programs=programs, stages=fitting, rows=rows, beside=beside)
 
-    deep = [
-        _seed("tile", first, programs=programs[first], stages=fitting(first, 4)),
-        _seed("tile", first, programs=programs[first], stages=fitting(first, 3)),
-    ]
-    near = [_seed("tile", first, programs=programs[first], stages=0)]
+    deep, near = [seed(first, 4), seed(first, 3)], [seed(first, 0)]
     # Several sums leave a thread little to do besides: then fewer threads with more of a row each, read into registers.
-    fewer = [_seed("tile", n, programs=programs[n], stages=0) for n in more if n < first][:1]
+    fewer = [seed(n, 0) for n in more if n < first][:1]
     yield from [*fewer, *deep, *near] if facts.sums > 1 else [*near, *deep, *fewer]
-    yield _seed("tile", first, programs=facts.units, stages=0, rows=2)
-    yield _seed("tile", first, programs=2 * programs[first], stages=fitting(first, 3))
+    yield seed(first, 0, rows=2)
+    yield seed(first, 3, times=2)
     for n in more[:2]:
-        yield _seed("tile", n, programs=programs[n], stages=fitting(n, 3))
-        yield _seed("tile", n, programs=programs[n], stages=0)
-    yield _seed("tile", first, programs=facts.units, stages=fitting(first, 3), rows=2)
+        yield seed(n, 3)
+        yield seed(n, 0)
+    yield seed(first, 3, rows=2)
 
 
 def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str, tuple[Choice, ...]]:
@@ -240,6 +258,7 @@ def choices_of(facts: RowFacts, seeds: list[Seed], least_rows: int) -> dict[str,
         "depth": () if facts.sums else [max(1, columns // facts.vector) for columns in (32, 16, 8, 64)],
         "programs": [facts.units * n for n in (2, 4, 1, 8)] if facts.sums else (0,),
         "stages": (3, 0, 4, 1) if facts.sums else (1, 3),
+        "beside": (1, 2, 4, 8) if facts.sums else (1,),
         # Parts wait for each other: all of a row's have to be at work at once, on a unit that others use as well.
         "parts": _powers(1, facts.units // 2) if facts.may_share and facts.sweeps > 1 else (1,),
     }
