@@ -41,8 +41,8 @@ class Evaluator(Protocol):
         """Build, check against the fp64 reference, time against the baselines, explain.
 
         A kernel whose speedup stays below ``beat`` is checked on few inputs, in a large region every one on none; its
-        evaluation is not ``complete``. ``surely``: check in any case and measure until it is clear whether ``speedup_low`` reaches ``beat``,
-        and give the diagnosis of a kernel that passes a profile.
+        evaluation is not ``complete``. ``surely``: check in any case, measure until it is clear whether ``speedup_low``
+        reaches ``beat``, and give the diagnosis of a kernel that passes a profile.
         ``outside``: the kernel was not written by this package's families but by a language model, an agent or anybody
         else; it is refused (``"isolation"``) where the worker is less isolated than that is asked for.
         """
