@@ -12,10 +12,13 @@ Row = dict[str, Any]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """``geomean_speedup``, and under ``summary`` the counts and the names of what went wrong, altogether and by family."""
+    """``geomean_speedup``, altogether and by origin, and under ``summary`` the counts and the names of what went wrong,
+    altogether and by family."""
     families = dict.fromkeys(row["family"] for row in rows)
+    origins = dict.fromkeys(row["origin"] for row in rows)
     return {
         "geomean_speedup": _geomean(rows),
+        "geomean_by_origin": {name: _geomean([row for row in rows if row["origin"] == name]) for name in origins},
         "summary": _counted(rows)
         | {"families": {name: _counted([row for row in rows if row["family"] == name]) for name in families}},
     }

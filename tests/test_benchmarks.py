@@ -147,7 +147,15 @@ def test_a_familys_drawn_cases_do_not_depend_on_how_many_are_drawn() -> None:
 def test_merging_joins_shards_in_the_order_of_their_numbers() -> None:
     def shard(*names: str) -> dict[str, Any]:
         rows = [
-            {"name": name, "family": "chains", "error": None, "disagreements": {}, "speedup": 2.0} for name in names
+            {
+                "name": name,
+                "family": "chains",
+                "error": None,
+                "disagreements": {},
+                "speedup": 2.0,
+                "origin": "variation",
+            }
+            for name in names
         ]
         return {
             "benchmark": "curve", "chip": "X", "device": "cpu", "versions": {}, "date": "2026-01-01", "search": "quick",
@@ -157,6 +165,7 @@ def test_merging_joins_shards_in_the_order_of_their_numbers() -> None:
     joined = merge.merged([shard("features-128", "features-8"), shard("features-16")])
     assert [row["name"] for row in joined["cases"]] == ["features-8", "features-16", "features-128"]
     assert joined["summary"]["cases"] == 3 and joined["geomean_speedup"] == pytest.approx(2.0)
+    assert joined["geomean_by_origin"] == {"variation": pytest.approx(2.0)}
     with pytest.raises(ValueError, match="two files"):
         merge.merged([shard("features-8"), shard("features-8")])
 
@@ -164,7 +173,8 @@ def test_merging_joins_shards_in_the_order_of_their_numbers() -> None:
 def test_cases_that_were_not_measured_again_stand_with_their_own_date() -> None:
     def run(date: str, *names: str) -> dict[str, Any]:
         fields = dict.fromkeys(("benchmark", "chip", "device", "versions", "search", "quick", "seed"))
-        rows = [{"name": name, "family": "chains", "error": None, "disagreements": {}} for name in names]
+        plain = {"family": "chains", "origin": "variation", "error": None, "disagreements": {}}
+        rows = [plain | {"name": name} for name in names]
         return fields | {
             "date": date,
             "ceilings": {"bytes_per_s": 1.0, "flops_per_s": {}},

@@ -76,8 +76,20 @@ def longtail_table(document: Document) -> str:
     ]
     lines += [longtail_row(row, names) for row in document["cases"]]
     if document["geomean_speedup"]:
-        lines += ["", f"Geometric mean of the speedups: {document['geomean_speedup']:.2f}×.{longest_compile(document)}"]
+        lines += ["", f"{geomeans(document)}{longest_compile(document)}"]
     return "\n".join(lines)
+
+
+def geomeans(document: Document) -> str:
+    """Of all cases, and where they are told apart, of those that came with the design and of their variations."""
+    text = f"Geometric mean of the speedups: {document['geomean_speedup']:.2f}×"
+    by_origin = document.get("geomean_by_origin", {})
+    if {"table", "variation"} <= by_origin.keys():
+        text += (
+            f"; of the cases whose times came with the design {by_origin['table']:.2f}×, of their variations, in italics,"
+            f" {by_origin['variation']:.2f}×"
+        )
+    return f"{text}."
 
 
 def longest_compile(document: Document) -> str:
