@@ -35,7 +35,7 @@ from kevolve_inductor.evaluate.closeness import allowed_error
 from kevolve_inductor.exc import EmissionError, KernelIndexError
 from kevolve_inductor.graph.reference import evaluate_fp64, to_graph_module
 from kevolve_inductor.synthesis.families.chains import ChainsFamily
-from kevolve_inductor.synthesis.families.chains.plan import Pool, Regrouped
+from kevolve_inductor.synthesis.families.chains.plan import Dot, Pool, Regrouped
 from kevolve_inductor.synthesis.family import Match
 
 FAMILY = ChainsFamily()
@@ -179,6 +179,23 @@ CASES: dict[str, Case] = {
     "regrouped": Case(interaction, lambda: [normal(3, 9, 100), normal(3, 9, 300)], False, 1),
     "regrouped, small": Case(interaction, lambda: [normal(3, 10, 25), normal(3, 10, 41)], False, 1),
     "regrouped, narrow": Case(interaction, lambda: [normal(3, 9, 100), normal(3, 9, 100)], False, 1),
+    "regrouped, 100 rows": Case(
+        interaction, lambda: [normal(2, 100, 151, dtype=HALF) / 4, normal(2, 100, 333, dtype=HALF)], False, 1
+    ),
+    "tall": Case(interaction, lambda: [normal(2, 160, 224, dtype=HALF) / 4, normal(2, 160, 448, dtype=HALF)], True, 1),
+    "tall, odd": Case(
+        interaction, lambda: [normal(2, 130, 151, dtype=HALF) / 4, normal(2, 130, 333, dtype=HALF)], True, 1
+    ),
+    "tall, three pieces": Case(
+        interaction, lambda: [normal(2, 197, 221, dtype=HALF) / 4, normal(2, 197, 301, dtype=HALF)], True, 1
+    ),
+    "tall, narrow": Case(interaction, lambda: [normal(2, 130, 150), normal(2, 130, 150)], True, 1),
+    "tall interaction of rows": Case(
+        interaction_of_rows,
+        lambda: [normal(*shape, dtype=HALF) / 4 for shape in ((2, 140, 220), (2, 140, 130), (130,), (130,))],
+        True,
+        3,
+    ),
     "normalised interaction": Case(
         normalised_interaction, lambda: [normal(3, 20, 33), normal(20, 18), normal(360), normal(360)], False, 4
     ),
@@ -273,6 +290,17 @@ def test_every_spelling_is_one_region(name: str) -> None:
 def test_the_cheaper_order_of_two_products_is_taken() -> None:
     assert isinstance(found_of("regrouped").match.plan.steps[0], Regrouped)
     assert not any(isinstance(step, Regrouped) for step in found_of("own projections").match.plan.steps)
+
+
+def test_many_rows_are_regrouped_where_the_written_order_cannot_be_held() -> None:
+    steps = {}
+    for features, width, columns in ((160, 224, 448), (256, 224, 448), (160, 128, 128), (160, 128, 64)):
+        with FakeTensorMode():
+            found = find(FAMILY, interaction, halves((1024, features, width), (1024, features, columns)))
+        (step, *_) = on_gpu(found).match.plan.steps
+        steps[features, width, columns] = type(step)
+    assert steps == {(160, 224, 448): Regrouped, (256, 224, 448): Regrouped, (160, 128, 128): Regrouped,
+                     (160, 128, 64): Dot}  # fmt: skip
 
 
 def test_the_written_order_is_there_as_well() -> None:
@@ -445,6 +473,39 @@ def interpret() -> None:
     interpret_dynamic_rows()
 
 
+def interpret_many_rows() -> None:
+    """Some rows at a time, and all of them in pieces."""
+    teach_interpreter()
+    for name, sizes in (
+        ("tall", ((64, 64), (256, 64))),
+        ("tall, odd", ((128, 64), (256, 32))),
+        ("tall, three pieces", ((64, 64),)),
+        ("tall, narrow", ((256, 128),)),
+    ):
+        found = found_of(name)
+        schedule = {**FAMILY.space(found.match, CUDA).default, "precision": "ieee"}
+        assert_triton_agrees(FAMILY, found, [{**schedule, "rows": rows, "block": block} for rows, block in sizes])
+    interpret_many_rows_that_are_not_finite()
+
+
+def interpret_many_rows_that_are_not_finite() -> None:
+    torch.manual_seed(3)
+    found = on_gpu(find(FAMILY, interaction, [normal(2, 135, 150), normal(2, 135, 149)]))
+    rows, projection = sorted(found.examples.values(), key=lambda value: -value.shape[-1])[:2]
+    default = {**FAMILY.space(found.match, CUDA).default, "precision": "ieee", "block": 64}
+    schedules = [{**default, "rows": rows} for rows in (64, 256)]
+    # One column: what stands beside it is computed anew from all rows.
+    for change in (float("inf"), float("nan")):
+        projection[1, 40, 7] = change
+        assert not values_of(found, found.match.outputs)[0][1, :, 7].isfinite().any()
+        assert_triton_agrees(FAMILY, found, schedules)
+    # One of the last rows, whose square overflows, but is multiplied by zero.
+    rows[1, :, 7], projection[1] = rows[1, :, 7].abs(), projection[0].abs()
+    rows[1, 131, 7], projection[1, 131] = 1e25, 0.0
+    assert values_of(found, found.match.outputs)[0].isfinite().all()
+    assert_triton_agrees(FAMILY, found, schedules)
+
+
 def interpret_what_is_not_finite() -> None:
     """Both orders of a product of three give NaN in different places: the written one counts."""
     # In half precision what is stored is a number of its own, which is made anew as well.
@@ -478,6 +539,10 @@ def interpret_dynamic_rows() -> None:
 
 def test_triton_agrees_with_eager_under_the_interpreter() -> None:
     interpreted("test_chains", "interpret")
+
+
+def test_many_rows_agree_with_eager_under_the_interpreter() -> None:
+    interpreted("test_chains", "interpret_many_rows")
 
 
 @pytest.mark.gpu
@@ -517,6 +582,8 @@ LARGE: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], int]] = 
     "pooling": (pooling, ((65536, 39, 64),), 128),
     "normalised interaction": (normalised_interaction, ((4096, 128, 128), (128, 32), (4096,), (4096,)), 168),
     "regrouped": (interaction, ((1024, 40, 224), (1024, 40, 448)), 255),
+    "tall": (interaction, ((1024, 160, 224), (1024, 160, 448)), 255),
+    "tall, 256": (interaction, ((1024, 256, 224), (1024, 256, 448)), 255),
     "feed forward": (normalised_feed_forward, ((4096, 64, 128), (4096, 128, 32), (4096, 32, 128), (128,)), 255),
     "perceptron": (perceptron, ((131072, 256), (128, 256), (128,), (64, 128), (64,), (1, 64), (1,)), 255),
     "cross": (cross, ((65536, 1024), *CROSS, *CROSS, *CROSS), 255),

@@ -16,6 +16,7 @@ from test_chains import (
     feed_forward,
     found_of,
     halves,
+    interaction,
     normal,
     on_gpu,
     teach_interpreter,
@@ -29,8 +30,7 @@ from kevolve_inductor.kernel import Argument, Kernel, Launch
 from kevolve_inductor.platforms.cuda import launch
 from kevolve_inductor.synthesis.families.chains.gelu import GELU_HELPERS
 from kevolve_inductor.synthesis.families.chains.plan import Dot
-from kevolve_inductor.synthesis.families.chains.straight import pieces_of
-from kevolve_inductor.synthesis.families.chains.tiles import Piece
+from kevolve_inductor.synthesis.families.chains.sizes import Piece, pieces_of
 from kevolve_inductor.synthesis.family import Match, Schedule
 
 PIECES = {
@@ -305,6 +305,28 @@ def test_pieces_lie_alike_in_shared_memory(folder: Path) -> None:
         # What stays for all rows of a sample has places of its own, and may be narrower.
         assert ("(64 + tl.arange(0, 32))" in kernel.source) == (loop > 1)
         compile_for(kernel, region_of(match), "sm_90", folder)
+
+
+def test_rows_that_are_summed_over_come_in_pieces() -> None:
+    """160 are 128 and 32, beside 64 rows of a program; where a program takes all of them, its own pieces serve as both."""
+    match = found_of("tall").match
+    source = source_of(match, rows=64, block=64, ahead=True)
+    assert "v1_square_0 = tl.zeros([64, 128]" in source and "v1_square_128 = tl.zeros([64, 32]" in source
+    source = source_of(match, rows=256, block=64, ahead=True)
+    first, second, _ = (part.split("if tl.sum")[0] for part in source.split("for c", 3)[1:])
+    assert [part.count("tl.load(") for part in (first, second)] == [2, 2]
+    assert [part.count("tl.dot(") for part in (first, second)] == [4, 4] and second.count("tl.store(") == 2
+
+
+def test_all_rows_of_a_sample_fit_a_program(folder: Path) -> None:
+    pytest.importorskip("triton")
+    from kevolve_inductor.platforms.triton_build import compile_for
+
+    with FakeTensorMode():
+        match = on_gpu(find(FAMILY, interaction, halves((1024, 160, 224), (1024, 160, 448)))).match
+    (schedule,) = [s for s in FAMILY.space(match, CUDA).seeds[:8] if (s["rows"], s["block"]) == (256, 64)]
+    resources = compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)
+    assert resources.spills in (0, None) and (resources.shared_bytes or 0) <= CUDA.shared_bytes
 
 
 def test_pieces_take_no_more_columns_than_they_need() -> None:

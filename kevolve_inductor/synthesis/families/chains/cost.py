@@ -14,6 +14,8 @@ from ...family import Schedule
 
 # Products of float32 take several passes of the matrix units.
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 7.8e14, "float16": 7.8e14, "float32": 1.3e14}, 4e-6)
+# Of a vendor's products of float32, which do without the matrix units.
+VENDOR_FLOAT32_FLOPS_PER_S = 6e13
 _CACHE_BYTES_PER_S = 9e12
 # A thread has 255 registers; the model is not exact to the last of them, so that almost another program fits, too.
 _SLACK = 0.25
@@ -51,9 +53,9 @@ class Tally:
 
     ``early_bytes`` are loaded outside of loops, ``sample_bytes`` of them for all rows of a sample; ``late_bytes`` in a
     turn for other things than products. ``step_bytes`` are the most operands of one product, where
-    others come after it. ``scalar_ops`` are done by the threads themselves, and
-    ``least_rows`` those of the smallest product. There are ``sweeps`` in it, one after another; ``may_be_flat``:
-    the turns of all units' only sweep can be those of one loop.
+    others come after it; ``kept_bytes`` pass through shared memory beside what is loaded. ``scalar_ops`` are done by the
+    threads themselves, and ``least_rows`` those of the smallest product. There are ``sweeps`` in it, one after another;
+    ``may_be_flat``: the turns of all units' only sweep can be those of one loop.
     """
 
     flops: int = 0
@@ -70,6 +72,7 @@ class Tally:
     sample_bytes: int = 0
     late_bytes: int = 0
     step_bytes: int = 0
+    kept_bytes: int = 0
     scalar_ops: int = 0
     least_rows: int = 1 << 20
     sweeps: int = 0
@@ -113,7 +116,7 @@ def cost_of(tally: Tally, schedule: Schedule, dtype: str, units: int, least_byte
     parts = 2 if dtype == "float32" and loop > 1 else 1
     registers += registers // 4 if dtype == "float32" else 0
     straight = parts * tally.operand_bytes * (stages if loop > 1 and not ahead else 1)
-    shared = max(straight, tally.looped_bytes * stages) + parts * tally.fixed_bytes
+    shared = max(straight, tally.looped_bytes * stages) + parts * tally.fixed_bytes + tally.kept_bytes
     if loop == 1 and tally.step_bytes:
         shared = tally.step_bytes
     by_registers = _REGISTERS / (32 * warps * registers)

@@ -14,7 +14,7 @@ from ....platforms.platform import Target
 from ...family import Family, Match, Rejection, Schedule, ScheduleSpace
 from ..common import arguments_of, in_graph_order
 from ..products import is_product
-from .cost import CEILINGS
+from .cost import CEILINGS, VENDOR_FLOAT32_FLOPS_PER_S
 from .cpp import check_pools, cpp_space, source_of
 from .grow import Chain, Grower
 from .plan import ChainPlan, Pool, Reduce
@@ -63,6 +63,10 @@ class ChainsFamily(Family):
             raise UnsupportedError("size", "what the chain holds exceeds registers or shared memory")
         launches = sum(map(is_product, match.nodes))
         alone = sum(estimate_s(node, CEILINGS) for node in match.nodes) + launches * CEILINGS.launch_s
+        written = match.plan.written
+        # What is estimated node by node takes the rate of 16-bit products for all of them.
+        if written is not None and written.dtype == "float32":
+            alone = max(alone, written.flops / VENDOR_FLOAT32_FLOPS_PER_S)
         best = ranked[0].cost.seconds + CEILINGS.launch_s
         # What several sums over one axis cost elsewhere is not modelled: they may be far from what memory allows.
         if best > _UNSURE * alone and not match.plan.pools:

@@ -11,11 +11,14 @@ from ....graph.dims import Dim
 from ....graph.region import TensorSpec
 from ...expression import expression as ex
 from ...expression.expression import Expr
+from .sizes import padded
 
 # Variables of a plan's expressions: the sample, and the row and the column of a tile as it is held.
 # A pool's value also depends on the position along the axis that is summed over.
 SAMPLE, ROW, COLUMN, POSITION = "b", "p", "q", "n"
 Combine = Literal["sum", "maximum", "minimum"]
+# Of a regrouped product with more rows a program takes some: the square of all would not fit registers.
+TALLEST = 128
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Regrouped:
     """``left @ (inner @ right)`` computed as ``(left @ inner) @ right``: [rows, middle], [middle, depth], [depth, columns].
 
     Where the square ``left @ inner`` or ``right`` is not finite, the two orders differ, and the written one is taken.
+    ``is_stored``: nothing is computed of it but what is stored.
     """
 
     name: str
@@ -69,10 +73,16 @@ class Regrouped:
     depth: int
     columns: int
     dtype: str
+    is_stored: bool
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
         return (self.left, self.inner, self.right)
+
+    @property
+    def is_tall(self) -> bool:
+        """Has it so many rows that a program takes some of them, and squares those with all?"""
+        return padded(self.rows) > TALLEST
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,9 @@ def is_rowwise(step: Step, rows: Dim, held: dict[str, Step]) -> bool:
         return step.tile.rows == rows
     if isinstance(step, Reduce):
         return 0 not in step.axes and step.tile.rows == rows
-    if isinstance(step, Regrouped) or step.rows != rows:
+    if step.rows != rows or (isinstance(step, Regrouped) and not step.is_tall):
         return False
+    if isinstance(step, Regrouped):
+        # None of its operands is held.
+        return True
     return not (step.right.names & held.keys()) and not (step.left.turned and step.left.names & held.keys())

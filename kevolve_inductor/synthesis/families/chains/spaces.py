@@ -141,7 +141,9 @@ def _choices(plan: ChainPlan) -> Choices:
     heights = tuple(size for size in _HEIGHTS if size <= max(tallest, _HEIGHTS[-1])) if plan.rowwise else (tallest,)
     widths = [step_width for step in plan.steps if (step_width := swept(step, plan, _BLOCKS[-1])) is not None]
     widths += [
-        store.tile.columns for store in plan.stores if is_wide_store(store) and isinstance(store.tile.columns, int)
+        store.tile.columns
+        for store in plan.stores
+        if is_wide_store(store, plan) and isinstance(store.tile.columns, int)
     ]
     widest = min(padded(max(widths, default=1)), WIDEST_HELD)
     has_products = any(isinstance(step, Dot | Regrouped) for step in plan.steps)

@@ -9,8 +9,8 @@ from ....exc import EmissionError
 from ....graph.region import ITEM_SIZES
 from .plan import SAMPLE, ChainPlan, Dot, Reduce, Store, Tile
 from .printing import Scope
-from .sizes import padded
-from .tiles import Extent, Piece
+from .sizes import pieces_of
+from .tiles import Extent
 from .triton import Writer
 
 # Operands of products in one unit, by which the text grows.
@@ -23,20 +23,6 @@ _ROW_BYTES, _LASTING_ROW_BYTES = 128, 64
 def may_be_straight(plan: ChainPlan) -> bool:
     """Pieces of columns can be multiplied one by one where rows stay apart."""
     return plan.rowwise and all(isinstance(step, Dot | Reduce) for step in plan.steps)
-
-
-def pieces_of(extent: int, block: int, least: int) -> list[Piece]:
-    """``extent`` columns in blocks, of which the last ones are as narrow as they may be, but have ``least`` columns."""
-    pieces, start = [], 0
-    while start < extent:
-        rest = extent - start
-        size = min(block, max(least, padded(rest)))
-        half = size // 2
-        if half < rest and half + max(least, padded(rest - half)) < size:
-            size = half
-        pieces.append(Piece(start, size))
-        start += size
-    return pieces
 
 
 class StraightWriter(Writer):

@@ -14,6 +14,8 @@ from .plan import ChainPlan, Dot, Pool, Reduce, Regrouped, Step, Store, Tile
 
 # Columns that a program can hold of a value: with 64 rows in float32, a quarter of the registers.
 WIDEST_HELD = 256
+# Of a tall product that is only stored, a block at a time is enough.
+_WIDEST_STORED = 64
 _MOST_SWEEPS = 6
 
 
@@ -47,6 +49,8 @@ class Order:
 
 def wide_columns(step: Step) -> int | None:
     """The columns of a wide value."""
+    if isinstance(step, Regrouped) and step.is_tall and step.is_stored and step.columns > _WIDEST_STORED:
+        return step.columns
     return step.columns if isinstance(step, Dot | Regrouped) and step.columns > WIDEST_HELD else None
 
 
@@ -54,7 +58,9 @@ def is_wide(step: Step) -> bool:
     return wide_columns(step) is not None
 
 
-def is_wide_store(store: Store) -> bool:
+def is_wide_store(store: Store, plan: ChainPlan) -> bool:
+    if any(is_wide(step) for step in plan.read_by(store)):
+        return True
     return isinstance(store.tile.columns, int) and store.tile.columns > WIDEST_HELD
 
 
@@ -96,7 +102,7 @@ def order_of(plan: ChainPlan, block: int = WIDEST_HELD) -> Order:
     stages = _stages(plan, extents)
     last = max(stages.values(), default=0)
     parts: list[Step | Sweep | Store] = []
-    waiting = [store for store in plan.stores if is_wide_store(store)]
+    waiting = [store for store in plan.stores if is_wide_store(store, plan)]
     for stage in range(last + 1):
         here = [step for step in plan.steps if stages[step.name] == stage and not is_wide(step)]
         sums = [step for step in here if extents[step.name] is not None]
@@ -109,7 +115,7 @@ def order_of(plan: ChainPlan, block: int = WIDEST_HELD) -> Order:
     for columns in dict.fromkeys(store.tile.columns for store in waiting):
         assert isinstance(columns, int)
         parts.append(Sweep(columns, (), tuple(one for one in waiting if one.tile.columns == columns)))
-    order = Order((*parts, *(store for store in plan.stores if not is_wide_store(store))))
+    order = Order((*parts, *(store for store in plan.stores if not is_wide_store(store, plan))))
     if len(order.sweeps) > _MOST_SWEEPS:
         raise WideError(plan.steps[-1].name, f"{len(order.sweeps)} sweeps over wide values")
     return order

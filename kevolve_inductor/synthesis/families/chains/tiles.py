@@ -15,9 +15,9 @@ from ...expression.triton import TRITON_TYPES
 from .ahead import ROWS, direct_reads, load_ahead
 from .cost import Tally
 from .gelu import ONE_PLUS_ERF
-from .plan import COLUMN, ROW, SAMPLE, ChainPlan, Dot, Reduce, Store, Tile
+from .plan import COLUMN, ROW, SAMPLE, ChainPlan, Dot, Reduce, Regrouped, Store, Tile
 from .printing import Scope
-from .sizes import padded
+from .sizes import Piece, padded
 
 # What an operator costs, in additions.
 _COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8, "sqrt": 8, "rsqrt": 6, "pow": 30,
@@ -25,14 +25,6 @@ _COSTS = {"exp": 6, "sigmoid": 12, "tanh": 14, "erf": 20, "truediv": 8, "log": 8
 
 # Elements of a value that is held for all units.
 _MOST_HELD = 4096
-
-
-@dataclass(frozen=True)
-class Piece:
-    """``size`` places from ``start``, of which the last ones may lie behind the end."""
-
-    start: int
-    size: int
 
 
 # How an axis of a tile is taken: the program's share of the rows, everything, the block of the sweep at hand, or a piece.
@@ -82,18 +74,19 @@ class Tiles:
         extents = (tile.rows, tile.columns)
         first, second = (self.coordinate(kinds[k], extents[k], k, scope) for k in (0, 1))
         mapping = {ROW: ex.var(first, tile.rows), COLUMN: ex.var(second, tile.columns)}
-        if isinstance(kinds[1], Piece):
-            held = [name for name in tile.names if isinstance(self.plan.by_name.get(name), Dot)]
-            mapping |= {name: ex.var(self.value_name(name, kinds[1]), None, "float32") for name in held}
+        for kind, cut in zip(kinds, (Regrouped, Dot), strict=True):
+            if isinstance(kind, Piece):
+                held = [name for name in tile.names if isinstance(self.plan.by_name.get(name), cut)]
+                mapping |= {name: ex.var(self.value_name(name, kind), None, "float32") for name in held}
         shape = (self.size(kinds[0], tile.rows, scope), self.size(kinds[1], tile.columns, scope))
         return Placed(replace_variables(tile.value, mapping), (first, second), shape)
 
-    def value_name(self, name: str, columns: Extent) -> str:
-        """The variable that holds a step's result, or a piece of its columns."""
-        if not isinstance(columns, Piece):
+    def value_name(self, name: str, kind: Extent) -> str:
+        """The variable that holds a step's result, or a piece of its columns (its rows, where it is regrouped)."""
+        if not isinstance(kind, Piece):
             return name
-        self.values.add(f"{name}_{columns.start}")
-        return f"{name}_{columns.start}"
+        self.values.add(f"{name}_{kind.start}")
+        return f"{name}_{kind.start}"
 
     def coordinate(self, kind: Extent, extent: Dim, position: int, scope: Scope) -> str:
         """The name of the coordinates along axis ``position`` of a tile, declared where they are first needed."""

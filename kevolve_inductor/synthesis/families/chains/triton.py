@@ -28,7 +28,7 @@ from .tiles import Extent, Tiles
 
 _FUNCTION = "kevolve_kernel"
 # Columns of the middle axis at once where a regrouped product is computed as it is written.
-_WRITTEN_BLOCK = 32
+WRITTEN_BLOCK = 32
 _NEUTRAL = {"sum": 0.0, "maximum": float("-inf"), "minimum": float("inf")}
 _HELPERS = {"maximum": "kv_max", "minimum": "kv_min"}
 
@@ -49,7 +49,10 @@ def emit_triton(plan: ChainPlan, arguments: tuple[Argument, ...], schedule: Sche
 
 def writer_of(plan: ChainPlan, schedule: Schedule) -> Writer:
     from .straight import StraightWriter
+    from .tall import TallWriter
 
+    if any(isinstance(step, Regrouped) and step.is_tall for step in plan.steps) and plan.rowwise:
+        return TallWriter(plan, schedule)
     return (StraightWriter if schedule["straight"] else Writer)(plan, schedule)
 
 
@@ -173,7 +176,7 @@ class Writer:
         again.as_written, again.times = True, 0
         again.lines.append("tl.debug_barrier()")
         self._parts(again)
-        odd = " + ".join(f"tl.sum({step.name}_odd, 0)" for step in regrouped)
+        odd = " + ".join(self._odd(step) for step in regrouped)
         again.close(f"if {odd} > 0:")
 
     def _parts(self, scope: Scope) -> None:
@@ -372,15 +375,21 @@ class Writer:
         size = self.tiles.size(columns, step.columns, scope)
         scope.lines.append(f"{name}_right = {right}")
         scope.lines.append(f"{name} = tl.zeros([{padded(step.rows)}, {size}], tl.float32)")
-        inner, head = self._looped(step.middle, min(_WRITTEN_BLOCK, padded(step.middle)), scope)
+        inner, head = self._looped(step.middle, min(WRITTEN_BLOCK, padded(step.middle)), scope)
         first = self.tiles.operand(step.inner, ("swept", "whole"), 1, step.dtype, inner)
-        part = f"tl.dot({first}, {name}_right{self.precision})"
-        mask = self.masks.get(self.tiles.coordinate("swept", step.middle, 0, inner))
-        # What is not finite in the right operand must not spread through rows that do not exist.
-        part = f"{f'tl.where({mask}, {part}, 0.0)' if mask else part}.to({TRITON_TYPES[step.dtype]})"
+        part = self._finite(f"tl.dot({first}, {name}_right{self.precision})", step, inner)
         left = self.tiles.operand(step.left, ("whole", "swept"), 1, step.dtype, inner)
         inner.lines.append(f"{name} = tl.dot({left}, {part}, {name}{self.precision})")
         inner.close(head)
+
+    def _finite(self, part: str, step: Regrouped, scope: Scope) -> str:
+        """Rows of ``inner @ right`` as an operand, to which nothing spreads that does not exist."""
+        mask = self.masks.get(self.tiles.coordinate("swept", step.middle, 0, scope))
+        return f"{f'tl.where({mask}, {part}, 0.0)' if mask else part}.to({TRITON_TYPES[step.dtype]})"
+
+    def _odd(self, step: Regrouped) -> str:
+        """How often a result was not finite."""
+        return f"tl.sum({step.name}_odd, 0)"
 
     # --- results ---
 
