@@ -45,7 +45,7 @@ _FINALISTS = 3
 # Of those that are found wrong only then there may be more: the next best may be right.
 _MOST_FINALISTS = 8
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
-_LEAST_TRIALS = 3
+_LEAST_TRIALS, _MOST_UNWRITTEN = 3, 50
 # After that there is time for this share of what preparing took, or of all there was, since candidates are built by then:
 # less where other regions wait for it.
 _LEAST_SHARE, _LEAST_OF_SHARED = 0.5, 0.25
@@ -241,7 +241,9 @@ class Tuner:
     def _stop(self, search: _Search, budget: Budget) -> StopReason | None:
         """Why the search is to end now."""
         least = _LEAST_TRIALS if self.settings.trials is None else min(_LEAST_TRIALS, self.settings.trials)
-        if budget.trials_spent >= least:
+        # What no kernel could be written for comes first, since it waits for no build, and says nothing.
+        written = sum(trial.kernel is not None for trial in search.trials)
+        if written >= least or budget.trials_spent >= (self.settings.trials or _MOST_UNWRITTEN):
             return budget.stop()
         has_won = any(self._accepts(trial.evaluation) for trial in search.trials)
         return StopReason.TIME_SPENT if search.others_wait and has_won and budget.remaining_s == 0 else None

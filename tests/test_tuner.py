@@ -11,7 +11,7 @@ import torch
 from kevolve_inductor.cache.store import Store
 from kevolve_inductor.evaluate.evaluation import Refused
 from kevolve_inductor.evaluate.null import NullEvaluator
-from kevolve_inductor.exc import UndecidedError
+from kevolve_inductor.exc import EmissionError, UndecidedError
 from kevolve_inductor.graph.discovery import discover
 from kevolve_inductor.kernel import Kernel, digest_of
 from kevolve_inductor.platforms.null import NullPlatform
@@ -230,3 +230,19 @@ def test_where_others_wait_a_region_goes_beyond_its_time_only_to_find_something_
         evaluator = Slow(clock, open_s, trial_s, distortion)
         tuner = Tuner(Settings(store=tmp_path), NullPlatform(), Store.open(tmp_path), evaluator, clock)
         assert tuner.search(found, 25.0, others_wait=others_wait).trials == trials
+
+
+def test_schedules_without_a_kernel_use_up_none_of_the_few_trials(found, tmp_path):
+    class Reluctant(RowFamily):
+        refused = 0
+
+        def emit(self, match, schedule, language):
+            self.refused += 1
+            if self.refused <= 5:
+                raise EmissionError("not yet")
+            return super().emit(match, schedule, language)
+
+    tuner = Tuner(Settings(store=tmp_path), NullPlatform(), Store.open(tmp_path), NullEvaluator())
+    entry = tuner.search(replace(found, family=Reluctant()), 0.0)
+    rows = tuner.store.trials(entry.key)
+    assert len(rows) == 8 and sum(row.kernel is not None for row in rows) == 3

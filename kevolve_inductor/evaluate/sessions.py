@@ -23,8 +23,9 @@ from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
+from .footprint import needed_bytes
 from .guarded import Suspect, read_outputs, write_outputs
-from .inputs import distributions_for, generate, named, timed_inputs
+from .inputs import generate, named, timed_inputs
 from .job import ApplyJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob
 from .timing import Contest, Rotation, Timing
 
@@ -107,10 +108,8 @@ class BenchSession:
         try:
             suspect = Suspect(built.compiled, job.kernel.workspaces, self._region, symbols, self._executor)
             result = suspect.run(inputs, job.distribution)
-        except ResourceError as error:
-            return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
-        except RuntimeError as error:
-            return {"evaluation": to_json(Crashed(None, str(error)[:500]))}
+        except (ResourceError, RuntimeError) as error:
+            return {"evaluation": to_json(self._broken_off(error))}
         if isinstance(result, Mismatch):
             return {"evaluation": to_json(result)}
         if not result.raised:
@@ -143,11 +142,9 @@ class BenchSession:
         try:
             candidate = self._in_turn([self._candidate(built.compiled, inputs) for inputs in self._inputs])
             timing = self._contest.time(candidate, job.decide_at)
-        except ResourceError as error:
-            return {"evaluation": to_json(ResourceFailed(error.resource, error.needed, error.available))}
-        except RuntimeError as error:
+        except (ResourceError, RuntimeError) as error:
             # A kernel that is timed before it was checked may do anything.
-            return {"evaluation": to_json(Crashed(None, str(error)[:500]))}
+            return {"evaluation": to_json(self._broken_off(error))}
         if job.decide_at is not None and timing.too_noisy_for(job.decide_at):
             interval = f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f} after {timing.rounds} rounds"
             return {
@@ -168,6 +165,15 @@ class BenchSession:
             job.build_s,
         )
         return {"evaluation": to_json(passed)}
+
+    def _broken_off(self, error: ResourceError | RuntimeError) -> ResourceFailed | Crashed:
+        if isinstance(error, ResourceError):
+            return ResourceFailed(error.resource, error.needed, error.available)
+        if isinstance(error, torch.OutOfMemoryError):
+            # That others hold so much says nothing against the kernel.
+            needed, free = needed_bytes(self._region, self._symbols), self._executor.free_bytes()
+            return ResourceFailed("bytes of memory", needed, free)
+        return Crashed(None, str(error)[:500])
 
     def profile(self, job: ProfileJob) -> dict[str, Any]:
         built = self._build(job.kernel)
@@ -227,9 +233,7 @@ class RefereeSession:
         if executor.device.type != "cpu":
             # A GPU's driver loads each of a hundred small kernels when it is first called. Now nobody waits for that: the
             # bench is building its baselines.
-            executor.synchronize()
-            with executor.turn():
-                self._judge.rehearse(distributions_for(job.region, job.workload)[0])
+            self._judge.rehearse()
 
     def applies(self, job: ApplyJob) -> dict[str, Any]:
         return {"applies": self._judge.applies(job.distribution)}

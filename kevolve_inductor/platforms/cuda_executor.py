@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +81,8 @@ class CudaExecutor(Executor):
         return _Replay(graph, kept)
 
     def measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
-        with self.turn():
+        with turn_on(device_name()):
             return self._measure(timed, rounds, cold)
-
-    def turn(self) -> AbstractContextManager[object]:
-        return turn_on(device_name())
 
     def _measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
         events: list[list[tuple[Any, Any]]] = [[] for _ in timed]

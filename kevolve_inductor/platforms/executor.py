@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -76,10 +75,6 @@ class Executor(ABC):
     @abstractmethod
     def measure(self, timed: Sequence[Call], rounds: int, cold: bool) -> list[list[float]]:
         """Microseconds of each call (rows) in each round (columns), taken in turn; ``cold`` empties the caches before each."""
-
-    def turn(self) -> AbstractContextManager[object]:
-        """Meanwhile no other process measures on the device, where several share one."""
-        return nullcontext()
 
     @abstractmethod
     def synchronize(self) -> None:

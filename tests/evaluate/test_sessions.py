@@ -138,3 +138,19 @@ def test_workspaces_that_do_not_fit_are_a_limit_and_no_crash(tmp_path):
         failed = from_json(answer["evaluation"])
         assert isinstance(failed, ResourceFailed)
         assert failed.needed == 4 * 2**42 > failed.available
+
+
+class FullMachine(SmallMachine):
+    """Others take its memory once the baselines are known."""
+
+    looked = False
+
+    def measure(self, timed, rounds, cold):
+        if self.looked and len(timed) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.looked = True
+        return super().measure(timed, rounds, cold)
+
+
+def test_memory_that_others_hold_says_nothing_against_a_kernel(tmp_path):
+    assert isinstance(timed(FullMachine(1e15), tmp_path), ResourceFailed)
