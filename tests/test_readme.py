@@ -48,7 +48,7 @@ def test_a_new_measurement_replaces_the_older_one_of_its_chip(readme: ModuleType
 def row(name: str, family: str, **more: Any) -> dict[str, Any]:
     times = {"eager": 300.0, "inductor": 200.0, "kevolve": 100.0}
     return {
-        "name": name, "family": family, "error": None, "disagreements": {}, "times_us": times, "floor_us": 50.0,
+        "name": name, "family": family, "origin": "random", "error": None, "disagreements": {}, "times_us": times, "floor_us": 50.0,
         "speedup": 2.0, "swapped": 1, "trials": 5, "compile_s": 9.0, "verdicts": ["x: swapped"], "wrong": [],
     } | more  # fmt: skip
 
