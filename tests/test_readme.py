@@ -48,8 +48,8 @@ def test_a_new_measurement_replaces_the_older_one_of_its_chip(readme: ModuleType
 def row(name: str, family: str, **more: Any) -> dict[str, Any]:
     times = {"eager": 300.0, "inductor": 200.0, "kevolve": 100.0}
     return {
-        "name": name, "family": family, "origin": "random", "error": None, "disagreements": {}, "times_us": times, "floor_us": 50.0,
-        "speedup": 2.0, "swapped": 1, "trials": 5, "compile_s": 9.0, "verdicts": ["x: swapped"], "wrong": [],
+        "name": name, "family": family, "origin": "random", "error": None, "disagreements": {}, "times_us": times,
+        "floor_us": 50.0, "speedup": 2.0, "swapped": 1, "trials": 5, "compile_s": 9.0, "verdicts": ["x: swapped"], "wrong": [],
     } | more  # fmt: skip
 
 
@@ -68,6 +68,13 @@ def test_drawn_shapes_are_counted_by_family(readme: ModuleType, tmp_path: Path) 
     assert "| rows | 2 | 2 | 1.00× | 1.00× | 1 | 0 | 1 of 10 |" in text
     assert "| bags | 1 | 0 | 0.50× | – | 0 | 1 | 0 of 5 |" in text
     assert "| **all** | 3 | 2 |" in text
+
+
+def test_published_cases_and_their_variations_have_geomeans_of_their_own(readme: ModuleType) -> None:
+    rows = [row("a", "rows", origin="table"), row("b", "rows", origin="variation", speedup=0.5)]
+    text = readme.geomeans(summary(rows))
+    assert "speedups: 1.00×;" in text and "came with the design 2.00×," in text and "in italics, 0.50×" in text
+    assert readme.geomeans(summary(rows[:1])) == "Geometric mean of the speedups: 2.00×."
 
 
 def test_a_curve_says_which_side_was_taken(readme: ModuleType, tmp_path: Path) -> None:
