@@ -44,7 +44,8 @@ _LEAST_TARGET = 1.25
 _FINALISTS = 3
 # Of those that are found wrong only then there may be more: the next best may be right.
 _MOST_FINALISTS = 8
-# Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing.
+# Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing. Where no kernel can
+# be written for any of so many schedules, none will come.
 _LEAST_TRIALS, _MOST_UNWRITTEN = 3, 50
 # After that there is time for this share of what preparing took, or of all there was, since candidates are built by then:
 # less where other regions wait for it.
