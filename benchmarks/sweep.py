@@ -39,9 +39,7 @@ _COLUMNS = ("time_us", "order", "registers", "spills", "shared_bytes", "worst")
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     known = CASES if arguments.drawn is None else drawn(_DRAWN, arguments.drawn)
-    chosen = [
-        case for case in select(arguments.cases, "cuda", known) if not arguments.exact or case.name in arguments.cases
-    ]
+    chosen = select(arguments.cases, "cuda", known)
     if not chosen:
         print(f"no case for cuda matches {' '.join(arguments.cases)}", file=sys.stderr)
         return 1
@@ -60,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sweep", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="+", help="cases whose name or family contains one of these")
-    parser.add_argument("--exact", action="store_true", help="only cases that are called so")
     parser.add_argument("--family", help="only regions of this family")
     parser.add_argument("--limit-s", type=float, default=60.0, help="seconds for each case (default 60)")
     parser.add_argument("--random", type=int, default=100, metavar="COUNT", help="schedules drawn beside the seeds")
@@ -88,7 +85,7 @@ def _case(case: Case, arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _child(case: Case, arguments: argparse.Namespace, path: Path, limit_s: float) -> bool:
     """Runs a process that appends to ``path``; was it ended by a kernel's fault?"""
-    options = ["--exact", "--limit-s", limit_s, "--random", arguments.random, "--seed", arguments.seed]
+    options = ["--limit-s", limit_s, "--random", arguments.random, "--seed", arguments.seed]
     options += ["--jobs", arguments.jobs, "--rows", path]
     options += ["--family", arguments.family] if arguments.family else []
     options += ["--target", arguments.target] if arguments.target else []

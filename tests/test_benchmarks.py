@@ -144,6 +144,18 @@ def test_a_familys_drawn_cases_do_not_depend_on_how_many_are_drawn() -> None:
         assert made[0] == made[1]
 
 
+def test_a_name_chooses_its_case_alone_and_a_part_of_names_all_that_have_it() -> None:
+    def chosen(*wanted: str) -> list[str]:
+        return [case.name for case in longtail.select(list(wanted), "cuda")]
+
+    assert chosen("cross-entropy") == ["cross-entropy"]
+    assert set(chosen("cross-entr")) > {"cross-entropy", "cross-entropy-gradient", "smoothed-cross-entropy"}
+    assert set(chosen("cross-entropy", "scans")) == {"cross-entropy", *chosen("scans")} and "running-sum" in chosen(
+        "scans"
+    )
+    assert chosen() == [case.name for case in CASES if "cuda" in case.devices]
+
+
 def test_merging_joins_shards_in_the_order_of_their_numbers() -> None:
     def shard(*names: str) -> dict[str, Any]:
         rows = [

@@ -188,9 +188,9 @@ def is_rowwise(step: Step, rows: Dim, held: dict[str, Step]) -> bool:
         return step.tile.rows == rows
     if isinstance(step, Reduce):
         return 0 not in step.axes and step.tile.rows == rows
-    if step.rows != rows or (isinstance(step, Regrouped) and not step.is_tall):
+    if step.rows != rows:
         return False
     if isinstance(step, Regrouped):
         # None of its operands is held.
-        return True
+        return step.is_tall
     return not (step.right.names & held.keys()) and not (step.left.turned and step.left.names & held.keys())
