@@ -447,10 +447,12 @@ def triton_schedules(match: Match) -> list[dict[str, Any]]:
         {},
         {"store": "gather", "group": 1, "loop": 2, "chunk": 16},
         {"store": "gather", "group": 1, "precision": "tf32x3"},
+        {"group": 1, "programs": 3, "once": True},
         {"group": 2, "loop": 3},
+        {"group": 2, "programs": 2},
     ]
     schedules = [{**default, **change} for change in changes]
-    return schedules if not any(spec.dtype == "int64" for spec in region_of(match).inputs) else schedules[:3]
+    return schedules if not any(spec.dtype == "int64" for spec in region_of(match).inputs) else schedules[:4]
 
 
 def interpret() -> None:

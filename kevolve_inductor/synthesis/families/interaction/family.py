@@ -45,7 +45,7 @@ class InteractionFamily(Family):
         return Match(self.name, reading.nodes, reading.inputs, (reading.root,), "long tail", plan, int(flops))
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
-        return triton_space(match.plan) if target.platform in ("cuda", "hip") else cpp_space(match.plan, target)
+        return (triton_space if target.platform in ("cuda", "hip") else cpp_space)(match.plan, target)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         if language == "cpp":

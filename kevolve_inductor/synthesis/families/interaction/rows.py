@@ -38,12 +38,15 @@ def needs_wide_offsets(plan: Plan) -> bool:
 
 
 class RowLoader:
-    """``tile`` features by ``chunk`` of their width. Expects ``rows``, ``b``, ``live``; defines ``x`` and what it needs."""
+    """``tile`` features by ``chunk`` of their width. Expects ``rows``, ``b``, ``live``; defines ``x`` and what it needs.
 
-    def __init__(self, plan: Plan, tile: int, chunk: int, group: int, exact: bool) -> None:
+    With ``once`` the second-level cache gives up first what was loaded.
+    """
+
+    def __init__(self, plan: Plan, tile: int, chunk: int, group: int, exact: bool, once: bool) -> None:
         self.plan, self.shape = plan, plan.shape
         self.wide = ".to(tl.int64)" if needs_wide_offsets(plan) else ""
-        self.tile, self.chunk, self.group, self.exact = tile, chunk, group, exact
+        self.tile, self.chunk, self.group, self.exact, self.once = tile, chunk, group, exact, once
         stored = [piece for piece in plan.rows if self._is_stored(piece)]
         self.selected = stored if len(stored) >= _SELECT_FROM else []
 
@@ -109,7 +112,8 @@ class RowLoader:
 
     def _loaded(self, address: str, pieces: list[Piece]) -> str:
         mask = self._tile_mask(pieces)
-        return f"tl.load({address}, mask={mask}, other=0)" if mask else f"tl.load({address})"
+        policy = ", eviction_policy='evict_first'" if self.once else ""
+        return f"tl.load({address}, mask={mask}, other=0{policy})" if mask else f"tl.load({address}{policy})"
 
     def _select(self) -> Iterator[str]:
         """One load for many tensors: the address of each row, of elements of which 16 bytes are known to be aligned."""

@@ -54,7 +54,7 @@ def _lanes_fit(plan: Plan, vector_bytes: int) -> bool:
     return vector_bytes * features * (2 * (plan.shape.width + vector_bytes) + features) <= 2 * _SCRATCH_BYTES
 
 
-def triton_space(plan: Plan) -> ScheduleSpace:
+def triton_space(plan: Plan, target: Target) -> ScheduleSpace:
     tile, depth = max(16, next_power_of_2(plan.shape.features)), max(16, next_power_of_2(plan.shape.width))
     known = all(isinstance(s.pairs, KnownPairs) and are_few(s.pairs) for s in plan.segments if s.pairs is not None)
     single = plan.shape.stored == "float32"
@@ -67,12 +67,16 @@ def triton_space(plan: Plan) -> ScheduleSpace:
         "store": ("scatter", "gather") if known else ("gather",),
         "group": _first(group, groups),
         "loop": (1, 2, 4, 8),
+        # That many walk over all samples, so that only the first loads of each wait.
+        "programs": (0, *(target.units * n for n in (8, 4, 16, 2))),
         "warps": _first(warps, [1, 2, 4, 8] if tile < 64 else [4, 8, 2] if tile < 128 else [8, 4]),
         "stages": (2, 3, 4),
         "chunk": _first(whole, [size for size in (128, 64, 32, 16) if size < depth]),
         "precision": ("ieee", "tf32x3", "bf16x6") if single else ("ieee",),
+        # Features are read once: nothing that is still needed has to leave the second-level cache for them.
+        "once": (False, True),
     }
-    return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single, tile))))
+    return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single, tile, target.units))))
 
 
 def _group(plan: Plan, tile: int, depth: int) -> int:
@@ -84,10 +88,16 @@ def _group(plan: Plan, tile: int, depth: int) -> int:
     return max(1, min(8, 4096 // (tile * depth)))
 
 
-def _triton_seeds(single: bool, tile: int) -> list[Schedule]:
+def _triton_seeds(single: bool, tile: int, units: int) -> list[Schedule]:
+    walking: Schedule = {"group": 1, "loop": 1, "warps": 2, "stages": 3, "programs": 8 * units}
     seeds: list[Schedule] = [
         {"group": 1, "loop": 4, "warps": 1, "stages": 3},
         {"group": 1, "loop": 4, "warps": 2, "stages": 3},
+        walking,
+        {**walking, "once": True},
+        {**walking, "store": "gather"},
+        {**walking, "stages": 4, "programs": 4 * units},
+        {"group": 1, "loop": 4, "warps": 2, "stages": 3, "once": True},
         {"group": 1, "loop": 1, "warps": 1},
         {"group": 1, "loop": 4, "warps": 4, "stages": 3, "store": "gather"},
         {"group": 4, "loop": 1, "warps": 4},

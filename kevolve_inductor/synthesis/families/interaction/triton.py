@@ -1,9 +1,9 @@
 """The Triton kernel: a tile of features per sample, their products on the matrix units, the wanted ones to their columns.
 
 ``group`` samples are multiplied in one batched product (``group`` 1: one plain product), ``loop`` such groups follow one
-another in a program, with their loads pipelined ``stages`` deep. Products leave by one of two ways: ``scatter`` computes
-the column of every element of the square and stores the wanted ones; ``gather`` picks the products of consecutive columns
-out of the square and stores those.
+another in a program, with their loads pipelined ``stages`` deep; or ``programs`` of them walk over all samples. Products
+leave by one of two ways: ``scatter`` computes the column of every element of the square and stores the wanted ones;
+``gather`` picks the products of consecutive columns out of the square and stores those.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def emit_triton(plan: Plan, schedule: Schedule) -> Kernel:
     source = "\n\n".join(part for part in (used_helpers(TRITON_PRELUDE, code), code) if part) + "\n"
     arguments = [Argument("input", k) for k in range(len(plan.inputs))] + [Argument("output", 0)]
     arguments += [Argument("size", k) for k in range(len(symbols))]
-    batch = plan.shape.batch
-    grid = str(-(-batch // writer.samples)) if isinstance(batch, int) else f"cdiv({batch}, {writer.samples})"
     launch = Launch(
-        _FUNCTION, tuple(arguments), (grid,), num_warps=int(schedule["warps"]), num_stages=int(schedule["stages"])
+        _FUNCTION,
+        tuple(arguments),
+        (writer.grid,),
+        num_warps=int(schedule["warps"]),
+        num_stages=int(schedule["stages"]),
     )
     return Kernel("triton", source, (launch,))
 
@@ -52,6 +54,7 @@ class _Writer:
         self.plan, self.shape = plan, plan.shape
         self.group, self.loop = int(schedule["group"]), int(schedule["loop"])
         self.samples = self.group * self.loop
+        self.programs, self.once = int(schedule["programs"]), bool(schedule["once"])
         self.tile = max(16, next_power_of_2(self.shape.features))
         self.chunk = min(max(16, next_power_of_2(self.shape.width)), int(schedule["chunk"]))
         self.store = str(schedule["store"])
@@ -61,11 +64,20 @@ class _Writer:
         self.blocked = self.shape.stored != "float32" or self.precision != "ieee"
         self.symbols = symbols_of([*plan.inputs, plan.output])
         batch = self.shape.batch
-        self.exact = isinstance(batch, int) and batch % self.samples == 0
+        walks_singly = bool(self.programs) and self.samples == 1
+        self.exact = walks_singly or (isinstance(batch, int) and batch % self.samples == 0)
         if self.tile > LARGEST_TILE:
             raise EmissionError(f"{self.shape.features} features do not fit into one tile")
         if self.tile * self.tile * self.group > 1 << 15:
             raise EmissionError("too many products at once")
+        if self.programs and self.loop > 1:
+            raise EmissionError("programs that walk over all samples take one group a turn")
+
+    @property
+    def grid(self) -> str:
+        batch = self.shape.batch
+        needed = -(-batch // self.samples) if isinstance(batch, int) else f"cdiv({batch}, {self.samples})"
+        return str(self.programs or needed)
 
     def body(self) -> Iterator[str]:
         lead = "None, " if self.group > 1 else ""
@@ -77,7 +89,11 @@ class _Writer:
         for number, segment in enumerate(self.plan.segments):
             yield from self._prepared(number, segment)
         yield f"first = tl.program_id(0).to(tl.int64) * {self.samples}"
-        if self.loop == 1:
+        if self.programs:
+            step = f"tl.num_programs(0) * {self.samples}"
+            yield f"for turn in tl.range(first, {self.shape.batch}, {step}):"
+            yield from _indented(self._samples("turn"), 1)
+        elif self.loop == 1:
             yield from self._samples("first")
         else:
             yield f"for step in tl.range(0, {self.loop}):"
@@ -103,7 +119,7 @@ class _Writer:
     # --- products ---
 
     def _products(self) -> Iterator[str]:
-        loader = RowLoader(self.plan, self.tile, self.chunk, self.group, self.exact)
+        loader = RowLoader(self.plan, self.tile, self.chunk, self.group, self.exact, self.once)
         swapped = "tl.trans(x, (0, 2, 1))" if self.group > 1 else "tl.trans(x)"
         precision = f', input_precision="{self.precision}"' if self.shape.stored == "float32" else ""
         if self.chunk >= self.shape.width:
