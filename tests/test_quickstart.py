@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "quickstart.py"
 @pytest.mark.timeout(420)
 def test_the_demonstration_searches_once_and_remembers(store: Path) -> None:
     small = ("--rows", "1024", "--identifiers", "3", "--counters", "6")
-    command = [sys.executable, str(EXAMPLE), "--device", "cpu", *small, "--budget-s", "5"]
+    command = [sys.executable, str(EXAMPLE), "--device", "cpu", *small, "--budget-s", "2"]
     # One thread: with another test beside it, two would wait for each other most of the time.
     environment = {**os.environ, "KEVOLVE_STRICT": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)

@@ -15,7 +15,7 @@ from kevolve_inductor import report
 
 pytestmark = pytest.mark.timeout(300)
 
-OPTIONS = {"kevolve.search": "quick", "kevolve.budget_s": 4, "kevolve.trials": 2, "kevolve.strict": True}
+OPTIONS = {"kevolve.search": "quick", "kevolve.budget_s": 2, "kevolve.trials": 1, "kevolve.strict": True}
 
 
 @pytest.fixture(autouse=True)

@@ -217,27 +217,46 @@ template <typename T> static inline void kv_along_NAME(T* best, const T* x, int6
 _PIECES["kv_along_amax"] = _ALONG.replace("NAME", "amax").replace("FUNCTION", "kv_max")
 _PIECES["kv_along_amin"] = _ALONG.replace("NAME", "amin").replace("FUNCTION", "kv_min")
 
-# Past the caches, in whole lines: what is written is not read first, and nothing else has to make room for it.
+# Past the caches, in whole lines: what is written is not read first, and nothing else has to make room for it. By the
+# compilers' own functions: the header of the instruction set's takes longer to read than most kernels take to compile.
 _PIECES["kv_stream"] = r"""
-#include <immintrin.h>
+#if defined(__AVX512F__)
+typedef long long kv_words __attribute__((vector_size(64), may_alias));
+#elif defined(__AVX__)
+typedef long long kv_words __attribute__((vector_size(32), may_alias));
+#else
+typedef long long kv_words __attribute__((vector_size(16), may_alias));
+#endif
+static inline void kv_past_caches(kv_words* to, kv_words words) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(words, to);
+#elif defined(__AVX512F__)
+  __builtin_ia32_movntdq512(to, words);
+#elif defined(__AVX__)
+  __builtin_ia32_movntdq256(to, words);
+#elif defined(__SSE2__)
+  __builtin_ia32_movntdq(to, words);
+#else
+  *to = words;
+#endif
+}
 template <typename T> static inline void kv_stream(T* __restrict to, const T* __restrict from, int64_t n) {
-  const int64_t line = 64 / int64_t(sizeof(T));
+  const int64_t line = 64 / int64_t(sizeof(T)), part = int64_t(sizeof(kv_words) / sizeof(T));
   int64_t i = std::min<int64_t>(n, int64_t((64 - (uintptr_t(to) & 63)) & 63) / int64_t(sizeof(T)));
   for (int64_t k = 0; k < i; ++k) to[k] = from[k];
-  for (; i + line <= n; i += line) {
-#if defined(__AVX512F__)
-    _mm512_stream_si512((__m512i*)(to + i), _mm512_loadu_si512((const __m512i*)(from + i)));
-#elif defined(__AVX__)
-    for (int k = 0; k < 2; ++k)
-      _mm256_stream_si256((__m256i*)(to + i) + k, _mm256_loadu_si256((const __m256i*)(from + i) + k));
-#else
-    for (int k = 0; k < 4; ++k)
-      _mm_stream_si128((__m128i*)(to + i) + k, _mm_loadu_si128((const __m128i*)(from + i) + k));
-#endif
-  }
+  for (; i + line <= n; i += line)
+    for (int64_t k = i; k < i + line; k += part) {
+      kv_words words;
+      std::memcpy(&words, from + k, sizeof words);
+      kv_past_caches((kv_words*)(to + k), words);
+    }
   for (; i < n; ++i) to[i] = from[i];
 }
-static inline void kv_streamed() { _mm_sfence(); }
+static inline void kv_streamed() {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
 """
 
 # Exponential of what is not positive: no overflow to care for, results below the normal range are zero. Rounding to an
