@@ -39,6 +39,7 @@ from .platforms.platform import Ceilings, Platform
 from .report import GraphRow, Progress, RegionRow, announce, last_run
 from .settings import Settings
 from .synthesis.families import FAMILIES
+from .synthesis.family import Family
 from .tuner import TrialListener, Tuner
 from .whole_graph import WholeGraph, in_words
 
@@ -153,7 +154,8 @@ class GraphPlan:
     def swaps(self) -> tuple[Swap, ...]:
         """The swaps that hold, after everything that may be measured has been. Fills the report."""
         ceilings = self._ceilings()
-        discovery = discover(self.graph, FAMILIES, self.ranges, ceilings, self.platform.name)
+        failed = None if self.settings.strict else _left_out
+        discovery = discover(self.graph, FAMILIES, self.ranges, ceilings, self.platform.name, failed)
         self._report_rejections(discovery)
         whole = WholeGraph(self.graph, self.ranges, self.settings, self.platform, self.store, ceilings)
         kept = self._kept(discovery, whole) if discovery.found or whole.modes else ()
@@ -269,6 +271,17 @@ def _part(left: Sequence[Found]) -> float:
     total = sum(promises.values())
     mine = promises[left[0].captured.region.digest]
     return 0.5 / len(promises) + 0.5 * (mine / total if total > 0 else 1 / len(promises))
+
+
+_said: set[str] = set()
+
+
+def _left_out(family: Family, error: Exception) -> None:
+    """A family that fails costs its own kernels, not those of others. Said once."""
+    text = f"{family.name}: {type(error).__name__}: {error}".splitlines()[0]
+    if text not in _said:
+        _said.add(text)
+        logger.warning("kevolve left a family out: %s", text, exc_info=logger.isEnabledFor(logging.DEBUG))
 
 
 def _row(decision: Decision, swapped: bool, whole_us: float | None) -> RegionRow:

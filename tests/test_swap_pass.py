@@ -405,6 +405,27 @@ def test_one_warning_and_inductors_result_when_the_pass_fails(tmp_path, caplog, 
         torch.compile(gate, backend=backend.kevolve, options={**options, "kevolve.strict": True})(x)
 
 
+def test_a_family_that_fails_costs_its_own_kernels_only(settings, caplog, monkeypatch):
+    from kevolve_inductor import swap_pass
+
+    class Broken:
+        name = "broken"
+
+        def find(self, graph, device):
+            raise IndexError("beyond the end")
+            yield
+
+    monkeypatch.setattr(swap_pass, "FAMILIES", (Broken(), *swap_pass.FAMILIES))
+    x = torch.randn(100, 64)
+    with caplog.at_level(logging.WARNING, "kevolve_inductor"), inductor_config.patch(force_disable_caches=True):
+        for _ in range(2):
+            compiled(gate, settings, Judge(), (x,))
+        assert report.last_run().regions[0].verdict.startswith("swapped")
+        assert len([record for record in caplog.records if "broken: IndexError: beyond the end" in record.message]) == 1
+        with pytest.raises(Exception, match="beyond the end"):
+            compiled(gate, replace(settings, strict=True), Judge(), (x,))
+
+
 def code_of(training, **how):
     from torch._inductor.utils import run_and_get_code
 

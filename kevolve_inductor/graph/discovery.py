@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,14 @@ class Discovery:
 
 
 def discover(
-    graph: torch.fx.Graph, families: Sequence[Family], ranges: Ranges, ceilings: Ceilings, device: str
-) -> Discovery:
+    graph: torch.fx.Graph, families: Sequence[Family], ranges: Ranges, ceilings: Ceilings, device: str,
+    failed: Callable[[Family, Exception], None] | None = None,
+) -> Discovery:  # fmt: skip
     """Regions of ``graph`` on ``device``, the most promising first, and why the other candidates were left.
 
     Families look one after another, each at the graph as it will be once the regions found before are swapped, so that a
-    later family neither claims their insides nor misses that their results are read from memory.
+    later family neither claims their insides nor misses that their results are read from memory. ``failed`` is told of a
+    family that raised what it should not, and is then left out; without it that is raised.
     """
     rejections: list[Rejection] = []
     found: list[Found] = []
@@ -76,7 +78,14 @@ def discover(
     for family in families:
         view = view.contracted(accepted)
         accepted = []
-        for result in family.find(view.graph, device):
+        try:
+            results = list(family.find(view.graph, device))
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(family, error)
+            continue
+        for result in results:
             if isinstance(result, Rejection):
                 rejections.append(result)
                 continue

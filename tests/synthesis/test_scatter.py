@@ -189,6 +189,8 @@ def test_any_number_of_events(folder: Path) -> None:
         (reduced("mean"), lambda: [values(), places()], "structure"),
         (lambda x, i: zeros(x, EVENTS, ROWS).index_put((torch.arange(EVENTS)[:, None] * 0, i), x, accumulate=True),
          lambda: [values().to(torch.complex64), places(EVENTS, WIDTH)], "dtype"),
+        (lambda x, i: torch.zeros((), dtype=x.dtype).index_add(0, i, x),
+         lambda: [torch.randn(()).to(torch.bfloat16), torch.zeros(1, dtype=torch.int64)], "structure"),
     ],
 )  # fmt: skip
 def test_rejections_say_why(function: Callable[..., Any], inputs: Callable[[], Sequence[Tensor]], code: str) -> None:

@@ -50,6 +50,8 @@ def read(node: torch.fx.Node, builder: ExpressionBuilder) -> Scatter:
     call = _CALLS[target_name(node)](node)
     shape, spec = shape_of(node), spec_of(tensor_of(node))
     count = len(call.indices)
+    if count > len(shape):
+        raise UnsupportedError("structure", f"{node} is a single number and has no rows")
     if any(tensor_of(index).dtype in (torch.bool, torch.uint8) for index in call.indices):
         raise UnsupportedError("dynamic", f"{node}: boolean mask")
     for d in range(count - 1):
