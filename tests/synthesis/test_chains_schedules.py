@@ -291,6 +291,25 @@ def test_the_seeds_of_large_chains_load_ahead() -> None:
     assert first["ahead"] and int(first["loop"]) > 1
 
 
+def test_rows_that_no_cache_keeps_may_leave_it_first_and_weights_stay() -> None:
+    def mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return (x @ up).relu() @ down
+
+    choices, sources = {}, {}
+    for rows in (65536, 262144):
+        with FakeTensorMode():
+            inputs = [torch.empty(shape, dtype=torch.bfloat16) for shape in ((rows, 256), (256, 128), (128, 64))]
+            match = on_gpu(find(FAMILY, mlp, inputs)).match
+        choices[rows] = FAMILY.space(match, CUDA).choices["once"]
+        for ahead in (True, False):
+            sources[ahead] = source_of(match, rows=64, block=64, loop=2, ahead=ahead, once=True)
+            assert "evict" not in source_of(match, rows=64, block=64, loop=2, ahead=ahead)
+    assert choices == {65536: (False,), 262144: (False, True)}
+    for source in sources.values():
+        loads = [line for line in source.splitlines() if "tl.load(" in line]
+        assert len(loads) >= 3 and all(("tl.load(in0" in line) == ("evict_first" in line) for line in loads)
+
+
 def test_pieces_lie_alike_in_shared_memory(folder: Path) -> None:
     """A hidden width of a block and a half: what is left is no narrower, or its operands would be assembled wrongly."""
     pytest.importorskip("triton")

@@ -435,6 +435,15 @@ def test_kernels_are_the_same_every_time_and_pass_the_gate() -> None:
         assert all(set(seed) == set(space.choices) for seed in space.seeds)
 
 
+def test_features_that_no_cache_keeps_may_leave_it_first() -> None:
+    matches = [find(stacked, [torch.empty(batch, 27, 128, dtype=torch.bfloat16)])[0] for batch in (1024, 16384)]
+    assert all(isinstance(match, Match) for match in matches)
+    spaces = [FAMILY.space(match, CUDA) for match in matches]
+    assert [space.choices["once"] for space in spaces] == [(False,), (False, True)]
+    source = kernel_of(matches[1], {**spaces[1].default, "once": True}, "triton").source
+    assert source.count("evict_first") == 1 and source.index("evict_first") < source.index("tl.dot(")
+
+
 # --- Triton ----------------------------------------------------------------------------------------------------------
 
 # The interpreter multiplies bfloat16 numbers as the integers they are stored in.

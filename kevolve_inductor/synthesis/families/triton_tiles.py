@@ -14,6 +14,8 @@ from ..expression.remainder import triton_remainder
 from ..expression.triton import TRITON_TYPES
 
 INT32 = 2**31
+# Kernels that read less leave some of it in the second-level cache, where another kernel may find it.
+_LEAST_PASSED_BY = 2**26
 
 
 # The last block of a grid reaches beyond the last element, and its numbers must not wrap around either.
@@ -31,6 +33,11 @@ def _reach(spec: TensorSpec) -> int:
         return INT32
     steps = [(int(size), int(step)) for size, step in zip(spec.shape, spec.stride, strict=True)]
     return max(math.prod(size for size, _ in steps), 1 + sum((size - 1) * step for size, step in steps))
+
+
+def passes_caches_by(read_bytes: int) -> bool:
+    """Is what a kernel reads once gone from the second-level cache anyway when it ends? Then it had better leave first."""
+    return read_bytes >= _LEAST_PASSED_BY
 
 
 def next_power_of_2(size: int) -> int:
@@ -73,10 +80,14 @@ class TilePrinter(TritonPrinter):
         if condition is not None and ex.variables(condition) <= ex.variables(expr.args[0]):
             masks.append(self.value(condition) if holds else f"({self.value(condition)} == 0)")
         masked = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        text = f"tl.load(in{slot} + {arguments[0]}{masked})"
+        text = f"tl.load(in{slot} + {arguments[0]}{masked}{self.hint(expr)})"
         if stored == "bool":
             return f"({text} != 0)"
         return text if stored == expr.dtype else f"{text}.to({TRITON_TYPES[expr.dtype]})"
+
+    def hint(self, read: Expr) -> str:
+        """What a read says to caches, as a further argument."""
+        return ""
 
     def _masks_of(self, expr: Expr) -> list[str]:
         return sorted({self.masks[name] for name in ex.variables(expr) if name in self.masks})

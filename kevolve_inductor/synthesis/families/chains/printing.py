@@ -26,15 +26,19 @@ def kv_positive(x):
 
 
 class ChainPrinter(TilePrinter):
-    """Keeps what 16-bit loads give before it is widened, for products that take it as it is."""
+    """Keeps what 16-bit loads give before it is widened, for products that take it as it is.
 
-    def __init__(self, masks: Mapping[str, str], prefix: str) -> None:
+    What is read at places whose names begin with one of ``once`` is needed once: caches give it up first.
+    """
+
+    def __init__(self, masks: Mapping[str, str], prefix: str, once: tuple[str, ...] = ()) -> None:
         super().__init__(masks, {}, prefix)
+        self.once = once
         self.raw: dict[Expr, str] = {}
         self.early: dict[Expr, str] = {}
 
     def inside(self, prefix: str) -> ChainPrinter:
-        inner = ChainPrinter(self.masks, prefix)
+        inner = ChainPrinter(self.masks, prefix, self.once)
         inner._names, inner.raw, inner.early = dict(self._names), dict(self.raw), dict(self.early)
         return inner
 
@@ -59,6 +63,10 @@ class ChainPrinter(TilePrinter):
 
     def has(self, expr: Expr) -> bool:
         return expr in self._names or expr in self.early
+
+    def hint(self, read: Expr) -> str:
+        is_moving = any(name.startswith(self.once) for name in ex.variables(read.args[0]))
+        return ", eviction_policy='evict_first'" if is_moving else ""
 
     def load(self, read: Expr) -> str:
         """The text of a load, as it comes from memory."""

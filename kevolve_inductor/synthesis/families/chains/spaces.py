@@ -9,6 +9,7 @@ from itertools import product
 
 from ....exc import EmissionError
 from ...family import Schedule, ScheduleSpace
+from ..triton_tiles import passes_caches_by
 from .cost import PROCESSORS, Cost, cost_of
 from .joined import may_be_joined
 from .plan import ChainPlan, Dot, Regrouped
@@ -61,7 +62,10 @@ def _is_possible(plan: ChainPlan, least_bytes: int) -> bool:
 def _space(plan: ChainPlan, least_bytes: int) -> ScheduleSpace:
     ranked = rank(plan, least_bytes)
     choices = {name: tuple(dict.fromkeys(one.schedule[name] for one in ranked)) for name in ranked[0].schedule}
-    seeds = [one.schedule for one in _varied(ranked)[:_SEEDS]]
+    seeds = [{**one.schedule, "once": False} for one in _varied(ranked)[:_SEEDS]]
+    choices["once"] = (False, True) if passes_caches_by(least_bytes) else (False,)
+    if choices["once"][-1]:
+        seeds.insert(1, {**seeds[0], "once": True})
     if _MORE_DIGITS in choices["precision"]:
         # As fast on paper: which of both is, and whether fewer digits suffice everywhere, is to be known early.
         seeds.insert(1, {**seeds[0], "precision": _MORE_DIGITS})

@@ -16,7 +16,7 @@ from ...expression.remainder import TRITON_REMAINDER
 from ...expression.triton import TRITON_TYPES, literal, used_helpers
 from ...family import Schedule
 from ..triton_tiles import cdiv, needs_64_bits
-from .ahead import FIRST, NEXT
+from .ahead import FIRST, NEXT, ROWS
 from .cost import Tally
 from .early import load_early
 from .joined import joined_operands, pair_of
@@ -64,6 +64,7 @@ class Writer:
         self.height = int(schedule["rows"]) if plan.rowwise else padded(plan.rows)
         self.block, self.loop, self.unroll = (int(schedule[name]) for name in ("block", "loop", "unroll"))
         self.stages, self.joined = schedule["stages"], schedule["joined"] is True
+        self.once = (SAMPLE, *ROWS) if schedule.get("once") else ()
         self.precision = f', input_precision="{schedule["precision"]}"' if plan.dtype == "float32" else ""
         self.wide = needs_64_bits((*plan.inputs, *plan.outputs))
         self.masks: dict[str, str] = {}
@@ -86,7 +87,7 @@ class Writer:
     # --- the frame: which sample, which rows ---
 
     def body(self) -> list[str]:
-        top = Scope(ChainPrinter(self.masks, "t"))
+        top = Scope(ChainPrinter(self.masks, "t", self.once))
         wide = ".to(tl.int64)" if self.wide else ""
         if self.loop == 1:
             top.lines.append(f"unit = tl.program_id(0){wide}")

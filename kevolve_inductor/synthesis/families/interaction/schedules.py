@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ....graph.region import ITEM_SIZES
 from ....platforms.platform import Target
 from ...family import Schedule, ScheduleSpace
-from ..triton_tiles import next_power_of_2
+from ..triton_tiles import next_power_of_2, passes_caches_by
 from .pairs import KnownPairs
 from .places import are_few
 from .structure import Plan
@@ -73,10 +73,14 @@ def triton_space(plan: Plan, target: Target) -> ScheduleSpace:
         "stages": (2, 3, 4),
         "chunk": _first(whole, [size for size in (128, 64, 32, 16) if size < depth]),
         "precision": ("ieee", "tf32x3", "bf16x6") if single else ("ieee",),
-        # Features are read once: nothing that is still needed has to leave the second-level cache for them.
-        "once": (False, True),
+        "once": (False, True) if _passes_caches_by(plan) else (False,),
     }
     return ScheduleSpace(choices, tuple(_seeds(choices, _triton_seeds(single, tile, target.units))))
+
+
+def _passes_caches_by(plan: Plan) -> bool:
+    batch, item = plan.shape.batch, ITEM_SIZES[plan.shape.stored]
+    return isinstance(batch, int) and passes_caches_by(batch * plan.shape.features * plan.shape.width * item)
 
 
 def _group(plan: Plan, tile: int, depth: int) -> int:
