@@ -218,7 +218,7 @@ _PIECES["kv_along_amax"] = _ALONG.replace("NAME", "amax").replace("FUNCTION", "k
 _PIECES["kv_along_amin"] = _ALONG.replace("NAME", "amin").replace("FUNCTION", "kv_min")
 
 # Past the caches, in whole lines: what is written is not read first, and nothing else has to make room for it. By the
-# compilers' own functions: the header of the instruction set's takes longer to read than most kernels take to compile.
+# compilers' own functions: the header that names the instructions takes half a second to read.
 _PIECES["kv_stream"] = r"""
 #if defined(__AVX512F__)
 typedef long long kv_words __attribute__((vector_size(64), may_alias));
