@@ -8,7 +8,6 @@ eager, which stays where it is faster. Whatever goes wrong on our side, the user
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -27,10 +26,9 @@ from .final_choice import FinalChoice
 from .graph.ranges import seen_ranges
 from .platforms import use_build_folder
 from .platforms.platform import Platform
+from .report import warn_once
 from .settings import Settings, worker_environment
 from .swap_pass import SwapPass, platform_of
-
-logger = logging.getLogger(__name__)
 
 _HOOK = "post_grad_custom_post_pass"
 
@@ -154,14 +152,8 @@ def _guarded(settings: Settings, previous: Any, swap_pass: SwapPass) -> Callable
     return compile_graph
 
 
-_warned: set[str] = set()
-
-
 def _fall_back(error: Exception, settings: Settings) -> None:
     """Say once what went wrong, or raise it if the user asked for that."""
     if settings.strict:
         raise error
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if text not in _warned:
-        _warned.add(text)
-        logger.warning("kevolve left this graph to Inductor: %s", text, exc_info=logger.isEnabledFor(logging.DEBUG))
+    warn_once("kevolve left this graph to Inductor", error)

@@ -36,7 +36,7 @@ from .graph.swap import Swap
 from .kernel import Kernel, digest_of
 from .platforms import platform_for
 from .platforms.platform import Ceilings, Platform
-from .report import GraphRow, Progress, RegionRow, announce, last_run
+from .report import GraphRow, Progress, RegionRow, announce, last_run, warn_once
 from .settings import Settings
 from .synthesis.families import FAMILIES
 from .synthesis.family import Family
@@ -273,15 +273,9 @@ def _part(left: Sequence[Found]) -> float:
     return 0.5 / len(promises) + 0.5 * (mine / total if total > 0 else 1 / len(promises))
 
 
-_said: set[str] = set()
-
-
 def _left_out(family: Family, error: Exception) -> None:
-    """A family that fails costs its own kernels, not those of others. Said once."""
-    text = f"{family.name}: {type(error).__name__}: {error}".splitlines()[0]
-    if text not in _said:
-        _said.add(text)
-        logger.warning("kevolve left a family out: %s", text, exc_info=logger.isEnabledFor(logging.DEBUG))
+    """A family that fails costs its own kernels, not those of others."""
+    warn_once(f"kevolve left a family out: {family.name}", error)
 
 
 def _row(decision: Decision, swapped: bool, whole_us: float | None) -> RegionRow:

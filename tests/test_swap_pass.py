@@ -386,12 +386,13 @@ def test_a_graph_left_after_a_failure_is_tried_again_although_inductor_caches_it
 
 def test_one_warning_and_inductors_result_when_the_pass_fails(tmp_path, caplog, monkeypatch):
     from kevolve_inductor import backend, swap_pass
+    from kevolve_inductor.report import warnings
 
     def broken(*args, **kwargs):
         raise RuntimeError("a defect of ours")
 
     monkeypatch.setattr(swap_pass, "discover", broken)
-    backend._warned.clear()
+    warnings._said.clear()
     options = {"kevolve.store": str(tmp_path / "store")}
     x = torch.randn(100, 64)
     with caplog.at_level(logging.WARNING, "kevolve_inductor"), inductor_config.patch(force_disable_caches=True):

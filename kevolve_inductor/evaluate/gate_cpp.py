@@ -64,7 +64,8 @@ _BEFORE_PARENTHESIS = frozenset(
 )
 _BUILTINS = re.compile(
     r"__builtin_(expect|prefetch|clz|ctz|popcount|bswap|assume_aligned|unreachable|memcpy|memset|nan|inf|huge|isnan|isinf|"
-    r"sqrt|fma|fabs|copysign|add_overflow|sub_overflow|mul_overflow|shuffle|convertvector|nontemporal_store|ia32_movnt|ia32_sfence)\w*"
+    r"sqrt|fma|fabs|copysign|add_overflow|sub_overflow|mul_overflow|shuffle|convertvector|nontemporal_store|"
+    r"ia32_movnt|ia32_sfence)\w*"
 )  # fmt: skip
 _INTRINSICS = re.compile(
     r"_mm\d*_\w+|_(pext|pdep|lzcnt|tzcnt|blsr|popcnt|bextr|ktest|kortest|cvt|load_mask|store_mask)\w*|v\w+q?_[suf]\d+"

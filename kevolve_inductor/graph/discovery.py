@@ -80,7 +80,9 @@ def discover(
         accepted = []
         try:
             results = list(family.find(view.graph, device))
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # whatever a family raises on a graph that nobody has seen, others have their kernels
             if failed is None:
                 raise
             failed(family, error)

@@ -16,6 +16,8 @@ from ..expression.triton import TRITON_TYPES
 INT32 = 2**31
 # Kernels that read less leave some of it in the second-level cache, where another kernel may find it.
 _LEAST_PASSED_BY = 2**26
+# A further argument of a load: caches give up first what it brings.
+EVICT_FIRST = ", eviction_policy='evict_first'"
 
 
 # The last block of a grid reaches beyond the last element, and its numbers must not wrap around either.

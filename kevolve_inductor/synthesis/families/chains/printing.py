@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
-from ..triton_tiles import TilePrinter
+from ..triton_tiles import EVICT_FIRST, TilePrinter
 from .gelu import GELU_HELPERS, ONE_PLUS_ERF
 
 CHAIN_HELPERS = (
@@ -66,7 +66,7 @@ class ChainPrinter(TilePrinter):
 
     def hint(self, read: Expr) -> str:
         is_moving = any(name.startswith(self.once) for name in ex.variables(read.args[0]))
-        return ", eviction_policy='evict_first'" if is_moving else ""
+        return EVICT_FIRST if is_moving else ""
 
     def load(self, read: Expr) -> str:
         """The text of a load, as it comes from memory."""

@@ -9,6 +9,7 @@ from ...expression import TritonPrinter
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES
+from ..triton_tiles import EVICT_FIRST
 from .pieces import Piece, free_parts, terms_of
 from .structure import Plan
 
@@ -112,7 +113,7 @@ class RowLoader:
 
     def _loaded(self, address: str, pieces: list[Piece]) -> str:
         mask = self._tile_mask(pieces)
-        policy = ", eviction_policy='evict_first'" if self.once else ""
+        policy = EVICT_FIRST if self.once else ""
         return f"tl.load({address}, mask={mask}, other=0{policy})" if mask else f"tl.load({address}{policy})"
 
     def _select(self) -> Iterator[str]:

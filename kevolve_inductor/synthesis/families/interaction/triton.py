@@ -18,7 +18,7 @@ from ...expression.expression import Expr
 from ...expression.triton import TRITON_TYPES, used_helpers
 from ...family import Schedule
 from ..common import symbols_of
-from ..triton_tiles import next_power_of_2
+from ..triton_tiles import cdiv, next_power_of_2
 from .pairs import KnownPairs, LoadedPairs
 from .pieces import free_parts
 from .places import are_few, gathered, layers_of, polynomial
@@ -75,9 +75,7 @@ class _Writer:
 
     @property
     def grid(self) -> str:
-        batch = self.shape.batch
-        needed = -(-batch // self.samples) if isinstance(batch, int) else f"cdiv({batch}, {self.samples})"
-        return str(self.programs or needed)
+        return str(self.programs or cdiv(self.shape.batch, self.samples))
 
     def body(self) -> Iterator[str]:
         lead = "None, " if self.group > 1 else ""
