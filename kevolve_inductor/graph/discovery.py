@@ -80,9 +80,8 @@ def discover(
         accepted = []
         try:
             results = list(family.find(view.graph, device))
-        except (
-            Exception
-        ) as error:  # whatever a family raises on a graph that nobody has seen, others have their kernels
+        except Exception as error:
+            # Whatever one family raises on a graph that nobody has seen, the others have their kernels.
             if failed is None:
                 raise
             failed(family, error)
