@@ -67,7 +67,7 @@ def _compare_bits(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor
         mine, own, wanted = output[at], eager[at], exact[at]
         nans_differ |= bool(_nan_differs(mine, wanted, own).any())
         empty.wrong[at] = (mine != own) & ~(mine.isnan() & own.isnan())
-        empty.error[at] = _distance(mine, wanted)
+        empty.error[at] = distance(mine, wanted)
     return Verdict(empty.check, empty.wrong, empty.error, _nan_placement(nans_differ))
 
 
@@ -82,7 +82,7 @@ def _compare_values(
     squares, allowed_squares = 0.0, 0.0
     for at in row_blocks(output.shape):
         mine, own, wanted = output[at], eager[at], exact[at]
-        error[at] = _distance(mine, wanted)
+        error[at] = distance(mine, wanted)
         allowed = allowance.allowed(wanted, own)
         nan_differs = _nan_differs(mine, wanted, own)
         same_infinity = (mine == own) | (mine.double() == wanted) | _rounds_to_infinity(mine, wanted, allowed)
@@ -128,7 +128,7 @@ def _nan_placement(differs: bool) -> Pattern | None:
     return "nan placement" if differs else None
 
 
-def _distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """Absolute distance, 0 wherever either side is not finite."""
     distance = (output.double() - exact).abs()
     return distance.nan_to_num_(0.0, 0.0, 0.0)
@@ -160,10 +160,10 @@ class _Allowance:
 
     def of_each(self, exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:
         """Where every element stands for itself."""
-        return torch.maximum(self._tolerance(exact), _EAGER_ERRORS * _distance(eager, exact))
+        return torch.maximum(self._tolerance(exact), _EAGER_ERRORS * distance(eager, exact))
 
     def allowed(self, exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor:
-        error = _distance(eager, exact)
+        error = distance(eager, exact)
         if error.dim() and error.numel():
             error = torch.maximum(error, self._of_rows(error, exact))
         return torch.maximum(self._tolerance(exact), _EAGER_ERRORS * error)
@@ -185,7 +185,7 @@ def _typical_of_rows(exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor |
         return None
     shares = []
     for at in row_blocks(exact.shape):
-        worst, scale = _distance(eager[at], exact[at]).amax(-1), _magnitude(exact[at])[..., 0]
+        worst, scale = distance(eager[at], exact[at]).amax(-1), _magnitude(exact[at])[..., 0]
         usable = (scale > 0) & scale.isfinite()
         shares.append(worst[usable] / scale[usable])
     found = torch.cat(shares)

@@ -15,7 +15,7 @@ from ..graph.region import Region, Workload
 from ..graph.rounding import RoundingSpread
 from ..graph.selection import outputs_of_selections
 from .causes import cause_of, cause_of_values
-from .closeness import Verdict, compare
+from .closeness import Verdict, compare, distance
 from .evaluation import Mismatch
 from .inputs import OUT_OF_RANGE, generate
 from .patterns import find_pattern
@@ -25,6 +25,10 @@ _DOUBLE_BYTES = 8
 _REHEARSED = 64
 # What random rounding makes of an element is a draw as well; twice four standard deviations are allowed.
 _SPREADS = 8.0
+# Of very many elements a few are further off: beside a large term, small ones may all be rounded to the same side.
+_SPREADS_OF_FEW = 4.0 * _SPREADS
+_FEW = 2.0**-15
+_ENOUGH_IN_ROW = 16
 # All elements together are no draw: their errors' norm stays near what rounding gives.
 _SPREADS_IN_NORM = 3.0
 _FIRST_DRAWS, _MOST_DRAWS = 4, 32
@@ -153,7 +157,7 @@ class Judge:
                 others = [means[number] for means in self._with_other_means(distribution, outputs)]
                 verdict = compare(output, exact, eager, reference.bitwise[number], others)
             if verdict.by_rounding:
-                verdict = self._with_other_orders(distribution, number, verdict)
+                verdict = self._with_other_orders(distribution, number, verdict, distance(eager, exact))
             if verdict.wrong.any():
                 inputs = generate(self.region, self.workload, distribution, self.seed, self.device)
                 cause = cause_of_values(output, exact, verdict.wrong, inputs)
@@ -173,7 +177,9 @@ class Judge:
             # Then eager's own order has to do.
             return ()
 
-    def _with_other_orders(self, distribution: str, number: int, verdict: Verdict) -> Verdict:
+    def _with_other_orders(
+        self, distribution: str, number: int, verdict: Verdict, eager_error: torch.Tensor
+    ) -> Verdict:
         """The verdict where eager's error may have been any that rounding gives, not only the one that it has."""
         assert verdict.error is not None and verdict.overflowed is not None
         spread = self._spread_of(distribution)
@@ -185,8 +191,10 @@ class Judge:
         finite = wrong
         while spread is not None:
             deviation = spread.deviation(number)
-            allowed = _SPREADS * deviation
+            allowed = _SPREADS * deviation * _times_as_far(eager_error, deviation)
             wrong = finite & (error > allowed)
+            if wrong.sum() <= _FEW * wrong.numel():
+                wrong &= error > _SPREADS_OF_FEW * deviation
             if error.norm() > max(verdict.allowed_norm, _SPREADS_IN_NORM * float(deviation.norm())):
                 wrong = finite
             if not wrong.any() or spread.draws >= self._most_draws():
@@ -214,6 +222,16 @@ class Judge:
         symbols = self.workload.symbols
         elements = sum(evaluate(spec.numel, symbols) for node in self.region.nodes for spec in node.specs)
         return max(_FIRST_DRAWS, min(_MOST_DRAWS, _MOST_WORK.get(self.device.type, 2**29) // max(elements, 1)))
+
+
+def _times_as_far(eager_error: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """How many times as far as the random errors eager's own are, at least once; row by row where rows are long enough.
+
+    A sum that runs over thousands of terms one after another errs more than the random roundings take it to.
+    """
+    along = -1 if eager_error.dim() and eager_error.shape[-1] >= _ENOUGH_IN_ROW else None
+    norms = [torch.linalg.vector_norm(values, dim=along, keepdim=True) for values in (eager_error, deviation)]
+    return (norms[0] / norms[1]).nan_to_num(1.0, 1.0, 1.0).clamp_min(1.0)
 
 
 def _of_row(values: torch.Tensor) -> torch.Tensor:

@@ -395,3 +395,68 @@ def test_nothing_finite_stands_where_neither_reference_is(exact, eager):
     output, wanted, own = torch.tensor([0.5]), torch.tensor([exact]).double(), torch.tensor([eager])
     assert compare(output, wanted, own, False).wrong.all()
     assert compare(output, wanted, own, False, [torch.tensor([0.5]).double()]).wrong.all()
+
+
+def long_sums():
+    """Twenty thousand terms, most of them onto one row of eight."""
+    rows, terms = spec(8, 48), spec(20_000, 48)
+    node = RegionNode("aten.index_add.default", ({"node": "i0"}, 0, {"node": "i1"}, {"node": "i2"}), {}, (rows,))
+    region = Region((rows, spec(20_000, dtype="int64"), terms), (node,), ("n0",))
+    return judge(region, None, InputRange(0, 7), None)
+
+
+def test_an_element_of_a_long_sum_may_be_as_far_off_as_eager_may():
+    judged, inputs = long_sums()
+    into, index, terms = inputs("large")
+    eager = into.index_add(0, index, terms)
+    exact = into.double().index_add(0, index, terms.double())
+    row = int(index.bincount().argmax())
+    usual = (eager[row] - exact[row]).square().mean().sqrt()
+    for times, verdict in ((6.0, Agreed), (30.0, Mismatch)):
+        output = eager.clone()
+        output[row, 5] = exact[row, 5] + times * usual
+        assert isinstance(judged.judge("large", [output]), verdict), times
+    kept = index.clone()
+    kept[(index == row).nonzero()[100]] = (row + 1) % 8
+    moved = into.index_add(0, kept, terms)
+    assert isinstance(judged.judge("large", [moved]), Mismatch)
+
+
+def cancelling_squares():
+    """The square of a row's sum less the sum of its squares, as in factorization machines."""
+    full, per_row = spec(1000, 26, 128), spec(1000, 128)
+    nodes = (
+        RegionNode("aten.sum.dim_IntList", ({"node": "i0"}, [1]), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", ({"node": "n0"}, {"node": "n0"}), {}, (per_row,)),
+        RegionNode("aten.mul.Tensor", ({"node": "i0"}, {"node": "i0"}), {}, (full,)),
+        RegionNode("aten.sum.dim_IntList", ({"node": "n2"}, [1]), {}, (per_row,)),
+        RegionNode("aten.sub.Tensor", ({"node": "n1"}, {"node": "n3"}), {}, (per_row,)),
+    )
+    return judge(Region((full,), nodes, ("n4",)))
+
+
+def one_after_another(x):
+    total, squares = x[:, 0].clone(), x[:, 0].square()
+    for k in range(1, x.shape[1]):
+        total, squares = total + x[:, k], squares + x[:, k].square()
+    return total * total - squares
+
+
+def test_of_very_many_elements_a_few_may_be_further_off_but_none_may_lack_a_term():
+    judged, inputs = cancelling_squares()
+    x = inputs("large")[0]
+    output = one_after_another(x)
+    assert isinstance(judged.judge("large", [output]), Agreed)
+    spread = judged._spread_of("large").deviation(0)
+    exact = x.double().sum(1).square() - x.double().square().sum(1)
+    eager = x.sum(1).square() - x.square().sum(1)
+    strict = (allowed_error(exact, eager) < 9.0 * spread).view(-1).nonzero()[:, 0]
+    for few, times, verdict in ((3, 14.0, Agreed), (3, 40.0, Mismatch), (300, 14.0, Mismatch)):
+        spoilt = output.clone()
+        at = strict[:few]
+        spoilt.view(-1)[at] = (exact + times * spread).float().view(-1)[at]
+        assert isinstance(judged.judge("large", [spoilt]), verdict), (few, times)
+    lacking = x.clone()
+    lacking[321, -1, 7] = 0.0
+    output[321] = one_after_another(lacking)[321]
+    assert isinstance(judged.judge("large", [output]), Mismatch)
