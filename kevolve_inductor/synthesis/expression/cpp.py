@@ -27,6 +27,11 @@ CPP_PRELUDE = r"""
 #include <cstdint>
 #include <cstring>
 #include <limits>
+// Lanes of a vector of T, at most L. Of vectors longer than a register the compiler makes copies through memory.
+template <typename T, int L> static constexpr int kv_lanes() {
+  constexpr int most = __BIGGEST_ALIGNMENT__ / int(sizeof(T));
+  return L < most ? L : most;
+}
 static inline float kv_from_bf16(uint16_t x) { return std::bit_cast<float>(uint32_t(x) << 16); }
 static inline uint16_t kv_to_bf16(float x) {
   uint32_t u = std::bit_cast<uint32_t>(x);

@@ -71,7 +71,7 @@ template <int N, typename V> static inline void kv_transpose(V (&r)[N]) {
 _PIECES["kv_load_tile"] = r"""
 template <int L, typename As, typename T, typename S>
 static inline void kv_load_tile(T* tile, const S* source, int64_t row_step, int64_t n) {
-  constexpr int most = int(64 / sizeof(T)), N = L < most ? L : most;
+  constexpr int N = kv_lanes<T, L>();
   int64_t c = 0;
   if constexpr (N > 1 && sizeof(T) >= 4) {
     typedef typename kv_simd<T, N>::type vec;
@@ -100,7 +100,7 @@ static inline void kv_load_tile(T* tile, const S* source, int64_t row_step, int6
 _PIECES["kv_store_tile"] = r"""
 template <int L, typename As, typename T, typename D>
 static inline void kv_store_tile(D* target, const T* tile, int64_t row_step, int64_t n) {
-  constexpr int most = int(64 / sizeof(T)), N = L < most ? L : most;
+  constexpr int N = kv_lanes<T, L>();
   int64_t c = 0;
   if constexpr (N > 1 && sizeof(T) >= 4) {
     typedef typename kv_simd<T, N>::type vec;
@@ -137,20 +137,25 @@ static inline void kv_store_tile(D* target, const T* tile, int64_t row_step, int
 # gradient of a softmax, the result has no digit to lose.
 _PIECES["kv_fold_sum"] = r"""
 template <int L, typename A, typename T> static inline void kv_fold_sum(A* total, const T* tile, int64_t n) {
-  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  constexpr int V = kv_lanes<A, L>(), G = L / V < 4 ? L / V : 4;
   typedef typename kv_simd<T, V>::type vec;
   typedef typename kv_simd<A, V>::type wide;
-  for (int h = 0; h < L; h += V) {
-    wide a = {}, b = {};
+  for (int h = 0; h < L; h += G * V) {
+    wide a[G] = {}, b[G] = {};
     int64_t i = 0;
-    for (; i + 1 < n; i += 2) {
-      a += __builtin_convertvector(kv_get<vec>(tile + i * L + h), wide);
-      b += __builtin_convertvector(kv_get<vec>(tile + i * L + L + h), wide);
+    for (; i + 1 < n; i += 2)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        const T* x = tile + i * L + h + g * V;
+        a[g] += __builtin_convertvector(kv_get<vec>(x), wide);
+        b[g] += __builtin_convertvector(kv_get<vec>(x + L), wide);
+      }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      if (i < n) a[g] += __builtin_convertvector(kv_get<vec>(tile + i * L + h + g * V), wide);
+      A* sums = total + h + g * V;
+      kv_put(sums, kv_get<wide>(sums) + (a[g] + b[g]));
     }
-    if (i < n) a += __builtin_convertvector(kv_get<vec>(tile + i * L + h), wide);
-    alignas(64) A sums[V];
-    kv_put(sums, a + b);
-    for (int l = 0; l < V; ++l) total[h + l] += sums[l];
   }
 }
 template <int L, typename A> static inline A kv_across_sum(const A* total) {
@@ -161,7 +166,7 @@ template <int L, typename A> static inline A kv_across_sum(const A* total) {
 """
 _EXTREME = r"""
 template <int L, typename T> static inline void kv_fold_NAME(T* best, const T* tile, int64_t n) {
-  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  constexpr int V = kv_lanes<T, L>();
   typedef typename kv_simd<T, V>::type vec;
   for (int h = 0; h < L; h += V) {
     vec a = kv_get<vec>(best + h), b = a;
@@ -192,19 +197,23 @@ _PIECES["kv_fold_amin"] = _EXTREME.replace("NAME", "amin").replace("SIGN", "<")
 # sums of their own.
 _PIECES["kv_total"] = r"""
 template <typename A, typename T> static inline void kv_total(A* total, const T* x, int64_t n) {
-  typedef typename kv_simd<T, 16>::type vec;
-  typedef typename kv_simd<A, 16>::type wide;
-  vec a = {}, b = {}, c = {}, d = {};
+  constexpr int V = kv_lanes<T, 16>(), G = 16 / V;
+  typedef typename kv_simd<T, V>::type vec;
+  vec a[4][G] = {};
   int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    a += kv_get<vec>(x + i);
-    b += kv_get<vec>(x + i + 16);
-    c += kv_get<vec>(x + i + 32);
-    d += kv_get<vec>(x + i + 48);
-  }
-  for (; i + 16 <= n; i += 16) a += kv_get<vec>(x + i);
-  kv_put(total, kv_get<wide>(total) + __builtin_convertvector((a + b) + (c + d), wide));
-  for (int l = 0; i < n; ++i, ++l) total[l] += x[i];
+  for (; i + 64 <= n; i += 64)
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k)
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) a[k][g] += kv_get<vec>(x + i + 16 * k + g * V);
+  for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) a[0][g] += kv_get<vec>(x + i + g * V);
+  alignas(64) T sums[16];
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g) kv_put(sums + g * V, (a[0][g] + a[1][g]) + (a[2][g] + a[3][g]));
+  for (int l = 0; i < n; ++i, ++l) sums[l] += x[i];
+  for (int l = 0; l < 16; ++l) total[l] += A(sums[l]);
 }
 """
 _ALONG = r"""
@@ -220,13 +229,7 @@ _PIECES["kv_along_amin"] = _ALONG.replace("NAME", "amin").replace("FUNCTION", "k
 # Past the caches, in whole lines: what is written is not read first, and nothing else has to make room for it. By the
 # compilers' own functions: the header that names the instructions takes half a second to read.
 _PIECES["kv_stream"] = r"""
-#if defined(__AVX512F__)
-typedef long long kv_words __attribute__((vector_size(64), may_alias));
-#elif defined(__AVX__)
-typedef long long kv_words __attribute__((vector_size(32), may_alias));
-#else
-typedef long long kv_words __attribute__((vector_size(16), may_alias));
-#endif
+typedef long long kv_words __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias));
 static inline void kv_past_caches(kv_words* to, kv_words words) {
 #if defined(__clang__)
   __builtin_nontemporal_store(words, to);

@@ -21,7 +21,7 @@ template <int O, typename V> static inline auto kv_before(V x, V v) {
 }
 template <int O, int L, typename T, typename I>
 static inline void kv_first(T* value, I* place, const T* tile, int64_t n, int64_t at) {
-  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  constexpr int V = kv_lanes<T, L>();
   typedef typename kv_simd<T, V>::type vec;
   typedef typename kv_simd<I, V>::type ints;
   for (int h = 0; h < L; h += V) {
@@ -174,7 +174,7 @@ NETWORKS}
 # The K first of every lane, kept in order in registers; each element passes through K compare-exchanges.
 SELECTIONS["kv_insert"] = r"""
 template <int K, int L, typename P> static inline void kv_insert(P* best, const P* tile, int64_t n) {
-  constexpr int most = int(64 / sizeof(P)), V = L < most ? L : most;
+  constexpr int V = kv_lanes<P, L>();
   typedef typename kv_simd<P, V>::type vec;
   for (int h = 0; h < L; h += V) {
     vec b[K];
@@ -205,7 +205,7 @@ template <int K, typename V> static inline void kv_clean(V (&r)[K]) {
       if (!(i & d)) kv_exchange(r[i], r[i + d]);
 }
 template <int K, int L, typename P> static inline void kv_keep_runs(P* best, const P* tile, int64_t n) {
-  constexpr int most = int(64 / sizeof(P)), W = L < most ? L : most;
+  constexpr int W = kv_lanes<P, L>();
   typedef typename kv_simd<P, W>::type vec;
   for (int h = 0; h < L; h += W) {
     vec b[K];
@@ -263,7 +263,7 @@ template <int O, typename V, typename P> static inline void kv_rank_two(V (&v)[2
 }
 template <int O, int K, int L, bool Numbers, typename T, typename I>
 static inline void kv_rank_lanes(T* value, I* place, const T* tile, int64_t n, int64_t at) {
-  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  constexpr int V = kv_lanes<T, L>();
   typedef typename kv_simd<T, V>::type vec;
   typedef typename kv_simd<I, V>::type ints;
   vec v[K];
@@ -289,7 +289,7 @@ static inline void kv_rank_lanes(T* value, I* place, const T* tile, int64_t n, i
 }
 template <int O, int K, int L, typename T, typename I>
 static inline void kv_rank(T* value, I* place, const T* tile, int64_t n, int64_t at) {
-  constexpr int most = int(64 / sizeof(T)), V = L < most ? L : most;
+  constexpr int V = kv_lanes<T, L>();
   typedef typename kv_simd<T, V>::type vec;
   for (int h = 0; h < L; h += V) {
     bool numbers = true;
@@ -340,7 +340,7 @@ SELECTIONS["kv_bound"] = r"""
 template <int O, typename T> static inline bool kv_reaches(T x, T bound) { return O == 0 ? !(x < bound) : !(x > bound); }
 template <typename Code, int O, int G, typename T>
 static inline void kv_bound(typename Code::packed* best, int64_t count, const T* row, int64_t n) {
-  constexpr int V = int(64 / sizeof(T));
+  constexpr int V = kv_lanes<T, G>();
   typedef typename kv_simd<T, V>::type vec;
   vec a[G / V];
 #pragma GCC unroll 16
@@ -448,7 +448,7 @@ template <int S, int N, int L, typename V, typename P> static inline void kv_mer
   }
 }
 template <int N, int L, typename P> static inline void kv_sort_tile(P* tile, int64_t n) {
-  constexpr int most = int(64 / sizeof(P)), W = L < most ? L : most;
+  constexpr int W = kv_lanes<P, L>();
   typedef typename kv_simd<P, W>::type vec;
   for (int h = 0; h < L; h += W) {
     for (int64_t first = 0; first < n; first += 16) {

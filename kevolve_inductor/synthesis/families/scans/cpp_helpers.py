@@ -24,8 +24,8 @@ template <typename Op, int N, int H, typename V> static inline V kv_prefix(V x, 
 }
 // x[i] becomes the join of carry and x[0 … i]; yields the last. Only the carry goes from one vector to the next.
 template <typename Op, typename T> static inline T kv_scan(T* x, int64_t n, T carry, T none) {
-  constexpr int N = 64 / int(sizeof(T));
-  typedef T vec __attribute__((vector_size(64)));
+  constexpr int N = kv_lanes<T, 64>();
+  typedef T vec __attribute__((vector_size(N * sizeof(T))));
   vec nones = vec{} + none, running = vec{} + carry;
   int64_t i = 0;
   for (; i + N <= n; i += N) {
@@ -51,8 +51,8 @@ template <int N, int H, typename V> static inline void kv_recur_prefix(V& a, V& 
 }
 // x[i] becomes carry * scale[0 … i] + what was added since; in pairs, since (a, b) then (c, d) is (a c, b c + d).
 template <typename T> static inline T kv_recur(T* x, T* scale, int64_t n, T carry) {
-  constexpr int N = 64 / int(sizeof(T));
-  typedef T vec __attribute__((vector_size(64)));
+  constexpr int N = kv_lanes<T, 64>();
+  typedef T vec __attribute__((vector_size(N * sizeof(T))));
   vec ones = vec{} + T(1), zeros = vec{};
   int64_t i = 0;
   for (; i + N <= n; i += N) {
