@@ -449,6 +449,12 @@ PADDED: dict[str, Case] = {
                            lambda: [finite(2, 5, 27, 28), finite(5, 1, 7, 7), finite(5)]),
     "strided and dilated": Case(lambda x, w: depthwise(x, w, stride=2, padding=(2, 1), dilation=2),
                                 lambda: [finite(2, 5, 23, 37), finite(5, 1, 3, 3)]),
+    "strided down the rows": Case(lambda x, w: depthwise(x, w, stride=(2, 1), padding=(2, 1)),
+                                  lambda: [finite(2, 5, 31, 37), finite(5, 1, 5, 3)]),
+    "dilated, in double precision": Case(lambda x, w: depthwise(x, w, padding=4, dilation=2), lambda: [
+        finite(2, 3, 21, 22, dtype=torch.float64), finite(3, 1, 5, 5, dtype=torch.float64)]),
+    "taller than registers": Case(lambda x, w: depthwise(x, w, padding=(6, 0)), lambda: [
+        finite(2, 3, 19, 33), finite(3, 1, 13, 1)]),
     "bfloat16": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
         finite(3, 5, 18, 20, dtype=torch.bfloat16), finite(5, 1, 3, 3, dtype=torch.bfloat16)]),
     "float16, whose padding is multiplied": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...expression import expression as ex
@@ -19,8 +19,10 @@ from ...expression.expression import Expr
 from .plan import FOLDED, PLACE, REACH, StencilPlan, StencilTask, tap_name
 from .windows import MARKS, Window, simplified
 
-# Rows of results that share what they read of the copy.
+# Rows of results that share what they read of the copy; where vectors are written out, these are numbers of registers.
 _GROUP = 4
+_GROUPS = (8, 7, 6, 5, 4)
+_REGISTERS = 16
 # Values of a copy: it stays in the first-level cache beside what is written.
 _MOST_COPIED = 8192
 # Sums are computed for whole vectors of the widest kind.
@@ -72,8 +74,20 @@ class Padded:
 
     @property
     def group(self) -> int:
-        """Rows of results that are computed at once."""
-        return _GROUP if self.down.reach > self.down.window.stride else 1
+        """Rows of results that are computed at once: what a column of weights leaves registers for, few beyond the end."""
+        if self.down.reach <= self.down.window.stride:
+            return 1
+        fitting = [size for size in _GROUPS if size + self.down.window.taps < _REGISTERS]
+        if not self.in_vectors or not fitting:
+            return _GROUP
+        rows = int(self.task.axes[-2][1])
+        return min(fitting, key=lambda size: (-(-rows // size) * size, -size))
+
+    @property
+    def in_vectors(self) -> bool:
+        """Whether products are added up in vectors that are written out: left to itself, a compiler keeps many broadcast
+        weights in registers and the sums, each waiting for the one before, in memory."""
+        return self.weight is not None and self.along.window.stride == 1
 
     def copied_rows(self, block: int) -> int:
         whole = -(-block // self.group) * self.group
@@ -141,18 +155,18 @@ def block_text(found: Padded, head: str, new_printer: Callable[[], CppPrinter], 
         *_copied(found, kind, new_printer()),
     ]
     printer = new_printer()
-    for number, weight in enumerate(_weights(found)):
-        lines += _taken(printer, f"const {kind} w{number} = {printer.value(weight)};")
+    values = [printer.value(weight) for weight in _weights(found)]
+    if found.in_vectors:
+        lines += _taken(printer, f"const {kind} weights[] = {{{', '.join(values)}}};")
+    else:
+        lines += _taken(printer, *(f"const {kind} w{number} = {value};" for number, value in enumerate(values)))
     (name, extent), group, row = found.task.inner, found.group, found.down.axis
     step = found.down.window.stride * found.pitch
     lines += [
         f"alignas(64) {kind} sums[{group}][{found.columns}];",
         f"for (int64_t begin = first; begin < last; begin += {group}) {{",
         f"const {kind}* __restrict top = copy + (begin - first) * {step};",
-        "#pragma GCC ivdep",
-        f"for (int64_t c = 0; c < {found.columns}; ++c) {{",
-        *_folded(found, kind),
-        "}",
+        *(_multiplied(found, kind) if found.in_vectors else _folded(found, kind)),
         f"for (int64_t {row} = begin; {row} < std::min<int64_t>(begin + {group}, last); ++{row}) {{",
         "#pragma GCC ivdep",
         f"for (int64_t {name} = 0; {name} < {extent}; ++{name}) {{",
@@ -163,22 +177,51 @@ def block_text(found: Padded, head: str, new_printer: Callable[[], CppPrinter], 
 
 
 def _folded(found: Padded, kind: str) -> list[str]:
-    """The sums of a group of rows at column ``c``: what is read once goes to every row that it belongs to."""
-    plan, down, along = found.task.plan, found.down.window, found.along.window
-    lines = [f"{kind} s{row} = {literal(_neutral(found), plan.held)};" for row in range(found.group)]
-    for line in range(found.copied_rows(found.group)):
-        taps = [(row, line - row * down.stride) for row in range(found.group)]
-        used = [
-            (row, at // down.dilation) for row, at in taps if 0 <= at < found.down.reach and at % down.dilation == 0
-        ]
-        for column in range(along.taps) if used else ():
+    """The sums of a group of rows, left to the compiler to be vectorised."""
+    plan, along = found.task.plan, found.along.window
+    lines = ["#pragma GCC ivdep", f"for (int64_t c = 0; c < {found.columns}; ++c) {{"]
+    lines += [f"{kind} s{row} = {literal(_neutral(found), plan.held)};" for row in range(found.group)]
+    for line, used in _lines_of(found):
+        for column in range(along.taps):
             place = line * found.pitch + column * along.dilation
             lines.append(f"{{ const {kind} x = top[c * {along.stride} + {place}];")
             for row, tap in used:
                 weight = f" * w{tap * along.taps + column}" if found.weight is not None else ""
                 lines.append(f"s{row} += x{weight};" if plan.kind == "sum" else f"s{row} = kv_greater(x, s{row});")
             lines.append("}")
-    return [*lines, *(f"sums[{row}][c] = s{row};" for row in range(found.group))]
+    return [*lines, *(f"sums[{row}][c] = s{row};" for row in range(found.group)), "}"]
+
+
+def _multiplied(found: Padded, kind: str) -> list[str]:
+    """The sums of a group of rows in vectors, one column of weights after another."""
+    along = found.along.window
+    lines = [
+        f"constexpr int lanes = kv_lanes<{kind}, {_VECTOR}>();",
+        f"typedef {kind} vec __attribute__((vector_size(lanes * sizeof({kind}))));",
+        f"for (int64_t c = 0; c < {found.columns}; c += lanes) {{",
+        f"vec {', '.join(f's{row} = {{}}' for row in range(found.group))};",
+        "#pragma GCC unroll 1",
+        f"for (int64_t k = 0; k < {along.taps}; ++k) {{",
+        *(f"const {kind} w{tap} = weights[{tap * along.taps} + k];" for tap in range(found.down.window.taps)),
+        f"const {kind}* const at = top + c + k * {along.dilation};",
+        "vec x;",
+    ]
+    for line, used in _lines_of(found):
+        lines.append(f"std::memcpy(&x, at + {line * found.pitch}, sizeof x);")
+        lines += [f"s{row} += x * w{tap};" for row, tap in used]
+    return [*lines, "}", *(f"std::memcpy(&sums[{row}][c], &s{row}, sizeof s{row});" for row in range(found.group)), "}"]
+
+
+def _lines_of(found: Padded) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The copy's rows under a group, each with the rows of results that it belongs to and the tap that it is of each."""
+    down = found.down.window
+    for line in range(found.copied_rows(found.group)):
+        taps = [(row, line - row * down.stride) for row in range(found.group)]
+        used = [
+            (row, at // down.dilation) for row, at in taps if 0 <= at < found.down.reach and at % down.dilation == 0
+        ]
+        if used:
+            yield line, used
 
 
 def guard_text(found: Padded, printer: CppPrinter) -> list[str]:
