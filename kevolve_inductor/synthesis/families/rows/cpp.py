@@ -7,7 +7,7 @@ columns goes block by block: all values of the block into tiles, then each tile 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ....exc import EmissionError
@@ -277,6 +277,7 @@ class RowBody:
         """One pass over an axis, block by block."""
         extent = self.program.axes[axis]
         block = min(self.plan.block, -(-extent // 64) * 64)
+        before = self._invariants(steps, axis)
         tiles = self._block_tiles(steps, axis, block)
         keeps = self._keeps(steps, axis)
         printer = self.printer()
@@ -289,7 +290,7 @@ class RowBody:
         for expr in keeps:
             del self.keeps[expr]
         puts = [line for step in made for line in step.put(self, printer)]
-        lines = [line for step in made for line in step.declares] + [tile.declared for tile in tiles]
+        lines = [*before, *(line for step in made for line in step.declares), *(tile.declared for tile in tiles)]
         lines += [self.array(CPP_TYPES[expr.dtype], name, -(-extent // 64) * 64) for expr, name in keeps.items()]
         lines += [f"for (int64_t c0 = 0; c0 < {extent}; c0 += {block}) {{"]
         lines += [f"const int64_t n = std::min<int64_t>({block}, {extent} - c0);"]
@@ -304,6 +305,21 @@ class RowBody:
         for expr, name in keeps.items():
             self.keeps[expr] = ex.var(name, None, expr.dtype)
             self.texts[name] = self.at(name, axis)
+        return lines
+
+    def _invariants(self, steps: Sequence[ProgramStep], axis: str) -> list[str]:
+        """With rows in lanes a compiler does not see what is the same all along the axis: that is computed before."""
+        lines: list[str] = []
+        found: dict[Expr, None] = {}
+        for step in steps if self.plan.lanes else ():
+            found |= dict.fromkeys(_invariant_parts(_value(step), axis, self.texts.keys()))
+        for expr in found:
+            name, printer = self.fresh("h"), self.printer()
+            text = self.value(printer, expr)
+            put = f"{self.scalar_at(name)} = {text};"
+            lines += [self.scalar(CPP_TYPES[expr.dtype], name), *self.over_lanes([*printer.lines, put])]
+            self.cells[expr] = ex.var(name, None, expr.dtype)
+            self.define_scalar(name)
         return lines
 
     def _block_tiles(self, steps: Sequence[ProgramStep], axis: str, block: int) -> list[_BlockTile]:
@@ -396,6 +412,23 @@ class RowBody:
 def _loads(steps: Sequence[Pass]) -> list[Expr]:
     """Loads of the sweeps over the columns, in order."""
     return list({part: None for one in steps for step in one.sweep for part in ex.loads(_value(step))})
+
+
+def _invariant_parts(expr: Expr, axis: str, known: Collection[str]) -> list[Expr]:
+    """The largest computed parts of ``expr`` that are made of ``known`` scalars alone."""
+    found: list[Expr] = []
+    seen, stack = {expr}, [expr]
+    while stack:
+        part = stack.pop()
+        variables = ex.variables(part)
+        fixed = bool(variables) and axis not in variables and variables <= set(known) and not ex.loads(part)
+        if fixed and part.op != "var" and part.dtype in ("float32", "float64"):
+            found.append(part)
+        else:
+            fresh = dict.fromkeys(argument for argument in part.args if argument not in seen)
+            seen.update(fresh)
+            stack += fresh
+    return found
 
 
 def _value(step: ProgramStep) -> Expr:

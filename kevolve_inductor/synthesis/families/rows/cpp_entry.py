@@ -17,7 +17,7 @@ def entry_of(
     total = product(tuple(extent for _, extent in outer))
     outputs = (*program.outputs, *(columns.specs if columns else ()))
     head = signature("kevolve_kernel", program.inputs, outputs, program.symbols)
-    lines = [f"{head} {{", f"const int64_t inner = {inner}, tiles = (inner + {step - 1}) / {step};"]
+    lines = [f"{head} {{", f"const int64_t inner = {inner}, tiles = std::max<int64_t>(inner / {step}, inner > 0);"]
     lines += [f"const int64_t count = int64_t({total}) * tiles;", "int64_t failed = 0;"]
     body = _item(program, plan, outer)
     streamed = ["kv_streamed();"] if plan.streamed else []
@@ -31,7 +31,10 @@ def entry_of(
 
 
 def _item(program: RowProgram, plan: Plan, outer: tuple[tuple[str, Dim], ...]) -> list[str]:
-    """The call for one row or one tile of rows; fewer rows than a tile has go one by one."""
+    """The call for one row or one tile of rows; fewer rows than a tile has go one by one.
+
+    What is left over is done with the last tile, as one more that ends where the rows do: some rows are computed twice.
+    """
     names = [f"in{k}" for k in range(len(program.inputs))] + [f"out{k}" for k in range(len(program.outputs))]
     names += [f"col{k}" for k in range(len(program.column_sums))] + list(program.symbols)
     arguments = ", ".join([*names, *(name for name, _ in outer)])
@@ -43,6 +46,13 @@ def _item(program: RowProgram, plan: Plan, outer: tuple[tuple[str, Dim], ...]) -
     if not plan.lanes:
         return [*lines, f"failed |= kv_rows({arguments});"]
     step = plan.lanes
-    lines += [f"const int64_t first = (item % tiles) * {step};"]
-    lines += [f"if (first + {step} <= inner) failed |= kv_rows<{step}>({arguments}, first);"]
-    return [*lines, f"else for (int64_t one = first; one < inner; ++one) failed |= kv_rows<1>({arguments}, one);"]
+    return [
+        *lines,
+        f"if (inner < {step}) {{",
+        f"for (int64_t one = 0; one < inner; ++one) failed |= kv_rows<1>({arguments}, one);",
+        "} else {",
+        f"const int64_t tile = item % tiles, end = tile + 1 < tiles ? (tile + 1) * {step} : inner;",
+        f"for (int64_t first = tile * {step}; first < end; first += {step})",
+        f"failed |= kv_rows<{step}>({arguments}, std::min<int64_t>(first, inner - {step}));",
+        "}",
+    ]

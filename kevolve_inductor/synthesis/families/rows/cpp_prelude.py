@@ -137,25 +137,12 @@ static inline void kv_store_tile(D* target, const T* tile, int64_t row_step, int
 # gradient of a softmax, the result has no digit to lose.
 _PIECES["kv_fold_sum"] = r"""
 template <int L, typename A, typename T> static inline void kv_fold_sum(A* total, const T* tile, int64_t n) {
-  constexpr int V = kv_lanes<A, L>(), G = L / V < 4 ? L / V : 4;
-  typedef typename kv_simd<T, V>::type vec;
-  typedef typename kv_simd<A, V>::type wide;
-  for (int h = 0; h < L; h += G * V) {
-    wide a[G] = {}, b[G] = {};
-    int64_t i = 0;
-    for (; i + 1 < n; i += 2)
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        const T* x = tile + i * L + h + g * V;
-        a[g] += __builtin_convertvector(kv_get<vec>(x), wide);
-        b[g] += __builtin_convertvector(kv_get<vec>(x + L), wide);
-      }
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      if (i < n) a[g] += __builtin_convertvector(kv_get<vec>(tile + i * L + h + g * V), wide);
-      A* sums = total + h + g * V;
-      kv_put(sums, kv_get<wide>(sums) + (a[g] + b[g]));
-    }
+  constexpr int V = L < 32 ? L : 32;
+  for (int h = 0; h < L; h += V) {
+    A sums[V] = {};
+    for (int64_t i = 0; i < n; ++i)
+      for (int l = 0; l < V; ++l) sums[l] += tile[i * L + h + l];
+    for (int l = 0; l < V; ++l) total[h + l] += sums[l];
   }
 }
 template <int L, typename A> static inline A kv_across_sum(const A* total) {
