@@ -535,33 +535,63 @@ SHARES = (
 )  # fmt: skip
 
 
-def interpret_shared() -> None:
+def assert_shared_agrees(found: Found, schedules: Sequence[Schedule]) -> None:
     """Programs come one after another here: none waits, and what it asks of later ones it finds from another run."""
     from kevolve_inductor.platforms import build_folder
     from kevolve_inductor.platforms.cuda import launch_functions
     from kevolve_inductor.platforms.triton_build import load_triton
 
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    for schedule in schedules:
+        kernel = kernel_of(InterpretedFamily(), found.match, schedule, "triton")
+        text, exchanges = re.subn(r"    while seen < \d+:\n        seen = .*\n", "", kernel.source)
+        assert (exchanges or "if seen == " in text) and len(kernel.workspaces) == 2
+        kernel = replace(kernel, source=text)
+        functions = load_triton(kernel, build_folder())
+        sizes = [int(ast.literal_eval(workspace.numel)) for workspace in kernel.workspaces]
+        lent = [torch.full((sizes[0],), math.nan), torch.empty(sizes[1], dtype=torch.int32)]
+        outputs = [empty_like(value) for value in expected]
+        for _ in range(exchanges + 1):
+            launch_functions(kernel, functions, inputs, outputs, {}, lent)
+        assert_same(outputs, expected)
+        parts = lent[1][1:].unique()
+        assert len(parts) == 1 and int(lent[1][0]) % int(parts) == 0 and int(parts) > 1
+
+
+def interpret_shared() -> None:
     for name, shares in (("softmax", 2), ("group norm", 1)):
         found = found_on(name, "cuda")[0]
-        inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
-        space = FAMILY.space(found.match, CUDA)
-        ways = [{**space.default, "rows": 1, **way} for way in SHARES[-shares:]]
+        default = FAMILY.space(found.match, CUDA).default
+        ways = [{**default, "rows": 1, **way} for way in SHARES[-shares:]]
         if name == "softmax":
             ways.append({**ways[-1], "online": False})
-        for schedule in ways:
-            kernel = kernel_of(InterpretedFamily(), found.match, schedule, "triton")
-            text, exchanges = re.subn(r"    while seen < \d+:\n        seen = .*\n", "", kernel.source)
-            assert (exchanges or "if seen == " in text) and len(kernel.workspaces) == 2
-            kernel = replace(kernel, source=text)
-            functions = load_triton(kernel, build_folder())
-            sizes = [int(ast.literal_eval(workspace.numel)) for workspace in kernel.workspaces]
-            lent = [torch.full((sizes[0],), math.nan), torch.empty(sizes[1], dtype=torch.int32)]
-            outputs = [empty_like(value) for value in expected]
-            for _ in range(exchanges + 1):
-                launch_functions(kernel, functions, inputs, outputs, {}, lent)
-            assert_same(outputs, expected)
-            parts = lent[1][1:].unique()
-            assert len(parts) == 1 and int(lent[1][0]) % int(parts) == 0 and int(parts) > 1
+        assert_shared_agrees(found, ways)
+
+
+SHARED_TILES: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "softmax": (lambda x: torch.softmax(x.t(), -1), (611, 21)),
+    "layer norm": (lambda x: functional.layer_norm(x.t(), (x.shape[0],)), (611, 37)),
+    "middle": (lambda x: x - x.logsumexp(1, keepdim=True), (3, 530, 20)),
+    "variance": (lambda x: x.var(0), (640, 32)),
+    "one sweep": (lambda x: x.abs().logsumexp(0), (701, 19)),
+}
+
+
+def interpret_shared_tiles() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worth, "LEAST_ELEMENTS", 1)
+        patch.setattr(worth, "_LEAST_OF_FEW", 1)
+        for function, shape in SHARED_TILES.values():
+            found = on_gpu(graphs_of(function, [torch.randn(shape)])[0])
+            space = FAMILY.space(found.match, CUDA)
+            assert any(int(seed["parts"]) > 1 for seed in space.seeds)
+            loop = {**space.default, "algorithm": "loop", "rows": 16, "lanes": 16, "depth": 4, "parts": 3}
+            ways = [loop, {**loop, "algorithm": "tile", "lanes": 64, "parts": 5}, {**loop, "parts": 8, "rows": 32}]
+            assert_shared_agrees(found, ways + ([{**loop, "online": False}] if "online" in space.choices else []))
+
+
+def test_programs_that_share_tiles_of_rows_agree_with_eager_under_the_interpreter() -> None:
+    interpreted("test_rows_reductions", "interpret_shared_tiles")
 
 
 def interpret_few_rows() -> None:
@@ -608,6 +638,31 @@ def test_programs_that_share_rows_wait_for_each_other_on_the_gpu(shape: tuple[in
 
     functions = [lambda x: torch.softmax(x, -1), lambda x: functional.layer_norm(x, x.shape[1:])]
     functions += [lambda x: x.square().mean(), lambda x: x.logsumexp(1)] if shape[0] == 1 else []
+    for function in functions:
+        x = torch.randn(shape, device="cuda")
+        found = find(FAMILY, function, [x], device="cuda")
+        expected = to_graph_module(region_of(found.match))(x)
+        shared = [seed for seed in FAMILY.space(found.match, CUDA).seeds if int(seed["parts"]) > 1]
+        assert len(shared) >= 3
+        for schedule in shared:
+            kernel = kernel_of(FAMILY, found.match, schedule, "triton")
+            results = []
+            for _ in range(5):
+                outputs = [torch.empty_like(value) for value in expected]
+                launch(kernel, [x], outputs, {})
+                results.append(outputs)
+            assert_same(results[0], expected)
+            assert all(torch.equal(one, two) for other in results for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(30_317, 511), (5, 60_000, 40), (200_000, 64)])
+def test_programs_that_share_tiles_of_rows_wait_for_each_other_on_the_gpu(shape: tuple[int, ...]) -> None:
+    from kevolve_inductor.platforms.cuda import launch
+
+    dim = len(shape) - 2
+    functions = [lambda x: torch.softmax(x, dim), lambda x: x.var(dim), lambda x: x.logsumexp(dim)]
+    functions += [lambda x: functional.layer_norm(x.t(), (x.shape[0],))] if dim == 0 else []
     for function in functions:
         x = torch.randn(shape, device="cuda")
         found = find(FAMILY, function, [x], device="cuda")

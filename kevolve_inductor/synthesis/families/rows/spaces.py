@@ -332,6 +332,7 @@ def _far_facts(program: RowProgram, target: Target) -> FarFacts:
         is_heavy=bool(program.selects or deviation_pairs(walked)),
         may_hold=not program.selects and len(loads) == 1,
         has_sums=bool(program.column_sums),
+        may_share=not program.selects and not program.column_sums and isinstance(rows, int),
         units=target.units,
     )
 

@@ -80,6 +80,8 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
         depth = min(depth, int(schedule["depth"]))
     elif near and not program.selects:
         depth, pieces = pieces_of(-(-own // (lanes * vector)))
+    elif parts > 1:
+        depth = max(1, next_power_of_2(own) // lanes)
     if depth * pieces * vector > _MOST_PER_THREAD:
         raise EmissionError(f"{depth * pieces * vector} columns of a row in one thread")
     rows = int(schedule["rows"])
@@ -93,14 +95,14 @@ def tile_of(program: RowProgram, schedule: Schedule) -> tuple[Tile, int]:
         raise EmissionError(f"{warps} warps in a program")
     tile = Tile(rows, lanes, depth, vector, algorithm != "tile", algorithm == "spread", pieces)
     if parts > 1:
+        if tile.spread or (near and tile.rows > 1):
+            raise EmissionError("programs share single rows, or neighbouring ones, that are held or walked over")
         tile = _shared(tile, own, program.columns)
     return tile, next_power_of_2(warps)
 
 
 def _shared(tile: Tile, own: int, columns: int) -> Tile:
-    """``tile`` of a row of which every program has about ``own`` columns: whole blocks, or all that the tile holds."""
-    if tile.spread or tile.rows > 1:
-        raise EmissionError("programs share single rows that are held or walked over")
+    """``tile`` of rows of which every program has about ``own`` columns: whole blocks, or all that the tile holds."""
     span = -(-own // tile.columns) * tile.columns if tile.looped else tile.columns * tile.pieces
     if span >= columns:
         raise EmissionError(f"a row of {columns} columns has no parts of {span}")

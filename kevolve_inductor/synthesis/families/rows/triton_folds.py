@@ -99,7 +99,7 @@ class OnlineFold(Fold):
         w.define_scalar(self.top.result, w.along("amax", m))
         top = str(self.top.result.value[0])
         base = w.fresh("m")
-        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top}){'' if w.shared else '[:, None]'}")
+        w.add(f"{base} = tl.where({top} == float('-inf'), 0.0, {top}){'' if w.one_row else '[:, None]'}")
         self._defined(self.total, top, w.along("sum", f"{s} * {self.exp}({m} - {base})"))
         if self.below is not None:
             moved = f"tl.where({self.n} == 0, 0.0, {self.n} * ({m} - {base}))"
@@ -180,7 +180,7 @@ class DeviationFold(Fold):
         w.define_scalar(self.total.result, w.along("sum", sums))
         count, off = w.fresh("n"), w.fresh("d")
         w.add(f"{count} = {self._columns('which')}")
-        mean = f"{self.total.result.value[0]} / {float(w.program.columns)}"
+        mean = f"({self.total.result.value[0]} / {float(w.program.columns)}){'' if w.one_row else '[:, None]'}"
         w.add(f"{off} = tl.where({count} > 0.0, {sums} / {count} - {mean}, 0.0)")
         return str(w.along("sum", f"{own} + {count} * {off} * {off}"))
 

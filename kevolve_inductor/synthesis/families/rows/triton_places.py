@@ -45,7 +45,9 @@ class TritonPlaces:
         self.printers: dict[str | None, SpacePrinter] = {}
         self.pieces: list[tuple[Space, SpacePrinter]] = []
         self.hoisted: dict[Expr, Expr] = {}
-        self.shared = SharedRows(program, self.total, tile.parts) if tile.parts > 1 else None
+        self.shared = SharedRows(program, self.tiles, tile.parts, tile.rows) if tile.parts > 1 else None
+        # The row of programs that share one is a number, from whose layout in threads nothing can follow.
+        self.one_row = self.shared is not None and tile.rows == 1
 
     @property
     def which_program(self) -> str:
@@ -155,22 +157,24 @@ class TritonPlaces:
 
     def _rows(self) -> None:
         start = self.tile_at("turn") if self.persistent.count else self.which_program
-        start = "line" if self.shared else f"({start} // {self.blocks})" if self.tile.spread else start
+        if self.shared:
+            start = f"line{'.to(tl.int64)' if self._is_wide else ''}"
+        elif self.tile.spread:
+            start = f"({start} // {self.blocks})"
         names = self._run_names(start) if self.run_of_rows else self.row_names(start)
         exact = not self.run_of_rows and isinstance(self.total, int) and self.total % self.tile.rows == 0
         if self.run_of_rows:
             self.add(f"live = {self.program.rows[-1][0]} < {self.run_of_rows}")
         elif not exact:
             self.add(f"live = row < {self.total}")
-        # The row of programs that share it is a number, from whose layout in threads nothing can follow.
-        shape = "" if self.shared else f"[{self.tile.rows}]"
+        shape = "" if self.one_row else f"[{self.tile.rows}]"
         self.spaces[None] = Space(self.program, None, shape, "", "", "" if exact else "live", "", names)
         self.printers[None] = self.spaces[None].printer("t")
 
     def row_names(self, start: str, prefix: str = "") -> dict[str, str]:
         """The row variables of the tile ``start``, by name."""
         rows = self.tile.rows
-        self.add(f"{prefix}row = " + (start if self.shared else f"{start} * {rows} + tl.arange(0, {rows})"))
+        self.add(f"{prefix}row = " + (start if self.one_row else f"{start} * {rows} + tl.arange(0, {rows})"))
         rest = f"{prefix}row"
         names = {}
         for name, extent in reversed(self.program.rows):
@@ -245,7 +249,7 @@ class TritonPlaces:
         self._space(axis, f"[{self.tile.rows}, {width}]", "[:, None]", axis, mask)
 
     def _space(self, axis: str, shape: str, suffix: str, position: str, mask: str) -> Space:
-        row, suffix = self.spaces[None], "" if self.shared else suffix
+        row, suffix = self.spaces[None], "" if self.one_row else suffix
         row_mask = row.row_mask + suffix if row.row_mask else ""
         names = {name: text + suffix for name, text in row.names.items()}
         space = Space(self.program, axis, shape, suffix, position, row_mask, mask, {**names, axis: position})

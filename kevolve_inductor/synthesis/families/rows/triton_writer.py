@@ -310,11 +310,11 @@ class TritonWriter(TritonPlaces):
         self.define_scalar(reduce.result, text)
 
     def along(self, op: str, text: str) -> str:
-        """A reduction of the last axis of ``[rows, …]``; a number where programs share a row."""
-        return over(op, over(op, text, 1), 0) if self.shared else over(op, text, 1)
+        """A reduction of the last axis of ``[rows, …]``; a number where programs share a single row."""
+        return over(op, over(op, text, 1), 0) if self.one_row else over(op, text, 1)
 
     def exchanged(self, values: Sequence[str], nothing: Sequence[str]) -> list[str]:
-        """Names of the values ``[1, parts]`` of all programs that share a row."""
+        """Names of the values ``[rows, parts]`` of all programs that share a tile of rows."""
         assert self.shared is not None
         names = [self.fresh("z") for _ in values]
         for line in self.shared.exchanged(names, values, nothing, self._goes_on_alone):
