@@ -19,8 +19,9 @@ _LINE, _SECTOR = 128, 32
 _THREADS, _MOST_THREADS, _PER_THREAD = 1024, 1024, 4
 # Where rows are held: numbers in a thread, and of a tile at most.
 _HELD, _MOST_HELD = 32, 32768
-# Columns that are worth a program beside others of the same rows.
-_LEAST_SHARE = 128
+# Columns that are worth a program beside others of the same rows, and its threads: more of them have too few registers to
+# turn around what is stored row by row.
+_LEAST_SHARE, _SHARING_THREADS = 128, 512
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,20 @@ def _shared(facts: FarFacts) -> Iterator[Seed]:
     """Several programs for the same rows: in their registers, else from the cache the second time. All parts of rows that
     wait for each other have to be at work at once, on units that others use as well."""
     most = facts.units // 2 if facts.sweeps > 1 else 4 * facts.units
-    if facts.may_hold and facts.sweeps > 1:
-        for lines, held in ((1, _MOST_HELD // 2), (1, _MOST_HELD), (2, _MOST_HELD), (1, _MOST_HELD // 4)):
-            rows = lines * facts.line
-            own = held // rows
-            parts = -(-facts.columns // own)
-            if 1 < parts <= most:
-                lanes = max(1, _PER_THREAD * own // _HELD)
-                yield {"algorithm": "tile", "rows": rows, "lanes": lanes, "depth": 8, "parts": parts}
-    for lines, depth, times in ((1, 8, 2), (1, 8, 4), (1, 4, 4), (2, 8, 2), (1, 8, 1)):
+    held = ((1, _HELD), (1, 2 * _HELD), (2, 2 * _HELD), (1, _HELD // 2))
+    for lines, per_thread in held if facts.may_hold and facts.sweeps > 1 else ():
+        rows = lines * facts.line
+        own = per_thread * _SHARING_THREADS // rows
+        parts = -(-facts.columns // own)
+        if 1 < parts <= most:
+            lanes = max(1, _PER_THREAD * _SHARING_THREADS // rows)
+            yield {"algorithm": "tile", "rows": rows, "lanes": lanes, "depth": 8, "parts": parts}
+    for lines, depth, times in ((1, 8, 2), (1, 4, 4), (1, 8, 4), (2, 8, 2), (1, 8, 1)):
         rows = lines * facts.line
         parts = min(most, times * facts.units // -(-facts.rows // rows), facts.columns // _LEAST_SHARE)
         if parts > 1:
-            lanes = replace(facts, rows=facts.rows * parts, columns=facts.columns // parts).lanes(rows, depth)
+            wanted = replace(facts, rows=facts.rows * parts, columns=facts.columns // parts).lanes(rows, depth)
+            lanes = min(wanted, max(1, _PER_THREAD * _SHARING_THREADS // rows))
             yield {"algorithm": "loop", "rows": rows, "lanes": lanes, "depth": depth, "parts": parts}
 
 
