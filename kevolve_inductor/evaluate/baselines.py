@@ -45,6 +45,9 @@ def compile_inductor(
     from torch._inductor.compile_fx import compile_fx_inner
 
     fakes = with_fake_values(gm, inputs)
+    # What nobody sees Inductor stores in rows of another length where that suits it; a user's results it does not.
+    (output,) = gm.graph.find_nodes(op="output")
+    output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
     ours = config.patch({**(settings or {}), "post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None})
     with torch.no_grad(), ours:
         compiled: Any = compile_fx_inner(gm, fakes, is_inference=True)
