@@ -67,6 +67,7 @@ class Workers:
             opened = self._open_bench(region, workload)
             referee = opening.result() if opening is not None else slot.open(job, _OPEN_LIMIT_S)
         if not isinstance(referee, dict) or "error" in referee:
+            _raise_if_too_large(referee)
             raise WorkerError(f"the referee did not open a session: {referee}")
         return Baselines(dict(opened["times_us"]), dict(opened["failures"]))
 
@@ -77,8 +78,7 @@ class Workers:
             answer = self._slot("bench").open(OpenJob("bench", region, workload, skip), _OPEN_LIMIT_S)
             if isinstance(answer, dict) and "error" not in answer:
                 return answer
-            if isinstance(answer, dict) and "needed_bytes" in answer:
-                raise ResourceError("bytes of memory", answer["needed_bytes"], answer["allowed_bytes"])
+            _raise_if_too_large(answer)
             self._slot("bench").replace()
         raise WorkerError(f"the evaluation worker did not open a session: {answer}")
 
@@ -194,6 +194,11 @@ class Workers:
             apart = role == "bench" and self._platform.language == "triton"
             self._slots[role] = WorkerSlot(setup, self.scratch() / f"{role}.log", _SPARES if apart else 0)
         return self._slots[role]
+
+
+def _raise_if_too_large(answer: Answer) -> None:
+    if isinstance(answer, dict) and "needed_bytes" in answer:
+        raise ResourceError("bytes of memory", answer["needed_bytes"], answer["allowed_bytes"])
 
 
 def unexpected(answer: object) -> WorkerError:

@@ -40,7 +40,7 @@ _CEILINGS = r"""
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
-typedef float lanes __attribute__((vector_size(64)));
+typedef float lanes __attribute__((vector_size(__BIGGEST_ALIGNMENT__)));
 static double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -105,7 +105,7 @@ extern "C" __attribute__((visibility("default"))) double multiply_add(int64_t st
     double took = now() - start;
     best = took < best ? took : best;
   }
-  return 2.0 * 16 * 10 * steps * threads / best;
+  return 2.0 * (sizeof(lanes) / sizeof(float)) * 10 * steps * threads / best;
 }
 extern "C" __attribute__((visibility("default"))) double fork_join(int repeats) {
   double best = 1e30;

@@ -324,6 +324,18 @@ def test_a_region_that_does_not_fit_is_a_reason_before_any_search(tmp_path):
         assert caught.value.needed > 2 * 10**12 > caught.value.available
 
 
+def test_so_is_one_that_leaves_the_referee_no_room(tmp_path, monkeypatch):
+    def opened(_, job, limit_s):
+        full = {"error": "the region does not fit in memory", "needed_bytes": 8, "allowed_bytes": 4}
+        return full if job.role == "referee" else {"times_us": {}, "failures": {}}
+
+    monkeypatch.setattr(WorkerSlot, "open", opened)
+    monkeypatch.setattr(WorkerSlot, "start", lambda _: None)
+    with WorkerEvaluator(CpuPlatform(), tmp_path) as evaluator, pytest.raises(ResourceError) as caught:
+        evaluator.open(row_sum_region(), row_sum_workload())
+    assert (caught.value.needed, caught.value.available) == (8, 4)
+
+
 def test_the_estimate_of_memory_grows_with_the_region():
     small = needed_bytes(row_sum_region(), {})
     assert small > 2 * 4 * 500 * 100

@@ -569,11 +569,11 @@ def interpret_shared() -> None:
 
 
 SHARED_TILES: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
-    "softmax": (lambda x: torch.softmax(x.t(), -1), (611, 21)),
-    "layer norm": (lambda x: functional.layer_norm(x.t(), (x.shape[0],)), (611, 37)),
-    "middle": (lambda x: x - x.logsumexp(1, keepdim=True), (3, 530, 20)),
-    "variance": (lambda x: x.var(0), (640, 32)),
-    "one sweep": (lambda x: x.abs().logsumexp(0), (701, 19)),
+    "softmax": (lambda x: torch.softmax(x.t(), -1), (300, 21)),
+    "layer norm": (lambda x: functional.layer_norm(x.t(), (x.shape[0],)), (300, 37)),
+    "middle": (lambda x: x - x.logsumexp(1, keepdim=True), (3, 290, 20)),
+    "variance": (lambda x: x.var(0), (320, 32)),
+    "one sweep": (lambda x: x.abs().logsumexp(0), (301, 19)),
 }
 
 
