@@ -214,9 +214,8 @@ def test_overflow_beside_the_largest_value_is_rounding():
     assert wrong(-inf, 65504.0, inf, inf) == [True, False, True, True]
 
 
-def half_machine_region():
-    """``(sum x)^2 - sum x^2`` in half precision, where squares of large values leave the range."""
-    full, per_row = spec(64, 29, 20, dtype="float16"), spec(64, 20, dtype="float16")
+def machine_region(full, per_row):
+    """The square of a row's sum less the sum of its squares, as in factorization machines."""
     nodes = (
         RegionNode("aten.sum.dim_IntList", ({"node": "i0"}, [1]), {}, (per_row,)),
         RegionNode("aten.mul.Tensor", ({"node": "n0"}, {"node": "n0"}), {}, (per_row,)),
@@ -228,7 +227,7 @@ def half_machine_region():
 
 
 def test_where_eager_overflows_a_kernel_may_in_another_way_but_may_not_be_wrong():
-    judged, inputs = judge(half_machine_region())
+    judged, inputs = judge(machine_region(spec(64, 29, 20, dtype="float16"), spec(64, 20, dtype="float16")))
     x = inputs("large")[0]
     total = x.float().sum(1).half()
     squares = (x * x).float().sum(1)
@@ -422,19 +421,6 @@ def test_an_element_of_a_long_sum_may_be_as_far_off_as_eager_may():
     assert isinstance(judged.judge("large", [moved]), Mismatch)
 
 
-def cancelling_squares():
-    """The square of a row's sum less the sum of its squares, as in factorization machines."""
-    full, per_row = spec(1000, 26, 128), spec(1000, 128)
-    nodes = (
-        RegionNode("aten.sum.dim_IntList", ({"node": "i0"}, [1]), {}, (per_row,)),
-        RegionNode("aten.mul.Tensor", ({"node": "n0"}, {"node": "n0"}), {}, (per_row,)),
-        RegionNode("aten.mul.Tensor", ({"node": "i0"}, {"node": "i0"}), {}, (full,)),
-        RegionNode("aten.sum.dim_IntList", ({"node": "n2"}, [1]), {}, (per_row,)),
-        RegionNode("aten.sub.Tensor", ({"node": "n1"}, {"node": "n3"}), {}, (per_row,)),
-    )
-    return judge(Region((full,), nodes, ("n4",)))
-
-
 def one_after_another(x):
     total, squares = x[:, 0].clone(), x[:, 0].square()
     for k in range(1, x.shape[1]):
@@ -443,7 +429,7 @@ def one_after_another(x):
 
 
 def test_of_very_many_elements_a_few_may_be_further_off_but_none_may_lack_a_term():
-    judged, inputs = cancelling_squares()
+    judged, inputs = judge(machine_region(spec(1000, 26, 128), spec(1000, 128)))
     x = inputs("large")[0]
     output = one_after_another(x)
     assert isinstance(judged.judge("large", [output]), Agreed)

@@ -631,13 +631,9 @@ def test_programs_that_share_rows_agree_with_eager_under_the_interpreter() -> No
     interpreted("test_rows_reductions", "interpret_shared")
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(1, 13_000_017), (40, 131_072), (700, 70_001)])
-def test_programs_that_share_rows_wait_for_each_other_on_the_gpu(shape: tuple[int, ...]) -> None:
+def assert_sharing_programs_agree(functions: Sequence[Callable[..., Any]], shape: tuple[int, ...]) -> None:
     from kevolve_inductor.platforms.cuda import launch
 
-    functions = [lambda x: torch.softmax(x, -1), lambda x: functional.layer_norm(x, x.shape[1:])]
-    functions += [lambda x: x.square().mean(), lambda x: x.logsumexp(1)] if shape[0] == 1 else []
     for function in functions:
         x = torch.randn(shape, device="cuda")
         found = find(FAMILY, function, [x], device="cuda")
@@ -653,31 +649,23 @@ def test_programs_that_share_rows_wait_for_each_other_on_the_gpu(shape: tuple[in
                 results.append(outputs)
             assert_same(results[0], expected)
             assert all(torch.equal(one, two) for other in results for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(1, 13_000_017), (40, 131_072), (700, 70_001)])
+def test_programs_that_share_rows_wait_for_each_other_on_the_gpu(shape: tuple[int, ...]) -> None:
+    functions = [lambda x: torch.softmax(x, -1), lambda x: functional.layer_norm(x, x.shape[1:])]
+    functions += [lambda x: x.square().mean(), lambda x: x.logsumexp(1)] if shape[0] == 1 else []
+    assert_sharing_programs_agree(functions, shape)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(30_317, 511), (5, 60_000, 40), (200_000, 64)])
 def test_programs_that_share_tiles_of_rows_wait_for_each_other_on_the_gpu(shape: tuple[int, ...]) -> None:
-    from kevolve_inductor.platforms.cuda import launch
-
     dim = len(shape) - 2
     functions = [lambda x: torch.softmax(x, dim), lambda x: x.var(dim), lambda x: x.logsumexp(dim)]
     functions += [lambda x: functional.layer_norm(x.t(), (x.shape[0],))] if dim == 0 else []
-    for function in functions:
-        x = torch.randn(shape, device="cuda")
-        found = find(FAMILY, function, [x], device="cuda")
-        expected = to_graph_module(region_of(found.match))(x)
-        shared = [seed for seed in FAMILY.space(found.match, CUDA).seeds if int(seed["parts"]) > 1]
-        assert len(shared) >= 3
-        for schedule in shared:
-            kernel = kernel_of(FAMILY, found.match, schedule, "triton")
-            results = []
-            for _ in range(5):
-                outputs = [torch.empty_like(value) for value in expected]
-                launch(kernel, [x], outputs, {})
-                results.append(outputs)
-            assert_same(results[0], expected)
-            assert all(torch.equal(one, two) for other in results for one, two in zip(results[0], other, strict=True))
+    assert_sharing_programs_agree(functions, shape)
 
 
 @pytest.mark.parametrize("columns", [2, 16, 200, 768, 4096, 20000, 50257, 1 << 20])

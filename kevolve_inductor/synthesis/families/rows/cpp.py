@@ -416,12 +416,12 @@ def _loads(steps: Sequence[Pass]) -> list[Expr]:
 
 def _invariant_parts(expr: Expr, axis: str, known: Collection[str]) -> list[Expr]:
     """The largest computed parts of ``expr`` that are made of ``known`` scalars alone."""
-    found: list[Expr] = []
+    scalars, found = set(known), list[Expr]()
     seen, stack = {expr}, [expr]
     while stack:
         part = stack.pop()
         variables = ex.variables(part)
-        fixed = bool(variables) and axis not in variables and variables <= set(known) and not ex.loads(part)
+        fixed = bool(variables) and axis not in variables and variables <= scalars and not ex.loads(part)
         if fixed and part.op != "var" and part.dtype in ("float32", "float64"):
             found.append(part)
         else:

@@ -122,7 +122,7 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
 
 def _cpp_lanes(program: RowProgram, near: bool) -> tuple[int, ...]:
     """Rows side by side. Where memory has them side by side, many: a column is a page of its own, or a bank, and what is
-    read there should be more than a line of the cache. What is left over in the end is gone through row by row."""
+    read there should be more than a line of the cache. What is left over in the end costs one more tile."""
     few = (16, 8, 32) if program.columns <= _SHORT_COLUMNS else (8, 16)
     inner = program.rows[-1][1] if program.rows else 0
     if near or program.selects or not isinstance(inner, int):

@@ -17,11 +17,12 @@ from .triton_seeds import Choice, Seed
 _LINE, _SECTOR = 128, 32
 # Threads at work on a unit; of a program at most. Each has four rows, or columns, at one depth.
 _THREADS, _MOST_THREADS, _PER_THREAD = 1024, 1024, 4
+# Half as many have twice the registers: for sums besides, or to turn around what is stored row by row.
+_FEWER_THREADS = _MOST_THREADS // 2
 # Where rows are held: numbers in a thread, and of a tile at most.
 _HELD, _MOST_HELD = 32, 32768
-# Columns that are worth a program beside others of the same rows, and its threads: more of them have too few registers to
-# turn around what is stored row by row.
-_LEAST_SHARE, _SHARING_THREADS = 128, 512
+# Columns that are worth a program beside others of the same rows.
+_LEAST_SHARE = 128
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,10 @@ class FarFacts:
     def whole(self) -> int:
         return next_power_of_2(self.columns)
 
-    def lanes(self, rows: int, depth: int) -> int:
+    def lanes(self, rows: int, depth: int, threads: int = _MOST_THREADS) -> int:
         """Threads along the columns, that with all programs at once a unit has enough of them."""
         wanted = _PER_THREAD * _THREADS * self.units / max(1, self.rows)
-        # Half as many have twice the registers.
-        threads = _MOST_THREADS // 2 if self.has_sums else _MOST_THREADS
+        threads = _FEWER_THREADS if self.has_sums else threads
         most = min(_PER_THREAD * threads // rows, max(1, self.whole // depth))
         return 1 << max(0, min(most.bit_length() - 1, round(log2(max(1.0, wanted)))))
 
@@ -90,17 +90,17 @@ def _shared(facts: FarFacts) -> Iterator[Seed]:
     held = ((1, _HELD), (1, 2 * _HELD), (2, 2 * _HELD), (1, _HELD // 2))
     for lines, per_thread in held if facts.may_hold and facts.sweeps > 1 else ():
         rows = lines * facts.line
-        own = per_thread * _SHARING_THREADS // rows
+        own = per_thread * _FEWER_THREADS // rows
         parts = -(-facts.columns // own)
         if 1 < parts <= most:
-            lanes = max(1, _PER_THREAD * _SHARING_THREADS // rows)
+            lanes = max(1, _PER_THREAD * _FEWER_THREADS // rows)
             yield {"algorithm": "tile", "rows": rows, "lanes": lanes, "depth": 8, "parts": parts}
     for lines, depth, times in ((1, 8, 2), (1, 4, 4), (1, 8, 4), (2, 8, 2), (1, 8, 1)):
         rows = lines * facts.line
         parts = min(most, times * facts.units // -(-facts.rows // rows), facts.columns // _LEAST_SHARE)
         if parts > 1:
-            wanted = replace(facts, rows=facts.rows * parts, columns=facts.columns // parts).lanes(rows, depth)
-            lanes = min(wanted, max(1, _PER_THREAD * _SHARING_THREADS // rows))
+            own_facts = replace(facts, rows=facts.rows * parts, columns=facts.columns // parts)
+            lanes = own_facts.lanes(rows, depth, _FEWER_THREADS)
             yield {"algorithm": "loop", "rows": rows, "lanes": lanes, "depth": depth, "parts": parts}
 
 
@@ -109,12 +109,11 @@ def _distinct(seeds: Iterable[Seed]) -> list[Seed]:
 
 
 def _walked(facts: FarFacts) -> Iterator[Seed]:
-    line = _LINE // facts.item_bytes
     # Registers for fewer numbers where each comes with others.
     heavy, light = ((1, 4), (2, 4), (1, 8), (4, 4), (1, 2)), ((1, 8), (2, 8), (1, 16), (2, 4), (4, 8), (1, 4))
     for lines, depth in heavy if facts.is_heavy or facts.has_sums else light:
         depth = max(facts.kept, depth)
-        rows = lines * line
+        rows = lines * facts.line
         yield {"algorithm": "loop", "rows": rows, "lanes": facts.lanes(rows, depth), "depth": depth}
 
 
@@ -126,7 +125,7 @@ def _held(facts: FarFacts) -> Iterator[Seed]:
         threads = rows * facts.whole // per_thread
         if rows >= sector and 32 <= threads <= _MOST_THREADS:
             # Wider than a few lines brings nothing.
-            rows = min(rows, 4 * _LINE // facts.item_bytes)
+            rows = min(rows, 4 * facts.line)
             lanes = _PER_THREAD * facts.whole // per_thread
             yield {"algorithm": "tile", "rows": rows, "lanes": max(1, lanes), "depth": max(facts.kept, 8)}
 

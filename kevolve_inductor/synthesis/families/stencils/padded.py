@@ -19,7 +19,8 @@ from ...expression.expression import Expr
 from .plan import FOLDED, PLACE, REACH, StencilPlan, StencilTask, tap_name
 from .windows import MARKS, Window, simplified
 
-# Rows of results that share what they read of the copy; where vectors are written out, these are numbers of registers.
+# Rows of results that share what they read of the copy. Where vectors are written out, their sums, a column of weights and
+# what is read fit into the registers of most machines.
 _GROUP = 4
 _GROUPS = (8, 7, 6, 5, 4)
 _REGISTERS = 16
