@@ -6,7 +6,7 @@
 
 Each callable is checked against eager, then all are timed interleaved with a cold cache; on a GPU each is replayed
 from a CUDA graph. Writes one JSON file and prints a short table last. ``--shard I/N`` runs one part of N, on equal devices
-side by side; ``python -m benchmarks.merge`` joins them.
+side by side; ``python -m benchmarks.merge`` joins them. Several processes on one machine: ``python -m benchmarks.lanes``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = arguments.shard.of(_but(arguments.skip, select(arguments.cases, device, _known(arguments))))
+    chosen.sort(key=lambda case: case.name not in arguments.first)
+    chosen = [case for case in chosen if case.name not in arguments.leave]
     if not chosen:
         print(f"no case for {device} matches {' '.join(arguments.cases)}", file=sys.stderr)
         return 1
@@ -52,10 +55,14 @@ def main(argv: list[str] | None = None) -> int:
     with torch.no_grad(), fresh_cache(), _store(arguments.store) as store:
         limits = Limits(arguments.budget_s, *(QUICK_ROUNDS if arguments.quick else ROUNDS))
         session = Session(clock, clock.measure_ceilings(), limits, arguments.search, store, autotune)
-        for row in _rows(chosen, session, arguments.limit_s):
+        for row in _rows(_unclaimed(arguments.claims, chosen), session, arguments.limit_s):
             rows.append(row)
-            document = describe(clock, session.ceilings, arguments, rows, len(chosen))
+            planned = len(chosen) if arguments.claims is None else len(rows)
+            document = describe(clock, session.ceilings, arguments, rows, planned)
             record.write(arguments.out or record.default_path(document, _prefix(arguments)), document)
+    if not rows:
+        print("other processes have taken every case", file=sys.stderr)
+        return 0
     print(json.dumps(document, indent=1) if arguments.json else format_table(document))
     return int(any(row["error"] or any(row["disagreements"].values()) for row in rows))
 
@@ -70,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--random", type=int, metavar="COUNT", help="COUNT cases of each family, drawn, instead")
     which.add_argument("--curve", action="store_true", help="X (X^T Y) over the number of features instead")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
-    parser.add_argument("--skip", type=Path, metavar="EARLIER", help="no case that stands in these results")
+    parser.add_argument(
+        "--skip", type=Path, nargs="*", default=[], metavar="EARLIER", help="no case that stands in these results"
+    )
+    parser.add_argument("--first", nargs="*", default=[], metavar="NAME", help="begin with these of the cases")
+    parser.add_argument("--leave", nargs="*", default=[], metavar="NAME", help="all cases but these")
+    parser.add_argument("--claims", type=Path, metavar="FOLDER", help="no case that another process claims there")
     parser.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="one part of the cases")
     parser.add_argument("--budget-s", type=float, default=60.0, help="seconds of search for each case (default 60)")
     parser.add_argument("--limit-s", type=float, help="begin no case after so many seconds")
@@ -109,9 +121,25 @@ def _contains(case: Case, parts: Iterable[str]) -> bool:
     return any(part in case.name or part in case.family for part in parts)
 
 
-def _but(earlier: Path | None, cases: Sequence[Case]) -> list[Case]:
-    done = {row["name"] for row in json.loads(earlier.read_text())["cases"]} if earlier is not None else set()
+def _but(earlier: Iterable[Path], cases: Sequence[Case]) -> list[Case]:
+    done = {row["name"] for path in earlier for row in json.loads(path.read_text())["cases"]}
     return [case for case in cases if case.name not in done]
+
+
+def _unclaimed(folder: Path | None, cases: Iterable[Case]) -> Iterator[Case]:
+    """The cases that no other process has taken, each claimed when it is asked for."""
+    for case in cases:
+        if folder is None or _claim(folder / case.name):
+            yield case
+
+
+def _claim(path: Path) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextmanager
@@ -123,14 +151,18 @@ def _store(path: str | None) -> Iterator[str]:
         yield folder
 
 
-def _rows(cases: Sequence[Case], session: Session, limit_s: float | None) -> Iterator[dict[str, Any]]:
+def _rows(cases: Iterable[Case], session: Session, limit_s: float | None) -> Iterator[dict[str, Any]]:
     """Stops early at the limit, and where a case has left the device unusable for this process."""
     started = time.perf_counter()
-    for number, case in enumerate(cases, 1):
+    left = iter(cases)
+    for number in count(1):
         if number > 1 and limit_s is not None and time.perf_counter() - started > limit_s:
-            print(f"stopped after {number - 1} of {len(cases)} cases", file=sys.stderr)
+            print(f"stopped after {number - 1} cases", file=sys.stderr)
             return
-        print(f"[{number}/{len(cases)}] {case.name}", file=sys.stderr, flush=True)
+        case = next(left, None)
+        if case is None:
+            return
+        print(f"[{number}] {case.name}", file=sys.stderr, flush=True)
         row = run_case(case, session)
         session.clock.release_unused()
         yield row

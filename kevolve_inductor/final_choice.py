@@ -131,19 +131,25 @@ class FinalChoice:
 
     def _decide(self, inductor: Plain, compiled: Function, inputs: Sequence[torch.Tensor]) -> Function:
         """The fastest for ``inputs``, which are left as they are. Raises what any side raises."""
-        if 3 * bytes_of(inputs) > _MEMORY_SHARE * executor_for(self._platform.name).free_bytes():
+        room = _MEMORY_SHARE * executor_for(self._platform.name).free_bytes()
+        if 2 * bytes_of(inputs) > room:
             return compiled
         functions: dict[Name, Function] = {"compiled": compiled, "eager": self.untouched().forward}
         with random_state_kept(inputs):
-            first = Step(compiled, copies_of(inputs))
+            copies = copies_of(inputs)
+            is_written = Step(functions["eager"], copies).writes_inputs()
+            if is_written and 3 * bytes_of(inputs) > room:
+                return compiled
+            # Each side has inputs of its own where it matters.
+            first = Step(compiled, copies_of(inputs) if is_written else copies)
             first()
-            plain = inductor(copies_of(inputs))
+            plain = inductor(copies)
             if plain is not None:
                 functions["inductor"] = plain
             timings: dict[Name, Timing] = {}
             larger: list[Name] = []
             for name in [name for name in functions if name != "compiled"]:
-                step = Step(functions[name], copies_of(inputs))
+                step = Step(functions[name], copies_of(inputs) if is_written else copies)
                 timings[name] = self._compare(first, step)
                 # Two steps more, for a side that would be taken only.
                 is_faster = timings[name].speedup_low >= self._settings.min_speedup

@@ -28,6 +28,14 @@ class Step:
             self._gradients = [torch.randn_like(output) for output in outputs]
         return torch.autograd.grad(outputs, self._trained, self._gradients, allow_unused=True)
 
+    def writes_inputs(self) -> bool:
+        """Whether this step, run eagerly, changes its inputs in place; true where nobody can tell (inference mode)."""
+        if any(tensor.is_inference() for tensor in self._inputs):
+            return True
+        before = [tensor._version for tensor in self._inputs]
+        self()
+        return before != [tensor._version for tensor in self._inputs]
+
 
 def bytes_of(inputs: Sequence[torch.Tensor]) -> int:
     """Of the memory behind ``inputs``, counted once where they share it."""

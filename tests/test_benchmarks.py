@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import contenders, longtail, merge, sweep
+from benchmarks import contenders, lanes, longtail, merge, sweep
 from benchmarks.agreement import disagreement
 from benchmarks.cases import CASES, Instance, Selection
 from benchmarks.clock import Ceilings, Clock, Prepared
@@ -131,6 +131,25 @@ def test_shards_hold_every_case_once() -> None:
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     with pytest.raises(argparse.ArgumentTypeError):
         Shard.parse("4/3")
+
+
+def test_processes_share_cases_out_and_one_takes_the_large_ones_first(tmp_path: Path) -> None:
+    cases = list(drawn(2, 1))
+    one, other = (longtail._unclaimed(tmp_path / "claims", cases) for _ in range(2))
+    taken = [next(one), next(other), next(other), *one]
+    assert [case.name for case in taken] == [case.name for case in cases] and not list(other)
+    assert [case.name for case in longtail._unclaimed(None, cases)] == [case.name for case in cases]
+
+
+def test_lanes_run_every_case_once_and_join_what_they_found(tmp_path: Path) -> None:
+    wanted = ["discounted-returns", "exclusive-offsets"]
+    arguments = ["--cases", *wanted, "--device", "cpu", "--search", "lookup", "--quick"]
+    out = tmp_path / "joined.json"
+    assert lanes.main(["2", "--out", str(out), *arguments, "--large", wanted[1]]) == 0
+    document = json.loads(out.read_text())
+    assert sorted(row["name"] for row in document["cases"]) == sorted(wanted)
+    assert document["shards"] in (1, 2) and document["planned"] == 2
+    assert all(row["error"] is None for row in document["cases"])
 
 
 def test_a_familys_drawn_cases_do_not_depend_on_how_many_are_drawn() -> None:

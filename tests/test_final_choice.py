@@ -190,6 +190,28 @@ def test_measuring_leaves_tensors_gradients_and_random_numbers_as_they_are(tmp_p
     assert steps and bool((buffer == 2.0).all()) and x.grad is None
 
 
+@pytest.mark.parametrize(
+    ("sets", "written", "is_compared"), [(1.9, False, False), (2.1, False, True), (2.9, True, False), (3.1, True, True)]
+)
+def test_sides_share_their_copies_of_inputs_that_none_of_them_writes(
+    tmp_path, monkeypatch, sets, written, is_compared
+):  # fmt: skip
+    x = torch.randn(64)
+    room = sets * x.untyped_storage().nbytes() / final_choice._MEMORY_SHARE
+    monkeypatch.setattr(CpuExecutor, "free_bytes", lambda self: room)
+    gm, examples = graph_of((lambda x: x.mul_(2.0).relu()) if written else (lambda x: (x * 2.0).relu()), x.clone())
+    compared = []
+
+    def compare(one, other):
+        results = [step()[0] for step in (one, other, one)]
+        compared.append(torch.equal(results[0], results[2]))
+        return timing(0.5)
+
+    choice_of(gm, examples, tmp_path, compare).between(gm, nothing_else)(x)
+    # Who writes to inputs of its own gets another result of the second call.
+    assert compared == ([not written] if is_compared else [])
+
+
 def test_both_sides_are_timed_with_their_backward(tmp_path):
     seen = []
 

@@ -18,8 +18,8 @@ from .job import CrossJob, WorkerSetup
 from .process import Hung, WorkerSlot
 
 _MOST_PROCESSES = 16
-# The user's process, the bench and the referee have a core each.
-_OTHERS = 3
+# The bench and the referee have a core each; the user's process waits for them.
+_OTHERS = 2
 # Triton spends minutes on a kernel whose tile spills badly, and that kernel is never the fast one.
 BUILD_LIMIT_S = 15.0
 

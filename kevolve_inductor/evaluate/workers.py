@@ -163,12 +163,13 @@ class Workers:
     def rest(self) -> bool:
         """Drop the session and be ready for another; false where there was none.
 
-        The referee's process is kept. The bench's, in which candidates and compilers have been, is not: the next one
-        starts while the user's process goes on.
+        Both processes are kept: what Inductor's first compile loads takes longer than judging most regions. A bench that a
+        candidate was seen to damage is gone by now.
         """
         if not self._slots.keys() >= {"bench", "referee"} or not self._slots["referee"].rest():
             return False
-        self._slots["bench"].renew()
+        if not self._slots["bench"].rest():
+            self._slots["bench"].renew()
         return True
 
     def close(self) -> None:

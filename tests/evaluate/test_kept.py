@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
@@ -68,14 +70,18 @@ def test_it_ends_by_itself():
     assert idle.closed == 1 and not kept._kept
 
 
-def test_the_referee_stays_and_the_bench_is_a_new_process(tmp_path):
+@pytest.mark.parametrize("lost", [False, True])
+def test_processes_stay_and_a_bench_that_was_lost_is_a_new_one(tmp_path, lost):
     seen = []
     for _ in range(2):
         with kept_evaluator("workers", lambda: WorkerEvaluator(CpuPlatform(), tmp_path)) as evaluator:
             evaluator.open(row_sum_region(), row_sum_workload())
             assert isinstance(evaluator.evaluate(row_sum_kernel()), Passed)
-            seen.append({role: slot._process._process.pid for role, slot in evaluator._workers._slots.items()})
-    assert seen[0]["referee"] == seen[1]["referee"] and seen[0]["bench"] != seen[1]["bench"]
+            slots = evaluator._workers._slots
+            seen.append({role: slot._process._process.pid for role, slot in slots.items()})
+            if lost:
+                os.killpg(seen[-1]["bench"], signal.SIGKILL)
+    assert seen[0]["referee"] == seen[1]["referee"] and (seen[0]["bench"] != seen[1]["bench"]) == lost
 
 
 def test_an_evaluator_that_started_nothing_is_not_kept(tmp_path):
