@@ -102,13 +102,19 @@ class _Queue:
         self.searcher = EvolutionSearcher(space, tuner.settings.seed, warm=warm, distant=distant)
         self._asked: deque[tuple[Candidate, Kernel | str]] = deque()
         # Built while the evaluator opens.
-        self._ask(_AHEAD[self._language])
+        self._first = next(iter(self._ask(_AHEAD[self._language])), None)
 
     def kernels(self) -> tuple[Kernel, ...]:
         return tuple(kernel for _, kernel in self._asked if isinstance(kernel, Kernel))
 
-    def next(self) -> tuple[Candidate, Kernel | str] | None:
-        """The first that is built, else the first; ``None`` where every schedule has been tried."""
+    @property
+    def holds_the_first(self) -> bool:
+        """Whether the kernel that promised most has not been taken yet."""
+        return self._first is not None and any(kernel == self._first for _, kernel in self._asked)
+
+    def next(self, hurried: bool = False) -> tuple[Candidate, Kernel | str] | None:
+        """The first that is built, else, and where few more will be tried, the first; ``None`` where every schedule has been
+        tried."""
         if len(self._asked) <= _AHEAD[self._language] - _BATCH:
             self._evaluator.prepare(self._ask(_BATCH))
         if not self._asked:
@@ -117,7 +123,7 @@ class _Queue:
         ready = (
             position
             for position, (_, kernel) in enumerate(self._asked)
-            if isinstance(kernel, str) or self._evaluator.is_built(kernel)
+            if isinstance(kernel, str) or hurried or self._evaluator.is_built(kernel)
         )
         position = next(ready, 0)
         asked = self._asked[position]
@@ -225,8 +231,8 @@ class Tuner:
 
     def _explore(self, queue: _Queue, search: _Search, budget: Budget, listener: TrialListener | None) -> None:
         self.evaluator.prepare(queue.kernels())
-        while (reason := self._stop(search, budget)) is None:
-            asked = queue.next()
+        while (reason := self._stop(queue, search, budget)) is None:
+            asked = queue.next(hurried=budget.remaining_s == 0)
             if asked is None:
                 reason = StopReason.EXHAUSTED
                 break
@@ -239,13 +245,14 @@ class Tuner:
                 listener(budget.trials_spent, budget.best)
         logger.debug("%s after %d trials", reason, budget.trials_spent)
 
-    def _stop(self, search: _Search, budget: Budget) -> StopReason | None:
-        """Why the search is to end now."""
+    def _stop(self, queue: _Queue, search: _Search, budget: Budget) -> StopReason | None:
+        """Why the search is to end now; not for want of time before what promised most has been tried."""
         least = _LEAST_TRIALS if self.settings.trials is None else min(_LEAST_TRIALS, self.settings.trials)
         # What no kernel could be written for comes first, since it waits for no build, and says nothing.
         written = sum(trial.kernel is not None for trial in search.trials)
         if written >= least or budget.trials_spent >= (self.settings.trials or _MOST_UNWRITTEN):
-            return budget.stop()
+            reason = budget.stop()
+            return None if reason is StopReason.TIME_SPENT and queue.holds_the_first else reason
         has_won = any(self._accepts(trial.evaluation) for trial in search.trials)
         return StopReason.TIME_SPENT if search.others_wait and has_won and budget.remaining_s == 0 else None
 

@@ -232,6 +232,29 @@ def test_where_others_wait_a_region_goes_beyond_its_time_only_to_find_something_
         assert tuner.search(found, 25.0, others_wait=others_wait).trials == trials
 
 
+@pytest.mark.parametrize(("seconds", "position"), [(2.5, 3), (0.0, 0), (5.0, 5)])
+def test_what_promised_most_is_tried_however_long_its_build_takes(found, tmp_path, seconds, position):
+    class Building(Slow):
+        """Its first kernel is not built before it is waited for."""
+
+        def open(self, region, workload, first=()):
+            self.first, self.tried = first[0], []
+            return super().open(region, workload, first)
+
+        def is_built(self, kernel):
+            return kernel != self.first
+
+        def evaluate(self, kernel, beat=0.0, surely=False, outside=False):
+            self.tried += [] if surely else [kernel]
+            return super().evaluate(kernel, beat, surely, outside)
+
+    clock = Clock()
+    evaluator = Building(clock, 0.0, 1.0, always_faster)
+    tuner = Tuner(Settings(store=tmp_path), NullPlatform(), Store.open(tmp_path), evaluator, clock)
+    assert tuner.search(found, seconds).trials == max(position + 1, 3)
+    assert evaluator.tried.index(evaluator.first) == position
+
+
 def test_schedules_without_a_kernel_use_up_none_of_the_few_trials(found, tmp_path):
     class Reluctant(RowFamily):
         refused = 0

@@ -48,7 +48,11 @@ def compile_inductor(
     # What nobody sees Inductor stores in rows of another length where that suits it; a user's results it does not.
     (output,) = gm.graph.find_nodes(op="output")
     output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
-    ours = config.patch({**(settings or {}), "post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None})
+    # The pool that compiles for GPUs is processes of their own, which find no GPU in a worker's isolation. It comes up some
+    # time after the first compile, so that only the later ones would fail.
+    alone = {} if all(tensor.device.type == "cpu" for tensor in inputs) else {"compile_threads": 1}
+    passes = {"post_grad_custom_post_pass": None, "post_grad_custom_pre_pass": None}
+    ours = config.patch({**alone, **(settings or {}), **passes})
     with torch.no_grad(), ours:
         compiled: Any = compile_fx_inner(gm, fakes, is_inference=True)
 
