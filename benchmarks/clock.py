@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kevolve_inductor.platforms import executor_for
+from kevolve_inductor.platforms import executor_for, platform_for
 from kevolve_inductor.platforms.cuda import device_name
 from kevolve_inductor.platforms.turns import turn_on
 
@@ -70,7 +70,7 @@ class Clock(ABC):
 
     def release_unused(self) -> None:
         """Give memory back that nothing holds, so that worker processes find it."""
-        return
+        platform_for(self.device).release_unused()
 
     def turn(self) -> AbstractContextManager[object]:
         """While no other process that asks for a turn measures on this device."""
@@ -188,7 +188,7 @@ class CudaClock(Clock):
 
     def release_unused(self) -> None:
         if self.usable():
-            torch.cuda.empty_cache()
+            super().release_unused()
 
     def turn(self) -> AbstractContextManager[object]:
         return turn_on(device_name(), _PATIENCE_S)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..graph.blocks import row_blocks
+from ..graph.blocks import blocks_of
 from ..graph.selection import TOLERANCES, typical_magnitude
 from .evaluation import Pattern
 
@@ -63,7 +63,7 @@ def compare(
 def _compare_bits(output: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, empty: Verdict) -> Verdict:
     assert empty.error is not None
     nans_differ = False
-    for at in row_blocks(output.shape):
+    for at in blocks_of(exact):
         mine, own, wanted = output[at], eager[at], exact[at]
         nans_differ |= bool(_nan_differs(mine, wanted, own).any())
         empty.wrong[at] = (mine != own) & ~(mine.isnan() & own.isnan())
@@ -80,26 +80,27 @@ def _compare_values(
     allowance = _Allowance.of(exact, eager)
     nans_differ, by_rounding = False, True
     squares, allowed_squares = 0.0, 0.0
-    for at in row_blocks(output.shape):
+    for at in blocks_of(exact):
         mine, own, wanted = output[at], eager[at], exact[at]
         error[at] = distance(mine, wanted)
         allowed = allowance.allowed(wanted, own)
         nan_differs = _nan_differs(mine, wanted, own)
         same_infinity = (mine == own) | (mine.double() == wanted) | _rounds_to_infinity(mine, wanted, allowed)
-        none_finite = ~own.isfinite() & ~wanted.isfinite()
-        not_finite = (~same_infinity & mine.isinf()) | (none_finite & mine.isfinite()) | nan_differs
+        is_finite, own_is, wanted_is = mine.isfinite(), own.isfinite(), wanted.isfinite()
+        none_finite = ~own_is & ~wanted_is
+        not_finite = (~same_infinity & mine.isinf()) | (none_finite & is_finite) | nan_differs
         # Where eager's own precision does not reach to the end, a candidate's need not either.
-        not_finite &= mine.isfinite() | own.isfinite() | ~wanted.isfinite()
+        not_finite &= is_finite | own_is | ~wanted_is
         for other in others:
             not_finite &= ~(none_finite & _as_in(mine, other[at]))
         wrong[at] = not_finite | (error[at] > allowed)
-        overflowed[at] = not_finite & ~mine.isfinite() & wanted.isfinite()
+        overflowed[at] = not_finite & ~is_finite & wanted_is
         nans_differ |= bool((nan_differs & not_finite).any())
         by_rounding &= not bool((not_finite & ~overflowed[at]).any())
         squares += float(error[at].square().sum())
         allowed_squares += float(allowance.of_each(wanted, own).square().sum())
     if squares > allowed_squares:
-        for at in row_blocks(output.shape):
+        for at in blocks_of(exact):
             wrong[at] |= error[at] > allowance.of_each(exact[at], eager[at])
     by_rounding &= bool(wrong.any())
     return Verdict(
@@ -184,7 +185,7 @@ def _typical_of_rows(exact: torch.Tensor, eager: torch.Tensor) -> torch.Tensor |
     if not exact.dim() or not exact.numel() or exact.numel() // exact.shape[-1] < _ENOUGH_ROWS:
         return None
     shares = []
-    for at in row_blocks(exact.shape):
+    for at in blocks_of(exact):
         worst, scale = distance(eager[at], exact[at]).amax(-1), _magnitude(exact[at])[..., 0]
         usable = (scale > 0) & scale.isfinite()
         shares.append(worst[usable] / scale[usable])

@@ -65,14 +65,15 @@ Answer = dict[str, Any] | Died | Hung
 class WorkerProcess:
     """One running worker in a session of its own. After :class:`Died` or :class:`Hung` it is gone."""
 
-    def __init__(self, setup: WorkerSetup, log: Path) -> None:
-        """Raises ``WorkerError`` where no process can be started."""
+    def __init__(self, setup: WorkerSetup, log: Path, least_bytes: int = 0) -> None:
+        """``least_bytes``: what it may take of memory whatever is free. Raises ``WorkerError`` where none can be started."""
         self.log = log
         self._isolation: Isolation | None = None
         request_end, self._requests = os.pipe()
         self._replies, reply_end = os.pipe()
         command = [sys.executable, "-P", "-m", "kevolve_inductor.evaluate.warden", str(request_end), str(reply_end)]
-        setup = replace(setup, memory_bytes=int(setup.memory_share * free_memory_bytes()))
+        self.memory_bytes = max(least_bytes, int(setup.memory_share * free_memory_bytes()))
+        setup = replace(setup, memory_bytes=self.memory_bytes)
         working = log.with_name(f"{log.stem}-work")
         environment = _environment(setup)
         try:
@@ -206,6 +207,8 @@ class WorkerSlot:
         self._session: OpenJob | None = None
         self._is_open = False
         self._open_limit_s = 0.0
+        # What the session's first process may take. The other role's part is no longer free by the time of the next.
+        self._session_bytes = 0
         self.tenants: set[str] = set()
         self.owes_baselines = False
 
@@ -223,7 +226,7 @@ class WorkerSlot:
             if spare.alive:
                 return spare
             spare.kill()
-        return WorkerProcess(self._setup, self._free_log())
+        return WorkerProcess(self._setup, self._free_log(), self._session_bytes)
 
     def _stock(self) -> None:
         """Have a spare process for each one that was lost lately."""
@@ -233,7 +236,7 @@ class WorkerSlot:
             self._spares.append(self._spare())
 
     def _spare(self) -> WorkerProcess:
-        return WorkerProcess(replace(self._setup, spare=True), self._free_log())
+        return WorkerProcess(replace(self._setup, spare=True), self._free_log(), self._session_bytes)
 
     def _free_log(self) -> Path:
         """A name that no running process of this slot writes to."""
@@ -243,10 +246,11 @@ class WorkerSlot:
 
     def open(self, job: OpenJob, limit_s: float) -> Answer:
         """Start a session; if that works it is opened again in every later process of this slot."""
-        self._session = None
+        self._session, self._session_bytes = None, 0
         answer = self.ask(job, limit_s)
         if isinstance(answer, dict) and "error" not in answer:
             self._session, self._open_limit_s, self._is_open = replace(job, later=True), limit_s, True
+            self._session_bytes = self._process.memory_bytes if self._process is not None else 0
             self.owes_baselines = False
         return answer
 
@@ -311,7 +315,7 @@ class WorkerSlot:
 
     def rest(self) -> bool:
         """End the session and keep the process; whether there is one that can be kept."""
-        self._session = None
+        self._session, self._session_bytes = None, 0
         answer = self.ask(RestJob(), _REST_LIMIT_S, in_session=False) if self._process is not None else None
         return isinstance(answer, dict) and "error" not in answer
 
@@ -338,7 +342,7 @@ class WorkerSlot:
 
     def close(self) -> None:
         """End every process. May be called twice; the next question starts a new one."""
-        self._session = None
+        self._session, self._session_bytes = None, 0
         self._lost_at.clear()
         for process in (*self._spares, self._process):
             if process is not None:

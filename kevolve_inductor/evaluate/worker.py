@@ -102,7 +102,8 @@ class Worker:
 
     def _open(self, job: OpenJob) -> dict[str, Any]:
         needed, allowed = needed_bytes(job.region, job.workload.symbols), self._allowed_bytes
-        if needed > allowed:
+        # Once a session has been opened, whatever is held by now is its own.
+        if needed > allowed and not job.later:
             return {"error": "the region does not fit in memory", "needed_bytes": needed, "allowed_bytes": allowed}
         if job.role == "referee":
             self._referee = RefereeSession(job, self.setup.seed, self._executor)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .blocks import row_blocks
+from .blocks import blocks_of
 from .region import Region, RegionNode
 
 # Relative and absolute tolerance by dtype, those of torch.testing.assert_close.
@@ -227,7 +227,7 @@ def _slack(
 def typical_magnitude(values: torch.Tensor) -> float:
     """Root mean square of the finite values, at most 1: scales absolute tolerances down for outputs that are all small."""
     squares, count = 0.0, 0
-    for at in row_blocks(values.shape):
+    for at in blocks_of(values):
         squares += float(values[at].nan_to_num(0.0, 0.0, 0.0).square_().sum())
         count += int(values[at].isfinite().sum())
     return min(1.0, math.sqrt(squares / count)) if count else 1.0

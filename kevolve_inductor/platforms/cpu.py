@@ -157,6 +157,12 @@ class CpuPlatform(Platform):
         path = compile_cpp(text, folder)
         return BuiltCpp(text, path, load_library(path))
 
+    def release_unused(self) -> None:
+        # Of glibc. Large tensors stay with the process where it does not map them one by one, as in workers.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
 
 def load_cpp(text: str) -> Callable[..., None]:
     """The callable of a complete generated text, built if the build folder does not hold it yet; once per process and text.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kevolve_inductor.evaluate import closeness
 from kevolve_inductor.evaluate.closeness import compare
 from kevolve_inductor.evaluate.footprint import needed_bytes
+from kevolve_inductor.graph import blocks
 from kevolve_inductor.graph.blocks import row_blocks
 from kevolve_inductor.graph.reference import evaluate_fp64
 from kevolve_inductor.graph.region import Region, RegionNode, TensorSpec
@@ -102,7 +102,7 @@ def test_comparing_in_blocks_changes_no_verdict(monkeypatch: Any) -> None:
     for bitwise in (False, True):
         whole = compare(output, exact, eager, bitwise)
         with monkeypatch.context() as patch:
-            patch.setattr(closeness, "row_blocks", lambda shape: row_blocks(shape, 400))
+            patch.setattr(blocks, "CACHED_ELEMENTS", 400)
             parts = compare(output, exact, eager, bitwise)
         assert torch.equal(whole.wrong, parts.wrong) and 0 < int(whole.wrong.sum()) < whole.wrong.numel()
         assert whole.error is not None and parts.error is not None and torch.equal(whole.error, parts.error)

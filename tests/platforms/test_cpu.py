@@ -189,6 +189,19 @@ def test_another_process_loads_the_same_text_from_the_store(store, tmp_path):
     assert sorted((store / "build" / "cpp").rglob("*.so")) == built
 
 
+def test_what_a_workers_allocator_keeps_is_given_back():
+    code = (
+        "import re, torch; from kevolve_inductor.platforms.cpu import CpuPlatform\n"
+        "def held(): return int(re.search(r'RssAnon:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
+        "large, above = torch.ones(2**25), torch.ones(2**12); before = held(); del large; kept = held()\n"
+        "CpuPlatform().release_unused(); print(before - kept, before - held())"
+    )
+    environment = settings.worker_environment()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    kept_kib, given_kib = map(int, done.stdout.split())
+    assert kept_kib < 2**10 and given_kib > 0.9 * 2**17, done.stderr
+
+
 def test_unknown_platforms_are_named():
     with pytest.raises(Exception, match="cpu, cuda, hip, null"):
         platform_for("abacus")
