@@ -68,9 +68,7 @@ class Worker:
             case BaselinesJob() if self._bench is not None:
                 return self._bench.baselines()
             case RestJob():
-                self._bench = self._referee = None
-                gc.collect()
-                platform_for(self.setup.platform).release_unused()
+                self._forget()
                 # What is free then counts for the next graph; within one, this process's own memory would be counted out.
                 self.__dict__.pop("_allowed_bytes", None)
                 return {}
@@ -88,6 +86,8 @@ class Worker:
                 from ..graph.foreign import import_all
                 from .graph_check import check, time_mode
 
+                # Ends the session, whose tensors would be missing.
+                self._forget()
                 import_all(job.modules)
                 if job.mode is None:
                     return check(job, self._executor, self.setup.seed, self.folder)
@@ -99,6 +99,11 @@ class Worker:
 
                 return {"evaluation": to_json(cross_compile(job.kernel, job.region, job.target, self.folder))}
         raise ValueError(f"no session is open for {type(job).__name__}")
+
+    def _forget(self) -> None:
+        self._bench = self._referee = None
+        gc.collect()
+        platform_for(self.setup.platform).release_unused()
 
     def _open(self, job: OpenJob) -> dict[str, Any]:
         needed, allowed = needed_bytes(job.region, job.workload.symbols), self._allowed_bytes

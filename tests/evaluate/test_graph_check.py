@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 
 from kevolve_inductor.evaluate.evaluation import GraphVerdict
 from kevolve_inductor.evaluate.graph_check import check, first_difference, time_mode
-from kevolve_inductor.evaluate.job import GraphJob
+from kevolve_inductor.evaluate.job import GraphJob, OpenJob, WorkerSetup
+from kevolve_inductor.evaluate.worker import Worker
 from kevolve_inductor.graph.region import Region, RegionNode, TensorSpec, Workload
 from kevolve_inductor.graph.swap import Swap
 from kevolve_inductor.kernel import Argument, Kernel, Launch
 from kevolve_inductor.platforms import use_build_folder
 from kevolve_inductor.platforms.cpu_executor import CpuExecutor
+from kevolve_inductor.testing.evaluators import row_sum_region, row_sum_workload
 
 
 def test_rounding_is_no_difference_and_anything_else_is():
@@ -107,6 +110,13 @@ def test_a_graph_that_does_not_fit_is_not_measured(tmp_path):
 
     verdict = GraphVerdict(**check(job(), Full(), 0, tmp_path))
     assert verdict.correct and verdict.kevolve_us is None and "memory" in verdict.reason
+
+
+def test_a_graph_has_the_memory_of_the_session_before_it(tmp_path):
+    worker = Worker(WorkerSetup("cpu", str(tmp_path), 0, 0))
+    worker.do(OpenJob("bench", row_sum_region(), row_sum_workload(), ("inductor",)))
+    session = weakref.ref(worker._bench)
+    assert worker.do(job())["correct"] and session() is None
 
 
 def test_a_job_survives_the_pipe():
