@@ -20,6 +20,7 @@ from .cache.store import Store
 from .cache.trust import trusted
 from .evaluate.evaluation import BuildFailed, Crashed, Evaluation, Passed, Refused, from_json, to_json
 from .evaluate.evaluator import Evaluator
+from .evaluate.footprint import workspace_bytes
 from .exc import EmissionError, StoreError, UndecidedError
 from .graph.capture import canonical_kernel
 from .graph.discovery import Found
@@ -42,6 +43,8 @@ _TARGET_SHARE_OF_FLOOR = 0.95
 # The best of many noisy measurements is an optimistic one, so the finalists are measured again.
 _LEAST_TARGET = 1.25
 _FINALISTS = 3
+# This near to the best, which of them is the fastest is noise: what takes less memory comes first.
+_ALIKE = 0.98
 # Of those that are found wrong only then there may be more: the next best may be right.
 _MOST_FINALISTS = 8
 # Preparing a region's baselines may take all of its time; a verdict without a trial would say nothing. Where no kernel can
@@ -72,8 +75,9 @@ class Trial:
 
 @dataclass
 class _Search:
-    """What one region's search has seen so far, and whether others wait for the time it takes."""
+    """What one region's search has seen so far, at its ``symbols``' sizes, and whether others wait for the time it takes."""
 
+    symbols: dict[str, int]
     others_wait: bool = False
     trials: list[Trial] = field(default_factory=list)
     baselines_us: dict[str, float] = field(default_factory=dict)
@@ -82,11 +86,17 @@ class _Search:
 
     def finalists(self) -> list[Trial]:
         """The best kernels, each once: several schedules may give the same text."""
-        distinct: dict[Kernel | None, Trial] = {}
+        distinct: dict[Kernel, Trial] = {}
         for trial in sorted(self.trials, key=lambda trial: -trial.score):
-            if trial.score > 0:
+            if trial.kernel is not None and trial.score > 0:
                 distinct.setdefault(trial.kernel, trial)
-        return list(distinct.values())[:_MOST_FINALISTS]
+        best = max((trial.score for trial in distinct.values()), default=0.0)
+
+        def rank(kernel: Kernel) -> tuple[bool, int]:
+            is_alike = distinct[kernel].score >= _ALIKE * best
+            return not is_alike, workspace_bytes(kernel, self.symbols) if is_alike else 0
+
+        return [distinct[kernel] for kernel in sorted(distinct, key=rank)][:_MOST_FINALISTS]
 
 
 class _Queue:
@@ -199,7 +209,7 @@ class Tuner:
         """
         self._raise_if_undecided_lately(found)
         start = self.clock()
-        search = _Search(others_wait)
+        search = _Search(found.workload.symbols, others_wait)
         try:
             queue = _Queue(self, found)
             baselines = self.evaluator.open(found.captured.region, found.workload, queue.kernels())

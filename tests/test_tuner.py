@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from kevolve_inductor.cache.store import Store
-from kevolve_inductor.evaluate.evaluation import Refused
+from kevolve_inductor.evaluate.evaluation import Diagnosis, Passed, Refused
 from kevolve_inductor.evaluate.null import NullEvaluator
 from kevolve_inductor.exc import EmissionError, UndecidedError
 from kevolve_inductor.graph.discovery import discover
-from kevolve_inductor.kernel import Kernel, digest_of
+from kevolve_inductor.kernel import Kernel, Launch, Workspace, digest_of
 from kevolve_inductor.platforms.null import NullPlatform
+from kevolve_inductor.search.searcher import Candidate
 from kevolve_inductor.settings import Settings
 from kevolve_inductor.synthesis.families.rows import RowFamily
-from kevolve_inductor.tuner import Tuner
+from kevolve_inductor.tuner import Trial, Tuner, _Search
 from tests.synthesis.family_checks import find
 
 
@@ -230,6 +231,19 @@ def test_where_others_wait_a_region_goes_beyond_its_time_only_to_find_something_
         evaluator = Slow(clock, open_s, trial_s, distortion)
         tuner = Tuner(Settings(store=tmp_path), NullPlatform(), Store.open(tmp_path), evaluator, clock)
         assert tuner.search(found, 25.0, others_wait=others_wait).trials == trials
+
+
+def test_of_kernels_that_are_alike_the_one_with_less_memory_is_a_finalist_first():
+    def trial(name, score, elements):
+        workspaces = (Workspace("float32", elements),) if elements else ()
+        passed = Passed(1e3 / score, {"inductor": 1e3}, score, score, 0.0, Diagnosis("unknown", "", 0.0, 0.0, 0.0), 0.0)
+        return Trial(
+            Candidate(0, (), {}, "clean", "seed"), Kernel("cpp", name, (Launch("run", ()),), workspaces), passed
+        )
+
+    trials = [trial("small", 1.97, "s0"), trial("best", 2.0, "9 * s0"), trial("slow", 1.9, ""), trial("none", 1.98, "")]
+    search = _Search({"s0": 100}, trials=[*trials, trials[1]])
+    assert [one.kernel.source for one in search.finalists()] == ["none", "small", "best", "slow"]
 
 
 @pytest.mark.parametrize(("seconds", "position"), [(2.5, 3), (0.0, 0), (5.0, 5)])

@@ -9,6 +9,7 @@ from ..graph.cost import FREE
 from ..graph.dims import evaluate
 from ..graph.reference import dtype_of, is_entwined, last_uses, references
 from ..graph.region import Region, TensorSpec
+from ..kernel import Kernel
 
 # What the bench was measured to hold at once where it is most, while a kernel is checked: of the inputs two sets that are
 # timed, a third one, their guarded copies and what compares these; of the outputs those of two guarded runs, of the call
@@ -36,6 +37,11 @@ def needed_bytes(region: Region, symbols: dict[str, int]) -> int:
     bench = max(_INPUT_COPIES * inputs + _OUTPUT_COPIES * outputs + own, inputs + drawn)
     referee = inputs + max(drawn, outputs + max(evaluated, compared))
     return max(bench, referee)
+
+
+def workspace_bytes(kernel: Kernel, symbols: dict[str, int]) -> int:
+    """What ``kernel`` takes of memory between its launches, beside inputs and outputs."""
+    return sum(evaluate(space.numel, symbols) * dtype_of(space.dtype).itemsize for space in kernel.workspaces)
 
 
 def _compared(outputs: Iterable[TensorSpec], symbols: dict[str, int]) -> int:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from ..exc import ResourceError, WorkerError
-from ..graph.dims import evaluate
-from ..graph.reference import dtype_of, to_graph_module
+from ..graph.reference import to_graph_module
 from ..kernel import Kernel
 from ..platforms.executor import Call, CompiledKernel, Executor
 from ..platforms.platform import Ceilings
@@ -23,7 +22,7 @@ from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
-from .footprint import needed_bytes
+from .footprint import needed_bytes, workspace_bytes
 from .guarded import Suspect, read_outputs, write_outputs
 from .inputs import generate, named, timed_inputs
 from .job import ApplyJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob
@@ -126,8 +125,7 @@ class BenchSession:
 
     def _too_large(self, kernel: Kernel, symbols: dict[str, int]) -> ResourceFailed | None:
         """What no attempt is needed for; one would be taken for a crash, and cost the process."""
-        needed = sum(evaluate(w.numel, symbols) * dtype_of(w.dtype).itemsize for w in kernel.workspaces)
-        free = self._executor.free_bytes()
+        needed, free = workspace_bytes(kernel, symbols), self._executor.free_bytes()
         return ResourceFailed("bytes of workspace", needed, free) if needed > free else None
 
     def time(self, job: TimeJob) -> dict[str, Any]:

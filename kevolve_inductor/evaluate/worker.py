@@ -102,6 +102,7 @@ class Worker:
 
     def _forget(self) -> None:
         self._bench = self._referee = None
+        self._executor.rest()
         gc.collect()
         platform_for(self.setup.platform).release_unused()
 

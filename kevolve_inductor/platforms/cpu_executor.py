@@ -65,7 +65,6 @@ class CpuKernel:
 class CpuExecutor(Executor):
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self._flushed: torch.Tensor | None = None
         self._dirty_stacks: Callable[[int], None] | None = None
 
     def load(self, kernel: Kernel, region: Region, folder: Path) -> CpuKernel:

@@ -53,7 +53,6 @@ class CudaExecutor(Executor):
 
     def __init__(self) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self._flushed: torch.Tensor | None = None
 
     def load(self, kernel: Kernel, region: Region, folder: Path) -> CudaKernel:
         if kernel.language != "triton":

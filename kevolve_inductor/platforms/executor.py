@@ -63,6 +63,8 @@ class Executor(ABC):
     # each call that is measured, so that all of it is submitted by the time it begins: what is measured is the device's own.
     submits_ahead: ClassVar[bool] = False
     head_start_s: float = 0.0
+    # What is written to where caches are to be emptied.
+    _flushed: torch.Tensor | None = None
 
     @abstractmethod
     def load(self, kernel: Kernel, region: Region, folder: Path) -> CompiledKernel:
@@ -106,6 +108,10 @@ class Executor(ABC):
     def bus_bytes_per_s(self) -> float:
         """What memory's clock and width allow, which nothing exceeds; 0 where they are not known."""
         return 0.0
+
+    def rest(self) -> None:
+        """Give up the memory that is kept from one measurement to the next."""
+        self._flushed = None
 
     def dirty_stacks(self, byte: int) -> None:  # noqa: B027 - a GPU's local variables are out of reach
         """Leave ``byte`` wherever the next kernel's local variables may lie, as far as that can be reached."""
