@@ -87,8 +87,6 @@ def _run_instance(row: dict[str, Any], instance: Instance, session: Session) -> 
                 prepared[name] = session.clock.prepare(calls[name])
         except Exception as error:  # noqa: BLE001 - a compiler that refuses a case is a result, not the end of the run
             row["failures"][name] = f"{type(error).__name__}: {error}"[:500]
-    # Its workers need what the others have left to this process.
-    session.clock.release_unused()
     started = time.time()
     with spending(row, "kevolve"):
         prepared["kevolve"] = session.clock.prepare(calls["kevolve"])

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -65,22 +66,17 @@ class _Lane:
 
 
 def _ended(lanes: Sequence[_Lane], end_s: float | None) -> list[int]:
-    """The exit codes. Interrupted, the lanes are ended; what they have written stays."""
+    """The exit codes. Interrupted or out of time, lanes are ended; what they have written stays."""
     deadline = None if end_s is None else time.monotonic() + end_s
     try:
-        return [_code(lane.process, deadline) for lane in lanes]
+        for lane in lanes:
+            with suppress(subprocess.TimeoutExpired):
+                lane.process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
     finally:
         for lane in lanes:
             lane.process.kill()
             lane.process.wait()
-
-
-def _code(process: subprocess.Popen[bytes], deadline: float | None) -> int:
-    try:
-        return process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        return process.wait()
+    return [lane.process.returncode for lane in lanes]
 
 
 if __name__ == "__main__":

@@ -140,8 +140,11 @@ class FinalChoice:
             is_written = Step(functions["eager"], copies).writes_inputs()
             if is_written and 3 * bytes_of(inputs) > room:
                 return compiled
-            # Each side has inputs of its own where it matters.
-            first = Step(compiled, copies_of(inputs) if is_written else copies)
+
+            def own() -> list[torch.Tensor]:
+                return copies_of(inputs) if is_written else copies
+
+            first = Step(compiled, own())
             first()
             plain = inductor(copies)
             if plain is not None:
@@ -149,7 +152,7 @@ class FinalChoice:
             timings: dict[Name, Timing] = {}
             larger: list[Name] = []
             for name in [name for name in functions if name != "compiled"]:
-                step = Step(functions[name], copies_of(inputs) if is_written else copies)
+                step = Step(functions[name], own())
                 timings[name] = self._compare(first, step)
                 # Two steps more, for a side that would be taken only.
                 is_faster = timings[name].speedup_low >= self._settings.min_speedup

@@ -123,8 +123,7 @@ class _Queue:
         return self._first is not None and any(kernel == self._first for _, kernel in self._asked)
 
     def next(self, hurried: bool = False) -> tuple[Candidate, Kernel | str] | None:
-        """The first that is built, else, and where few more will be tried, the first; ``None`` where every schedule has been
-        tried."""
+        """The first that is built, else or ``hurried`` the first; ``None`` where every schedule has been tried."""
         if len(self._asked) <= _AHEAD[self._language] - _BATCH:
             self._evaluator.prepare(self._ask(_BATCH))
         if not self._asked:
@@ -133,9 +132,9 @@ class _Queue:
         ready = (
             position
             for position, (_, kernel) in enumerate(self._asked)
-            if isinstance(kernel, str) or hurried or self._evaluator.is_built(kernel)
+            if isinstance(kernel, str) or self._evaluator.is_built(kernel)
         )
-        position = next(ready, 0)
+        position = 0 if hurried else next(ready, 0)
         asked = self._asked[position]
         del self._asked[position]
         return asked

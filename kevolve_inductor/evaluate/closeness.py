@@ -86,15 +86,15 @@ def _compare_values(
         allowed = allowance.allowed(wanted, own)
         nan_differs = _nan_differs(mine, wanted, own)
         same_infinity = (mine == own) | (mine.double() == wanted) | _rounds_to_infinity(mine, wanted, allowed)
-        is_finite, own_is, wanted_is = mine.isfinite(), own.isfinite(), wanted.isfinite()
-        none_finite = ~own_is & ~wanted_is
+        is_finite, own_is_finite, wanted_is_finite = mine.isfinite(), own.isfinite(), wanted.isfinite()
+        none_finite = ~own_is_finite & ~wanted_is_finite
         not_finite = (~same_infinity & mine.isinf()) | (none_finite & is_finite) | nan_differs
         # Where eager's own precision does not reach to the end, a candidate's need not either.
-        not_finite &= is_finite | own_is | ~wanted_is
+        not_finite &= is_finite | own_is_finite | ~wanted_is_finite
         for other in others:
             not_finite &= ~(none_finite & _as_in(mine, other[at]))
         wrong[at] = not_finite | (error[at] > allowed)
-        overflowed[at] = not_finite & ~is_finite & wanted_is
+        overflowed[at] = not_finite & ~is_finite & wanted_is_finite
         nans_differ |= bool((nan_differs & not_finite).any())
         by_rounding &= not bool((not_finite & ~overflowed[at]).any())
         squares += float(error[at].square().sum())

@@ -207,7 +207,6 @@ class WorkerSlot:
         self._session: OpenJob | None = None
         self._is_open = False
         self._open_limit_s = 0.0
-        # What the session's first process may take. The other role's part is no longer free by the time of the next.
         self._session_bytes = 0
         self.tenants: set[str] = set()
         self.owes_baselines = False
@@ -226,7 +225,7 @@ class WorkerSlot:
             if spare.alive:
                 return spare
             spare.kill()
-        return WorkerProcess(self._setup, self._free_log(), self._session_bytes)
+        return self._started(self._setup)
 
     def _stock(self) -> None:
         """Have a spare process for each one that was lost lately."""
@@ -236,7 +235,12 @@ class WorkerSlot:
             self._spares.append(self._spare())
 
     def _spare(self) -> WorkerProcess:
-        return WorkerProcess(replace(self._setup, spare=True), self._free_log(), self._session_bytes)
+        return self._started(replace(self._setup, spare=True))
+
+    def _started(self, setup: WorkerSetup) -> WorkerProcess:
+        # Of what was free for a session's first process the other role has taken its part by now.
+        least_bytes = self._session_bytes if self._session is not None else 0
+        return WorkerProcess(setup, self._free_log(), least_bytes)
 
     def _free_log(self) -> Path:
         """A name that no running process of this slot writes to."""
@@ -246,7 +250,7 @@ class WorkerSlot:
 
     def open(self, job: OpenJob, limit_s: float) -> Answer:
         """Start a session; if that works it is opened again in every later process of this slot."""
-        self._session, self._session_bytes = None, 0
+        self._session = None
         answer = self.ask(job, limit_s)
         if isinstance(answer, dict) and "error" not in answer:
             self._session, self._open_limit_s, self._is_open = replace(job, later=True), limit_s, True
@@ -315,7 +319,7 @@ class WorkerSlot:
 
     def rest(self) -> bool:
         """End the session and keep the process; whether there is one that can be kept."""
-        self._session, self._session_bytes = None, 0
+        self._session = None
         answer = self.ask(RestJob(), _REST_LIMIT_S, in_session=False) if self._process is not None else None
         return isinstance(answer, dict) and "error" not in answer
 
@@ -325,7 +329,7 @@ class WorkerSlot:
         Where kernels run on the processors, loading would disturb what is timed meanwhile.
         """
         self.close()
-        self._process = WorkerProcess(self._setup, self._free_log()) if self._setup.threads else self._spare()
+        self._process = self._started(self._setup) if self._setup.threads else self._spare()
         self._is_open = False
         self.tenants.clear()
 
@@ -342,7 +346,7 @@ class WorkerSlot:
 
     def close(self) -> None:
         """End every process. May be called twice; the next question starts a new one."""
-        self._session, self._session_bytes = None, 0
+        self._session = None
         self._lost_at.clear()
         for process in (*self._spares, self._process):
             if process is not None:
