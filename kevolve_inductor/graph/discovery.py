@@ -23,7 +23,8 @@ from .view import GraphView
 _INDEXING = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.default", "aten.index_select.default",
              "aten.gather.default", "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default",
              "aten.index_put.default", "aten._unsafe_masked_index_put_accumulate.default", "aten.index_add.default",
-             "aten.scatter_add.default", "aten.scatter_reduce.two"}  # fmt: skip
+             "aten.scatter_add.default", "aten.scatter_reduce.two", "aten.scatter.src", "aten.scatter.value",
+             "aten._embedding_bag_backward.default", "aten._embedding_bag_dense_backward.default"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,11 @@ def _indexed_extents(node: torch.fx.Node) -> list[int]:
             return _extents(shape, arguments[2])
         case "aten.embedding.default" | "aten._embedding_bag.default" | "aten._embedding_bag_forward_only.default":
             return [hint_of(shape[0])]
+        # Rows of the gradient, one for each bag, and of the table.
+        case "aten._embedding_bag_backward.default":
+            return [hint_of(shape[0]), hint_of(arguments[6])]
+        case "aten._embedding_bag_dense_backward.default":
+            return [hint_of(shape[0]), hint_of(arguments[5])]
     return [hint_of(shape[arguments[1]])]
 
 

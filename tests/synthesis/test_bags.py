@@ -124,6 +124,14 @@ def remapped(weight: Tensor, remap: Tensor, indices: Tensor) -> Tensor:
     return weight.index_select(0, remap[indices].view(-1)).view(BAGS, LENGTH, -1).sum(1)
 
 
+def product_of_weights(weight: Tensor, indices: Tensor, scale: Tensor) -> Tensor:
+    return torch.bmm(scale.unsqueeze(1), functional.embedding(indices, weight)).squeeze(1)
+
+
+def columns_of_weights(weight: Tensor, indices: Tensor, scale: Tensor) -> Tensor:
+    return torch.einsum("bld,bl->bd", weight[indices], scale.softmax(-1)) + 1
+
+
 @dataclass(frozen=True)
 class Case:
     function: Callable[..., Any]
@@ -149,6 +157,10 @@ CASES: dict[str, Case] = {
     "masked mean": Case(masked_mean, lambda: [table(), ids(dtype=torch.int32) * ids(rows=2, dtype=torch.int32)]),
     "weighted mean": Case(weighted_mean, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
     "weighted across": Case(weighted_across, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
+    "product of weights": Case(product_of_weights, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
+    "columns of weights": Case(columns_of_weights, lambda: [table(), ids(), torch.randn(BAGS, LENGTH)]),
+    "product of bfloat16": Case(product_of_weights, lambda: [
+        table(dtype=torch.bfloat16), ids(), torch.randn(BAGS, LENGTH, dtype=torch.bfloat16)]),
     "factorization machine": Case(factorization_machine, lambda: [table(width=16), ids(BAGS, 70)]),
     "rows and numbers": Case(rows_and_numbers, lambda: [table(width=16), torch.randn(ROWS, 1), ids(BAGS, 39)], 2),
     "one table of many": Case(one_table_of_many, lambda: [table(), ids()]),

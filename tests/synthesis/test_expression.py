@@ -10,7 +10,7 @@ from kevolve_inductor.graph.capture import capture
 from kevolve_inductor.graph.meta import shape_of, spec_of, tensor_of
 from kevolve_inductor.kernel import Argument, Kernel, Launch
 from kevolve_inductor.platforms.cpu import CpuPlatform
-from kevolve_inductor.synthesis.expression import CPP_PRELUDE, CppPrinter, ExpressionBuilder
+from kevolve_inductor.synthesis.expression import CPP_PRELUDE, CppPrinter, ExpressionBuilder, writes_one_place
 from kevolve_inductor.synthesis.expression import expression as ex
 from kevolve_inductor.synthesis.expression.cpp import signature, to_storage
 
@@ -32,6 +32,8 @@ FLOAT_OPS = [
     lambda x, y: x.isinf(), lambda x, y: x.to(torch.bfloat16), lambda x, y: x.to(torch.float16).to(torch.float32) + 1,
     lambda x, y: x.double() * 2, lambda x, y: torch.nn.functional.silu(x), lambda x, y: x.masked_fill(y > 0, -7.0),
     lambda x, y: torch.nn.functional.leaky_relu(x, 0.1), lambda x, y: torch.zeros_like(x) + 1.5,
+    lambda x, y: torch.addcmul(x, y, y), lambda x, y: torch.addcmul(x, x, y, value=-0.5),
+    lambda x, y: torch.addcdiv(y, x, y, value=3),
 ]  # fmt: skip
 INTEGER_OPS = [
     lambda a, b: a + b, lambda a, b: a * 2654435761, lambda a, b: a - b, lambda a, b: a % 1000, lambda a, b: a % -7,
@@ -145,6 +147,58 @@ def test_views_and_indexed_reads_match_eager(tmp_path):
     for functions in groups:
         inputs = (x, table, ids, picks)
         check(run_cpp(functions, inputs, tmp_path), [f(*inputs) for f in functions])
+
+
+ONE_PLACE = [
+    lambda x, at, picked: torch.zeros_like(x).scatter_add(1, at[:, None], picked[:, None]),
+    lambda x, at, picked: x.scatter_add(-1, at[:, None], picked[:, None] * 2),
+    lambda x, at, picked: x.scatter(1, at[:, None], picked[:, None]),
+    lambda x, at, picked: torch.ones_like(x).scatter(1, at[:, None], 0.5),
+    lambda x, at, picked: torch.zeros_like(x).index_put((torch.arange(9), at - 11), picked, accumulate=True),
+    lambda x, at, picked: x.t().index_put((at, torch.arange(9)), picked, accumulate=True).t(),
+    lambda x, at, picked: x.index_put((torch.arange(9), at), picked),
+    lambda x, at, picked: torch.select_scatter(x, picked, 1, -2),
+    lambda x, at, picked: torch.select_scatter(picked[:, None], picked * 3, 1, 0).expand(9, 11),
+]  # fmt: skip
+
+
+def test_writes_of_one_place_in_each_row_match_eager(tmp_path):
+    at = torch.tensor([3, 0, 8, 8, 1, 7, 2, 5, 0])
+    inputs = (torch.randn(9, 11), at, torch.randn(9))
+    check(run_cpp(ONE_PLACE, inputs, tmp_path), [f(*inputs) for f in ONE_PLACE])
+
+
+def test_writes_of_one_place_in_each_row_of_sequences_match_eager(tmp_path):
+    x, at, picked = torch.randn(2, 5, 7), torch.randint(7, (2, 5)), torch.randn(2, 5)
+
+    def by_ranges(x, at, picked):
+        return x.index_put((torch.arange(2)[:, None], torch.arange(5)[None], at), picked, accumulate=True)
+
+    def in_the_middle(x, at, picked):
+        return x.index_put((torch.arange(2), at[:, 0].clamp(max=4)), picked[:, :1].expand(2, 7))
+
+    functions = [by_ranges, in_the_middle]
+    check(run_cpp(functions, (x, at, picked), tmp_path), [f(x, at, picked) for f in functions])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, at, picked: x.scatter_add(1, torch.stack([at, at], 1), torch.stack([picked, picked], 1)),
+        lambda x, at, picked: x.scatter_add(1, at[:4, None], picked[:4, None]),
+        lambda x, at, picked: x.scatter_reduce(1, at[:, None], picked[:, None], "amax"),
+        lambda x, at, picked: x.index_put((at, at), picked, accumulate=True),
+        lambda x, at, picked: x[:, :8].index_put((at, torch.arange(9) % 8), picked, accumulate=True),
+        lambda x, at, picked: x.index_put((torch.arange(9) + 1, at), picked, accumulate=True),
+        lambda x, at, picked: x.index_put((torch.arange(0, 9, 2), at[:5]), picked[:5], accumulate=True),
+        lambda x, at, picked: x.index_put((at,), x, accumulate=True),
+    ],
+)
+def test_writes_of_several_places_are_scatters(function):
+    inputs = (torch.randn(9, 9), torch.randint(8, (9,)), torch.randn(9))
+    graph = make_fx(function, tracing_mode="fake")(*inputs).graph
+    scatters = [node for node in graph.nodes if "scatter" in str(node.target) or "index_put" in str(node.target)]
+    assert len(scatters) == 1 and not writes_one_place(scatters[0])
 
 
 def test_bucketize_matches_eager(tmp_path):

@@ -32,10 +32,11 @@ from torch import Tensor
 
 from kevolve_inductor.exc import KernelIndexError
 from kevolve_inductor.graph.reference import to_graph_module
-from kevolve_inductor.synthesis.families.features import FeaturesFamily
+from kevolve_inductor.graph.meta import target_name
+from kevolve_inductor.synthesis.families.features import FeaturesFamily, PlacesFamily, places
 from kevolve_inductor.synthesis.family import Match
 
-FAMILY = FeaturesFamily()
+FAMILY, PLACES = FeaturesFamily(), PlacesFamily()
 PRIME = 2654435761
 ROWS = 1300
 SIZES = torch.tensor([7, -9, 1, 2**40, 2**62 + 5, -(2**62)])
@@ -224,6 +225,29 @@ def test_plain_arithmetic_is_left_to_inductor() -> None:
     assert found.results == []
 
 
+def test_one_place_of_each_row_is_written_with_what_surrounds_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = placed(monkeypatch)
+    assert {target_name(node) for node in found.match.nodes} >= {"aten.scatter_add.default", "aten.exp.default"}
+    inputs, expected = values_of(found, found.match.inputs), values_of(found, found.match.outputs)
+    for schedule in schedules_of(PLACES, found.match, CPU):
+        assert_same(run_cpp(build(PLACES, found.match, schedule, folder), inputs, expected), expected)
+    wrong = [value.clone() for value in inputs]
+    next(value for value in wrong if value.dtype is torch.int64)[5] = 700
+    with pytest.raises(KernelIndexError):
+        run_cpp(build(PLACES, found.match, PLACES.space(found.match, CPU).default, folder), wrong, expected)
+
+
+def test_few_places_are_left_to_inductor() -> None:
+    (rejection,) = find(PLACES, gradient_of_picking, picking()).results
+    assert not isinstance(rejection, Match) and rejection.code == "size"
+
+
+def test_a_fixed_place_is_left_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "LEAST_PLACED", 1)
+    function = lambda x, y: torch.select_scatter(x * 2, y, 1, 3)  # noqa: E731
+    assert find(PLACES, function, [torch.randn(40, 700), torch.randn(40)]).results == []
+
+
 def test_arithmetic_on_constants_is_left_to_inductor() -> None:
     assert find(FAMILY, lambda x: x + torch.arange(4096) % 7, [torch.randn(4096)]).results == []
 
@@ -375,7 +399,25 @@ def stacked_remainders(ids: torch.Tensor, divisors: torch.Tensor) -> torch.Tenso
     return torch.stack([ids[:, k] % divisors[k] for k in range(6)], dim=1)
 
 
+def gradient_of_picking(logits: Tensor, normaliser: Tensor, at: Tensor, scale: Tensor) -> Tensor:
+    """Backward of a cross-entropy with a penalty, of bfloat16 logits."""
+    chosen = torch.zeros(logits.shape).scatter_add(1, at[:, None], -scale[:, None])
+    return (chosen + (logits.float() - normaliser[:, None]).exp() * scale[:, None]).bfloat16()
+
+
+def picking() -> list[Tensor]:
+    return [torch.randn(40, 700).bfloat16(), torch.rand(40) + 7, torch.randint(700, (40,)), torch.randn(40)]
+
+
+def placed(monkeypatch: pytest.MonkeyPatch) -> Found:
+    monkeypatch.setattr(places, "LEAST_PLACED", 1)
+    return find(PLACES, gradient_of_picking, picking())
+
+
 def interpret() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = placed(patch)
+    assert_triton_agrees(PLACES, found, schedules_of(PLACES, found.match, CUDA)[::3])
     # The interpreter has no logarithm of the device library.
     for number, name in enumerate(name for name in CASES if name != "columns"):
         found = found_of(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def gradient_of_bags(gradient: Tensor, at: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_masked_index_put_accumulate(zeros(gradient, ROWS, WIDTH), real, [at], rows)
 
 
+def gradient_of_a_table(
+    gradient: Tensor, at: Tensor, bags: Tensor, sizes: Tensor, *scale: Tensor, mode: int, padding: int = -1
+) -> Tensor:
+    """What ``EmbeddingBag`` leaves to be called backward; the number of events is that of ``at``."""
+    starts, none, weights = torch.arange(len(gradient)), at[:0], scale[0] if scale else None
+    return torch.ops.aten._embedding_bag_backward(
+        gradient, at, starts, bags, sizes, none, ROWS, False, mode, False, weights, padding
+    )
+
+
+def of_bags(count: int = 90) -> list[Tensor]:
+    bags = torch.randint(count, (EVENTS,)).sort().values
+    return [torch.randn(count, WIDTH), places(), bags, torch.bincount(bags, minlength=count).clamp(min=1)]
+
+
 @dataclass(frozen=True)
 class Case:
     function: Callable[..., Any]
@@ -104,6 +120,9 @@ CASES: dict[str, Case] = {
     "greatest": Case(reduced("amax"), lambda: [values(), places()]),
     "least float16": Case(reduced("amin"), lambda: [values(dtype=torch.float16), places()]),
     "gradient of bags": Case(gradient_of_bags, lambda: [values(200, WIDTH), places(200, 6)]),
+    "gradient of a table": Case(partial(gradient_of_a_table, mode=0), of_bags),
+    "of means without padding": Case(partial(gradient_of_a_table, mode=1, padding=3), of_bags),
+    "of weighted bags": Case(partial(gradient_of_a_table, mode=0), lambda: [*of_bags(), torch.randn(EVENTS)]),
     "turned values": Case(by_index_put, lambda: [values(WIDTH, EVENTS).t(), places()]),
 }  # fmt: skip
 _FOUND: dict[str, Found] = {}

@@ -4,6 +4,7 @@ from .builder import ExpressionBuilder, is_constant, is_expressible, is_pointwis
 from .cpp import CPP_PRELUDE, CppPrinter
 from .expression import Expr
 from .helpers import used_only
+from .places import writes_one_place
 from .triton import TRITON_PRELUDE, TritonPrinter
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "is_pointwise",
     "is_view",
     "used_only",
+    "writes_one_place",
 ]

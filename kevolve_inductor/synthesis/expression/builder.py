@@ -20,6 +20,7 @@ from ...graph.meta import dim_of, dtype_name, shape_of, target_name, tensor_of
 from . import expression as ex
 from .expression import Expr
 from .operators import ATEN, OPERATORS
+from .places import PLACES, writes_one_place
 from .rules import RULES
 from .views import VIEWS, broadcast
 
@@ -44,13 +45,18 @@ def is_constant(node: torch.fx.Node) -> bool:
 
 def is_pointwise(node: torch.fx.Node) -> bool:
     """One element out of one element of each argument; concatenation and padding count, indexed reads do not."""
-    name = target_name(node)
-    return (name in ATEN or name in RULES) and name not in _INDEXED and _writes_nothing(node.target)
+    return _has_rule(node) and target_name(node) not in _INDEXED
 
 
 def is_expressible(node: torch.fx.Node) -> bool:
+    return _has_rule(node) or (target_name(node) in VIEWS and _writes_nothing(node.target))
+
+
+def _has_rule(node: torch.fx.Node) -> bool:
     name = target_name(node)
-    return (name in ATEN or name in RULES or name in VIEWS) and _writes_nothing(node.target)
+    if name in PLACES:
+        return writes_one_place(node)
+    return (name in ATEN or name in RULES) and _writes_nothing(node.target)
 
 
 @lru_cache(maxsize=4096)
@@ -123,7 +129,7 @@ class ExpressionBuilder:
     def _rule(self, name: str, node: torch.fx.Node, index: Index) -> Expr:
         if name in ATEN:
             return self._apply(ATEN[name], node, index, node.args)
-        return RULES[name](self, node, index)
+        return (PLACES[name] if name in PLACES else RULES[name])(self, node, index)
 
     def _apply(self, op: str, node: torch.fx.Node, index: Index, args: Sequence[Any]) -> Expr:
         """``op`` over broadcast ``args`` (nodes or Python numbers), promoted as eager promotes them."""

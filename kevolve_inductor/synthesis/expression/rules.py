@@ -63,6 +63,16 @@ def _fma(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     return ex.make("add", left.dtype, (ex.make("mul", left.dtype, (left, right)), more))
 
 
+def _add_product(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
+    """``base + value * left * right`` (or ``left / right``), rounded once as eager does."""
+    base, left, right = _operands(b, node, index, *node.args[:3])
+    op = "mul" if "addcmul" in str(node.target) else "truediv"
+    scale = node.kwargs.get("value", 1)
+    if scale != 1:
+        left = ex.make("mul", left.dtype, (ex.const(scale, left.dtype), left))
+    return ex.make("add", base.dtype, (base, ex.make(op, left.dtype, (left, right))))
+
+
 def _add(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     left, right = _operands(b, node, index, node.args[0], node.args[1])
     alpha = _argument(node, 2, "alpha", 1)
@@ -235,9 +245,9 @@ def _pad(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 
 def checked(at: Expr, extent: Dim, wrap: bool) -> Expr:
     """``at`` as a position in an axis; out of range fails the kernel as eager would fail."""
-    bound = ex.upper_bound(at)
-    if at.op == "var" and bound == extent:
-        return at
+    counted = at.args[0] if at.op == "as_value" else at
+    if counted.op == "var" and ex.upper_bound(counted) == extent:
+        return counted
     return ex.make("check_index", "int64", (ex.cast(at, "int64"),), (extent, wrap))
 
 
@@ -332,6 +342,7 @@ def _leaky_relu(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
 RULES: dict[str, Rule] = {
     "aten.add.Tensor": _add, "aten.add.Scalar": _add, "aten.sub.Tensor": _add, "aten.sub.Scalar": _add,
     "aten.rsub.Scalar": _add, "prims.fma.default": _fma,
+    "aten.addcmul.default": _add_product, "aten.addcdiv.default": _add_product,
     "aten.where.self": _where, "aten.masked_fill.Scalar": _masked_fill,
     "aten.clamp.default": _clamp, "aten.clamp_min.default": _clamp, "aten.clamp_max.default": _clamp,
     "aten.clamp.Tensor": _clamp,

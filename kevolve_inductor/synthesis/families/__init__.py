@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..family import Family
 from .bags import BagsFamily
 from .chains import ChainsFamily
-from .features import FeaturesFamily
+from .features import FeaturesFamily, PlacesFamily
 from .interaction import InteractionFamily
 from .jagged import JaggedFamily
 from .rows import ReductionFamily, RowFamily
@@ -24,4 +24,5 @@ FAMILIES: tuple[Family, ...] = (
     ScansFamily(),
     StencilsFamily(),
     ReductionFamily(),
+    PlacesFamily(),
 )

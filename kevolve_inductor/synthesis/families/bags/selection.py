@@ -15,6 +15,8 @@ from .plan import Combine
 
 POOLS: dict[str, Combine] = {"aten.sum.dim_IntList": "add", "aten.mean.dim": "add", "aten.amax.default": "maximum",
                              "aten.amin.default": "minimum"}  # fmt: skip
+# A sum of weighted rows, as a product of one row (or column) of weights with them.
+PRODUCT = "aten.bmm.default"
 # A row's maximum, and the sum of exponentials below it.
 PREPARED = "prims.prepare_softmax_online.default"
 BAGS = ("aten._embedding_bag_forward_only.default", "aten._embedding_bag.default")
@@ -34,7 +36,8 @@ def cores_of(graph: torch.fx.Graph, device: str) -> set[torch.fx.Node]:
     gathered = [node for node in graph.nodes if target_name(node) in _GATHERS and is_tensor(node)]
     found = {node for node in graph.nodes if _is_bag(node)}
     if gathered:
-        found.update(node for node in graph.nodes if target_name(node) in POOLS and _pools_gathered(node))
+        pools = [node for node in graph.nodes if target_name(node) in POOLS and _is_gathered(node.args[0])]
+        found.update(pools, (node for node in graph.nodes if _weighs_gathered(node)))
     return {node for node in found if tensor_of(node).device.type == device}
 
 
@@ -46,8 +49,17 @@ def _is_bag(node: torch.fx.Node) -> bool:
     return target_name(bag) in BAGS and len(bag.users) == 1
 
 
-def _pools_gathered(node: torch.fx.Node) -> bool:
-    open_nodes: list[Any] = [node.args[0]]
+def _weighs_gathered(node: torch.fx.Node) -> bool:
+    """Whether a product adds up gathered rows by the weights of one row, or of one column."""
+    if target_name(node) != PRODUCT or not is_tensor(node):
+        return False
+    left, right = node.args[:2]
+    _, rows, columns = shape_of(node)
+    return (rows == 1 and _is_gathered(right)) or (columns == 1 and rows != 1 and _is_gathered(left))
+
+
+def _is_gathered(value: Any) -> bool:
+    open_nodes: list[Any] = [value]
     for _ in range(_LONGEST_WAY):
         if not open_nodes:
             return False

@@ -18,7 +18,7 @@ from ...expression.loops import Store
 from .embedding_bag import EmbeddingBag
 from .parts import joints
 from .plan import POSITION, Axis, Bag, Combine, Fold, Loop, Span, gathers, is_gather
-from .selection import POOLS, PREPARED
+from .selection import POOLS, PREPARED, PRODUCT
 
 # The results of one row are kept on the stack of a thread.
 _MOST_ACCUMULATORS = 8192
@@ -89,6 +89,8 @@ class Reader:
         return ex.var(self._folds[key].name, None, body.dtype)
 
     def _element_of(self, node: torch.fx.Node) -> Callable[[torch.fx.Node, Index], Expr]:
+        if target_name(node) == PRODUCT:
+            return self._weighed
         if target_name(node) != "getitem":
             return self._pooled
         return self._prepared if target_name(node.args[0]) == PREPARED else self._bagged  # type: ignore[arg-type]
@@ -109,6 +111,23 @@ class Reader:
         if target_name(node) == "aten.mean.dim":
             result = ex.make("truediv", body.dtype, (result, ex.const(length, body.dtype)))
         return ex.cast(result, name)
+
+    def _weighed(self, node: torch.fx.Node, index: Index) -> Expr:
+        """``left[b, i, :] · right[b, :, j]``, which a product accumulates unrounded."""
+        left, right = node.args[:2]
+        batch, row, column = index
+        length = shape_of(right)[1]  # type: ignore[arg-type]
+        if any(POSITION in ex.variables(at) for at in index):
+            raise UnsupportedError("structure", f"{node} is another number for every position")
+        if not isinstance(length, int):
+            raise UnsupportedError("structure", f"{node} does not reduce one axis of known length")
+        at = ex.var(POSITION, length) if length > 1 else ex.index(0)
+        name = dtype_name(tensor_of(node).dtype)
+        held = "float32" if name in ex.LOW_PRECISION else name
+        factors = (self.builder.build(left, (batch, row, at)), self.builder.build(right, (batch, at, column)))  # type: ignore[arg-type]
+        self.used[node] = None
+        body = ex.make("mul", held, tuple(ex.cast(factor, held) for factor in factors))
+        return ex.cast(self._fold(Span.of(length), body, "add"), name)
 
     def _prepared(self, node: torch.fx.Node, index: Index) -> Expr:
         """The greatest of a row, or the sum of the exponentials of what its elements are below it."""

@@ -26,7 +26,7 @@ from .. import common
 from .cpp import source_of
 from .groups import Group, grouped, is_interleaved, period_of, rolled
 from .searches import TABLE_LEVELS
-from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, levels, members_of, sinks
+from .selection import LEAST_ELEMENTS, SEARCHES, components, inlinable, is_trigger, levels, members_of, sinks
 from .tasks import flattened, fused, sink_tasks
 from .triton import launch_of
 
@@ -59,7 +59,12 @@ class FeaturesFamily(Family):
     name: ClassVar[str] = "features"
 
     def find(self, graph: torch.fx.Graph, device: str) -> Iterator[Match | Rejection]:
-        members = members_of(graph, device)
+        members = members_of(graph, device, is_trigger)
+        yield from self.regions(graph, device, members)
+
+    def regions(
+        self, graph: torch.fx.Graph, device: str, members: set[torch.fx.Node]
+    ) -> Iterator[Match | Rejection]:
         for level in levels(graph, members):
             for chunk in _chunks(level):
                 yield from self._region(graph, device, chunk, members)
@@ -69,26 +74,61 @@ class FeaturesFamily(Family):
     ) -> Iterator[Match | Rejection]:
         """One region of all ``nodes``; where that cannot be expressed, one of the pieces that can."""
         try:
-            match = _match(graph, device, nodes, members)
+            match = self._match(graph, device, nodes, members)
         except UnsupportedError as error:
             pieces = list(components(nodes))
             if len(pieces) == 1:
                 yield Rejection(error.code, error.message, self.name, tuple(nodes))  # type: ignore[arg-type]
                 return
         else:
-            yield _why_not(match, device) or match
+            yield self.why_not(match, device) or match
             return
         usable: list[torch.fx.Node] = []
         for piece in pieces:
             try:
-                _match(graph, device, piece, members)
+                self._match(graph, device, piece, members)
             except UnsupportedError as error:
                 yield Rejection(error.code, error.message, self.name, tuple(piece))  # type: ignore[arg-type]
             else:
                 usable += piece
         if usable:
-            match = _match(graph, device, usable, members)
-            yield _why_not(match, device) or match
+            match = self._match(graph, device, usable, members)
+            yield self.why_not(match, device) or match
+
+    def _match(
+        self, graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], members: set[torch.fx.Node]
+    ) -> Match:
+        own = set(nodes)
+        inside = inlinable(graph, own, members - own)
+        outputs = sinks(nodes, inside)
+        builder = ExpressionBuilder(device, lambda node: node in inside)
+        tasks = [task for k, node in enumerate(outputs) for task in sink_tasks(builder, node, k, inside)]
+        common.check_acyclic(builder.inputs, outputs)
+        inputs, results = common.specs_of(builder.inputs), common.specs_of(outputs)
+        symbols = common.symbols_of((*inputs, *results))
+        plan = FeaturesPlan(tuple(tasks), inputs, results, symbols)
+        searches = any(target_name(node) in SEARCHES for node in builder.inlined)
+        return Match(
+            family=self.name,
+            nodes=common.in_graph_order(graph, builder.inlined),
+            inputs=tuple(builder.inputs),
+            outputs=tuple(outputs),
+            region_class="long tail" if searches or len(tasks) > 1 else "hot",
+            plan=plan,
+            flops=sum(_hinted(task) * operator_flops(store.value) for task in tasks for store in task.stores),
+        )
+
+    def why_not(self, match: Match, device: str) -> Rejection | None:
+        """Where Inductor does as well, or there is too little to do."""
+        total = sum(common.elements(node) for node in match.outputs)
+        if total < LEAST_ELEMENTS:
+            return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
+        searches = any(target_name(node) in SEARCHES for node in match.nodes)
+        divides = any(map(_unknown_divisors, match.plan.tasks))
+        if device != "cpu" and not searches and len(match.plan.built) < 2 and not divides:
+            reason = "one chain of integer arithmetic, which Inductor fuses as well"
+            return Rejection("structure", reason, match.family, match.nodes)
+        return None
 
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         plan: FeaturesPlan = match.plan
@@ -136,28 +176,6 @@ def _spelled(task: Task, schedule: Schedule) -> Task:
     return Task(task.axes, tuple(Store(rewritten(s.value, method, shared), s.offset, s.output) for s in task.stores))
 
 
-def _match(graph: torch.fx.Graph, device: str, nodes: Sequence[torch.fx.Node], members: set[torch.fx.Node]) -> Match:
-    own = set(nodes)
-    inside = inlinable(graph, own, members - own)
-    outputs = sinks(nodes, inside)
-    builder = ExpressionBuilder(device, lambda node: node in inside)
-    tasks = [task for k, node in enumerate(outputs) for task in sink_tasks(builder, node, k, inside)]
-    common.check_acyclic(builder.inputs, outputs)
-    inputs, results = common.specs_of(builder.inputs), common.specs_of(outputs)
-    symbols = common.symbols_of((*inputs, *results))
-    plan = FeaturesPlan(tuple(tasks), inputs, results, symbols)
-    searches = any(target_name(node) in SEARCHES for node in builder.inlined)
-    return Match(
-        family=FeaturesFamily.name,
-        nodes=common.in_graph_order(graph, builder.inlined),
-        inputs=tuple(builder.inputs),
-        outputs=tuple(outputs),
-        region_class="long tail" if searches or len(tasks) > 1 else "hot",
-        plan=plan,
-        flops=sum(_hinted(task) * operator_flops(store.value) for task in tasks for store in task.stores),
-    )
-
-
 def _hinted(task: Task) -> int:
     """Elements of a task, a dynamic size counting as one: a floor must not be too high."""
     return math.prod(extent for _, extent in task.axes if isinstance(extent, int))
@@ -177,19 +195,6 @@ def _chunks(nodes: list[torch.fx.Node]) -> Iterator[list[torch.fx.Node]]:
         chunk, pointers = chunk + piece, pointers + needed
     if chunk:
         yield chunk
-
-
-def _why_not(match: Match, device: str) -> Rejection | None:
-    """Where Inductor does as well, or there is too little to do."""
-    total = sum(common.elements(node) for node in match.outputs)
-    if total < LEAST_ELEMENTS:
-        return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
-    searches = any(target_name(node) in SEARCHES for node in match.nodes)
-    divides = any(map(_unknown_divisors, match.plan.tasks))
-    if device != "cpu" and not searches and len(match.plan.built) < 2 and not divides:
-        reason = "one chain of integer arithmetic, which Inductor fuses as well"
-        return Rejection("structure", reason, match.family, match.nodes)
-    return None
 
 
 def _has_search(plan: FeaturesPlan) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.fx
@@ -55,8 +55,10 @@ def varying_nodes(graph: torch.fx.Graph) -> set[torch.fx.Node]:
     return varying
 
 
-def members_of(graph: torch.fx.Graph, device: str) -> set[torch.fx.Node]:
-    """Triggers, and what is computed pointwise from them without growing."""
+def members_of(
+    graph: torch.fx.Graph, device: str, is_trigger: Callable[[torch.fx.Node, set[torch.fx.Node]], bool]
+) -> set[torch.fx.Node]:
+    """Triggers, which are told the nodes that vary, and what is computed pointwise from them without growing."""
     varying = varying_nodes(graph)
     members: set[torch.fx.Node] = set()
     for node in graph.nodes:

@@ -17,7 +17,7 @@ import torch.fx
 
 from ....exc import EmissionError, UnsupportedError
 from ....graph.dims import evaluate, product
-from ....graph.meta import hint_of, tensor_of
+from ....graph.meta import hint_of, target_name, tensor_of
 from ....kernel import Kernel, Language
 from ....platforms.platform import Target
 from ...expression import ExpressionBuilder
@@ -28,7 +28,7 @@ from .. import common
 from . import cpp, crowded, exact, extremes, slots, triton
 from .plan import Scatter, ScatterPlan
 from .rows import MOST_NUMBERED
-from .structure import is_scatter, read
+from .structure import BAG_GRADIENTS, is_scatter, read
 from .tiles import elements_of, gpu_space, stored_precision
 
 # Fewer elements than this, read in all, are not worth a kernel of their own.
@@ -40,6 +40,8 @@ _LEAST_ON_GPU, _LEAST_ROW = 2**21, 8
 _LEAST_EXTREMES = 2**19
 # Integers are three as well, where others add half precision by comparing and exchanging.
 _LEAST_EXACT = 2**18
+# Gradients of embedding bags are sorted by others, too.
+_LEAST_BAGGED = 2**17
 # Columns that one thread takes at least, since rows are read by cache lines.
 _LEAST_COLUMNS = 16
 
@@ -107,13 +109,14 @@ def _match(graph: torch.fx.Graph, core: torch.fx.Node, device: str, cores: set[t
     if any(common.elements(node) == math.inf for node in (*builder.inputs, core)):
         raise UnsupportedError("dynamic", "a size depends on data")
     for node in core.all_input_nodes:
-        if node not in inside:
+        # What the operator is given and a kernel has no use for.
+        if node not in builder.inlined:
             builder.input_index(node)
     inputs, results = common.specs_of(builder.inputs), common.specs_of((core,))
-    total = max(common.elements(node) for node in (*builder.inputs, core))
+    known = [size for size in (scatter.events, *(size for _, size in scatter.inner)) if isinstance(size, int)]
+    total = max(math.prod(known), *(common.elements(node) for node in (*builder.inputs, core)))
     if common.elements(core) == 0 or total < _LEAST_ELEMENTS:
         raise UnsupportedError("size", f"{total:g} elements are too few for a kernel of their own")
-    known = [size for size in (scatter.events, *(size for _, size in scatter.inner)) if isinstance(size, int)]
     return Match(
         family=ScatterFamily.name,
         nodes=common.in_graph_order(graph, [*builder.inlined, core]),
@@ -133,6 +136,8 @@ def _check_gpu(match: Match) -> None:
     least, shortest = _LEAST_EXTREMES if extremes.is_offered(match.plan) else _LEAST_ON_GPU, _LEAST_ROW
     if exact.is_offered(match.plan) and stored_precision(match.plan) is not None:
         least, shortest = _LEAST_EXACT, 1
+    if target_name(match.outputs[0]) in BAG_GRADIENTS:
+        least = _LEAST_BAGGED
     if width < shortest or events * width < least:
         raise UnsupportedError("size", f"{events} rows of {width} elements are added as fast one by one")
     if max(events, rows) >= MOST_NUMBERED:

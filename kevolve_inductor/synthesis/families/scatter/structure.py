@@ -12,21 +12,28 @@ import torch.fx
 from ....exc import UnsupportedError
 from ....graph.dims import Dim, product
 from ....graph.meta import dtype_name, shape_of, spec_of, target_name, tensor_of
-from ...expression import ExpressionBuilder
+from ...expression import ExpressionBuilder, writes_one_place
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...expression.rules import checked
 from ...expression.views import broadcast
 from .plan import EVENT, ROW, Axis, Combine, Scatter
 
+BAG_GRADIENTS = ("aten._embedding_bag_backward.default", "aten._embedding_bag_dense_backward.default")
+# Sums and means.
+_POOLED = (0, 1)
 _REDUCTIONS: dict[str, Combine] = {"sum": "add", "amax": "maximum", "amin": "minimum"}
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A scatter by its arguments: index tensors for the first axes of ``base``, broadcast to ``shape``, and values."""
+    """A scatter by its arguments: index tensors for the first axes of ``base``, broadcast to ``shape``, and values.
 
-    base: torch.fx.Node
+    Without ``base`` it is added to zeros. ``through`` says which row of ``values`` an event has, ``divisor`` holds a number for
+    each such row, ``weights`` one for each event, and the row ``skipped`` receives nothing.
+    """
+
+    base: torch.fx.Node | None
     indices: tuple[torch.fx.Node, ...]
     shape: tuple[Dim, ...]
     values: torch.fx.Node
@@ -35,11 +42,18 @@ class _Call:
     mask: torch.fx.Node | None = None
     wraps: bool = False
     clamps: bool = False
+    through: torch.fx.Node | None = None
+    divisor: torch.fx.Node | None = None
+    weights: torch.fx.Node | None = None
+    skipped: int = -1
 
 
 def is_scatter(node: torch.fx.Node) -> bool:
-    """Does this combine rows? Writing without combining leaves open which of several events counts."""
+    """Does this combine rows? Writing without combining leaves open which of several events counts; a single place written
+    of each row is no event."""
     name = target_name(node)
+    if writes_one_place(node):
+        return False
     if name == "aten.index_put.default":
         return len(node.args) > 3 and bool(node.args[3])
     return name in _CALLS
@@ -69,27 +83,43 @@ def read(node: torch.fx.Node, builder: ExpressionBuilder) -> Scatter:
     def element(source: torch.fx.Node) -> Expr:
         return builder.build(source, broadcast((*at, *inner), shape_of(source), onto))
 
-    value = ex.cast(element(call.values), held)
+    value = ex.cast(element(call.values) if call.through is None else _row_of(builder, call, at, inner), held)
     if call.alpha != 1:
         value = ex.make("mul", held, (value, ex.const(call.alpha, held)))
     rows = shape[:count]
     start = _coordinates(rows, ROW)
+    places = tuple(
+        _place(builder.build(index, _index_place(at, shape_of(index), call.shape)), size, call)
+        for index, size in zip(call.indices, rows, strict=True)
+    )
+    condition = None if call.mask is None else ex.cast(element(call.mask), "bool")
+    if call.skipped >= 0:
+        condition = ex.make("ne", "bool", (places[0], ex.index(call.skipped)))
     return Scatter(
         events=product(call.shape),
         rows=rows,
         inner=axes,
-        places=tuple(
-            _place(builder.build(index, _index_place(at, shape_of(index), call.shape)), size, call)
-            for index, size in zip(call.indices, rows, strict=True)
-        ),
-        condition=None if call.mask is None else ex.cast(element(call.mask), "bool"),
+        places=places,
+        condition=condition,
         value=value,
-        base=ex.cast(builder.build(call.base, (*start, *inner)), held),
+        base=ex.const(0, held) if call.base is None else ex.cast(builder.build(call.base, (*start, *inner)), held),
         combine=call.combine,
         held=held,
         step=spec.stride[count - 1],
         offset=ex.isum([ex.imul(x, ex.size(step)) for x, step in zip(inner, spec.stride[count:], strict=True)]),
     )
+
+
+def _row_of(builder: ExpressionBuilder, call: _Call, at: tuple[Expr, ...], inner: tuple[Expr, ...]) -> Expr:
+    """The row of ``values`` that an event has, as ``through`` says, divided and weighed."""
+    assert call.through is not None
+    row = checked(builder.build(call.through, at), shape_of(call.values)[0], wrap=False)
+    value = builder.build(call.values, (row, *inner))
+    if call.divisor is not None:
+        value = ex.make("truediv", value.dtype, (value, ex.cast(builder.build(call.divisor, (row,)), value.dtype)))
+    if call.weights is not None:
+        value = ex.make("mul", value.dtype, (value, ex.cast(builder.build(call.weights, at), value.dtype)))
+    return value
 
 
 def _coordinates(shape: Sequence[Dim], name: str = EVENT) -> tuple[Expr, ...]:
@@ -170,8 +200,38 @@ def _scatter(node: torch.fx.Node) -> _Call:
     return _Call(base, (index,), spec.shape[:1], values, combine=_REDUCTIONS[reduce])  # type: ignore[arg-type]
 
 
+def _bag_gradient(node: torch.fx.Node) -> _Call:
+    """``_embedding_bag_backward(grad, indices, offsets, offset2bag, bag_size, maximum_indices, num_weights,
+    scale_grad_by_freq, mode, sparse, per_sample_weights, padding_idx)`` of sums and means."""
+    arguments: Any = node.args
+    return _of_bags(node, *arguments[:2], *arguments[3:5], *arguments[7:11], _argument(node, 11, "padding_idx", -1))
+
+
+def _dense_bag_gradient(node: torch.fx.Node) -> _Call:
+    """The same without ``offsets`` and ``sparse``, as it is called by the former."""
+    arguments: Any = node.args
+    scales, mode, weights = arguments[6:9]
+    return _of_bags(node, *arguments[:4], scales, mode, False, weights, _argument(node, 9, "padding_idx", -1))
+
+
+def _of_bags(
+    node: torch.fx.Node, gradient: torch.fx.Node, indices: torch.fx.Node, bags: torch.fx.Node, sizes: torch.fx.Node,
+    scales: bool, mode: int, sparse: bool, weights: torch.fx.Node | None, skipped: Any,
+) -> _Call:  # fmt: skip
+    if scales or sparse or mode not in _POOLED:
+        raise UnsupportedError("structure", f"{node} is not the dense gradient of sums or means")
+    shape = shape_of(indices)
+    if len(shape) != 1 or shape_of(bags) != shape:
+        raise UnsupportedError("structure", f"{node} does not say which bag each event belongs to")
+    divisor = sizes if mode == _POOLED[1] else None
+    return _Call(
+        None, (indices,), shape, gradient, through=bags, divisor=divisor, weights=weights, skipped=int(skipped)
+    )
+
+
 _CALLS: dict[str, Callable[[torch.fx.Node], _Call]] = {
     "aten.index_put.default": _index_put, "aten.index_add.default": _index_add,
     "aten._unsafe_masked_index_put_accumulate.default": _masked_index_put,
     "aten.scatter_add.default": _scatter, "aten.scatter_reduce.two": _scatter,
+    **dict(zip(BAG_GRADIENTS, (_bag_gradient, _dense_bag_gradient), strict=True)),
 }  # fmt: skip
