@@ -8,6 +8,7 @@ from .chains import ChainsFamily
 from .features import FeaturesFamily, PlacesFamily
 from .interaction import InteractionFamily
 from .jagged import JaggedFamily
+from .pair_gradients import PairGradientsFamily
 from .rows import ReductionFamily, RowFamily
 from .scans import ScansFamily
 from .scatter import ScatterFamily
@@ -21,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     ScatterFamily(),
     FeaturesFamily(),
     InteractionFamily(),
+    PairGradientsFamily(),
     ScansFamily(),
     StencilsFamily(),
     ReductionFamily(),
