@@ -262,6 +262,20 @@ def _cross_entropy_training(device: str) -> Instance:
     )  # fmt: skip
 
 
+def picked_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy by hand, with a penalty on the normaliser."""
+    normaliser = torch.logsumexp(logits.float(), dim=-1)
+    picked = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+    return (normaliser - picked).mean() + 1e-4 * normaliser.square().mean()
+
+
+def _picked_loss_training(device: str) -> Instance:
+    rows, classes = (2048, 20000) if device == "cpu" else (8192, 50304)
+    logits = _normal(device, rows, classes, dtype=torch.bfloat16)
+    target = torch.randint(0, classes, (rows,), device=device)
+    return Instance(picked_loss, (logits, target), 3 * _size_bytes(logits), trained=(0,))
+
+
 def _log_sum_exp_outer(device: str) -> Instance:
     return Instance(lambda x: torch.logsumexp(x, 0), (_normal(device, 512, 8192 if device == "cpu" else 65536),))
 
@@ -687,6 +701,32 @@ def _masked_mean_pooling(device: str) -> Instance:
     return Instance(masked_mean_pooling, (table, ids), least_bytes=min(_size_bytes(table), ids.numel() * 400))
 
 
+def weighted_bags(table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """A product of one row of weights with the rows that were looked up."""
+    return torch.bmm(weights.softmax(-1).unsqueeze(1), functional.embedding(ids, table)).squeeze(1)
+
+
+def _weighted_bags(device: str) -> Instance:
+    batch, rows, width = (2048, 100_000, 64) if device == "cpu" else (16384, 1_000_000, 64)
+    ids = torch.randint(rows, (batch, 50), device=device)
+    inputs = (_normal(device, rows, width), ids, _normal(device, batch, 50))
+    return Instance(weighted_bags, inputs, least_bytes=batch * (50 * (width * 4 + 12) + width * 4))
+
+
+def _bags_training(device: str) -> Instance:
+    """The gradient of the table is dense, as that of most tables is."""
+    batch, rows, width = (4096, 20_000, 64) if device == "cpu" else (16384, 100_000, 64)
+    ids = torch.randint(rows, (batch, 20), device=device)
+    table = _normal(device, rows, width)
+
+    def bags(table: Tensor, ids: Tensor) -> Tensor:
+        return functional.embedding_bag(ids, table, mode="mean", padding_idx=0)
+
+    bag_bytes = batch * width * 4
+    least = min(_size_bytes(table), 20 * bag_bytes) + 2 * _size_bytes(ids) + 2 * bag_bytes + _size_bytes(table)
+    return Instance(bags, (table, ids), least, trained=(0,))
+
+
 def _factorization_machine(device: str) -> Instance:
     batch = 16384 if device == "cpu" else 262144
     rows = 1_000_000
@@ -908,6 +948,15 @@ def _dot_interaction(device: str) -> Instance:
     return Instance(dot_interaction, (features,), flops=_interaction_flops(batch, 27, width), flops_dtype=dtype)
 
 
+def _interaction_training(device: str) -> Instance:
+    """The features are read for the products and again for their gradient, which is written."""
+    batch, width, dtype = (4096, 64, torch.float32) if device == "cpu" else (16384, 128, torch.bfloat16)
+    features = _normal(device, batch, 27, width, dtype=dtype)
+    least = 3 * _size_bytes(features) + 2 * batch * (width + 27 * 26 // 2) * dtype.itemsize
+    flops = 3 * _interaction_flops(batch, 27, width)
+    return Instance(dot_interaction, (features,), least, flops=flops, flops_dtype=dtype, trained=(0,))
+
+
 def _interaction_from_list(device: str) -> Instance:
     batch = 4096 if device == "cpu" else 65536
     embeddings = tuple(_normal(device, batch, 32) for _ in range(9))
@@ -966,6 +1015,7 @@ CASES: tuple[Case, ...] = (
     Case("layer-norm-training", "reductions", "table", BOTH, _layer_norm_training),
     Case("rms-norm-training", "reductions", "table", BOTH, _rms_norm_training),
     Case("cross-entropy-training", "reductions", "table", BOTH, _cross_entropy_training),
+    Case("picked-loss-training", "reductions", "variation", BOTH, _picked_loss_training),
     Case("running-sum", "scans", "table", BOTH, _running_sum),
     Case("exclusive-offsets", "scans", "variation", BOTH, _exclusive_offsets),
     Case("discounted-returns", "scans", "variation", BOTH, _discounted_returns),
@@ -997,6 +1047,8 @@ CASES: tuple[Case, ...] = (
     Case("embedding-bags", "bags", "table", BOTH, _embedding_bags),
     Case("gather-and-sum", "bags", "table", BOTH, _gather_and_sum),
     Case("masked-mean-pooling", "bags", "variation", BOTH, _masked_mean_pooling),
+    Case("weighted-bags", "bags", "variation", BOTH, _weighted_bags),
+    Case("bags-training", "bags", "variation", BOTH, _bags_training),
     Case("factorization-machine", "bags", "variation", BOTH, _factorization_machine),
     Case("factor-pooling", "chains", "table", BOTH, _factor_pooling),
     Case("factor-score", "chains", "variation", BOTH, _factor_score),
@@ -1019,6 +1071,7 @@ CASES: tuple[Case, ...] = (
     Case("greatest-by-segment", "scatter", "variation", BOTH, _greatest_by_segment),
     Case("gradient-of-table", "scatter", "variation", BOTH, _gradient_of_table),
     Case("dot-interaction", "interaction", "table", BOTH, _dot_interaction),
+    Case("interaction-training", "interaction", "variation", BOTH, _interaction_training),
     Case("interaction-from-list", "interaction", "variation", BOTH, _interaction_from_list),
     Case("interaction-einsum", "interaction", "variation", BOTH, _interaction_einsum),
     Case("interaction-scaled", "interaction", "variation", BOTH, _interaction_scaled),

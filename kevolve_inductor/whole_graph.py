@@ -36,7 +36,7 @@ _MODE_GAIN = 1.03
 # It is tuned anew there, and not always as well: against kernels, which are what was measured, a little is not enough.
 _MODE_GAIN_OVER_KERNELS = 1.1
 _MODE_NODE_LIMIT = 200
-_LEAST_MODE_GRAPH_S = 20e-6
+_LEAST_MODE_GRAPH_S = 8e-6
 # What kernels alone speed up this much is not looked at in other modes.
 _HOPELESSLY_BEATEN = 6.0
 _LEAST_MODES_S, _MOST_MODES_S = 20.0, 1200.0

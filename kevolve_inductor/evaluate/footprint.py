@@ -16,6 +16,9 @@ from ..kernel import Kernel
 # that is as timed, and of the baselines.
 _INPUT_COPIES, _OUTPUT_COPIES = 6, 6
 _DOUBLE_BYTES = 8
+# Memory between launches stands beside all that a compiled graph holds at that time, and others' code has little of it: a share
+# of what a region reads and writes, and what no graph on a GPU misses.
+_WORKSPACE_SHARE, _SPARE_BYTES = 0.25, 2**20
 # Inputs are drawn in single precision, the most intricate ones from four tensors at once.
 _DRAWN_BYTES = 4 * 4
 # The distance of every element and whether it is wrong; what is held beside them of a block.
@@ -42,6 +45,12 @@ def needed_bytes(region: Region, symbols: dict[str, int]) -> int:
 def workspace_bytes(kernel: Kernel, symbols: dict[str, int]) -> int:
     """What ``kernel`` takes of memory between its launches, beside inputs and outputs."""
     return sum(evaluate(space.numel, symbols) * dtype_of(space.dtype).itemsize for space in kernel.workspaces)
+
+
+def most_workspace_bytes(region: Region, symbols: dict[str, int]) -> int:
+    """What a kernel may take between its launches on a GPU, where models are as large as memory allows."""
+    own = _bytes(region.inputs, symbols) + _bytes(region.output_specs, symbols)
+    return max(int(_WORKSPACE_SHARE * own), _SPARE_BYTES)
 
 
 def _compared(outputs: Iterable[TensorSpec], symbols: dict[str, int]) -> int:

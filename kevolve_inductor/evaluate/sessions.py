@@ -22,7 +22,7 @@ from .build import Built, build
 from .correctness import Agreed, Judge, NoReference
 from .diagnosis import diagnose, least_bytes
 from .evaluation import Crashed, Evaluation, Mismatch, Passed, Refused, ResourceFailed, to_json
-from .footprint import needed_bytes, workspace_bytes
+from .footprint import most_workspace_bytes, needed_bytes, workspace_bytes
 from .guarded import Suspect, read_outputs, write_outputs
 from .inputs import generate, named, timed_inputs
 from .job import ApplyJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob
@@ -125,8 +125,10 @@ class BenchSession:
 
     def _too_large(self, kernel: Kernel, symbols: dict[str, int]) -> ResourceFailed | None:
         """What no attempt is needed for; one would be taken for a crash, and cost the process."""
-        needed, free = workspace_bytes(kernel, symbols), self._executor.free_bytes()
-        return ResourceFailed("bytes of workspace", needed, free) if needed > free else None
+        needed, allowed = workspace_bytes(kernel, symbols), self._executor.free_bytes()
+        if kernel.language == "triton":
+            allowed = min(allowed, most_workspace_bytes(self._region, symbols))
+        return ResourceFailed("bytes of workspace", needed, allowed) if needed > allowed else None
 
     def time(self, job: TimeJob) -> dict[str, Any]:
         built = self._build(job.kernel)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kevolve_inductor.evaluate.closeness import compare
-from kevolve_inductor.evaluate.footprint import needed_bytes
+from kevolve_inductor.evaluate.footprint import most_workspace_bytes, needed_bytes
 from kevolve_inductor.graph import blocks
 from kevolve_inductor.graph.blocks import row_blocks
 from kevolve_inductor.graph.reference import evaluate_fp64
@@ -74,6 +75,14 @@ def test_the_reference_takes_what_it_is_said_to_need() -> None:
         assert not compare(output, reference.exact[0], reference.eager[0], False).wrong.any()
     held = seen.peak + sum(tensor.nbytes for tensor in given)
     assert held <= needed_bytes(region, {}) < 3 * held
+
+
+def test_a_quarter_of_what_is_moved_may_stand_beside_it() -> None:
+    region = gradient_of_cross_entropy()
+    moved = 4 * (2 * ROWS * COLUMNS + ROWS)
+    assert most_workspace_bytes(region, {}) == max(moved // 4, 2**20)
+    (whole, row) = (replace(spec, shape=(1000 * spec.shape[0], *spec.shape[1:])) for spec in region.inputs)
+    assert most_workspace_bytes(replace(region, inputs=(whole, row)), {}) > 100 * moved
 
 
 def test_either_precision_is_done_before_the_other() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from kevolve_inductor.evaluate.evaluation import Passed, Refused, ResourceFailed, from_json
+from kevolve_inductor.evaluate.footprint import most_workspace_bytes
 from kevolve_inductor.evaluate.job import OpenJob, RunJob, TimeJob
 from kevolve_inductor.evaluate.sessions import BenchSession, recorded_ceilings
 from kevolve_inductor.kernel import Workspace
@@ -138,6 +139,16 @@ def test_workspaces_that_do_not_fit_are_a_limit_and_no_crash(tmp_path):
         failed = from_json(answer["evaluation"])
         assert isinstance(failed, ResourceFailed)
         assert failed.needed == 4 * 2**42 > failed.available
+
+
+def test_on_a_gpu_a_workspace_is_a_part_of_what_a_region_moves(tmp_path):
+    region = row_sum_region()
+    job = OpenJob("bench", region, row_sum_workload(), ("inductor",), later=True)
+    session = BenchSession(job, 0, SmallMachine(1e15), tmp_path)
+    most = most_workspace_bytes(region, {})
+    for language, size, fits in (("triton", most, True), ("triton", most + 1, False), ("cpp", most + 1, True)):
+        kernel = replace(row_sum_kernel(), language=language, workspaces=(Workspace("int8", str(size)),))
+        assert (session._too_large(kernel, {}) is None) == fits
 
 
 class FullMachine(SmallMachine):

@@ -159,8 +159,10 @@ CASES: dict[str, Case] = {
     "weighted across": Case(weighted_across, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
     "product of weights": Case(product_of_weights, lambda: [table(width=21), ids(), torch.randn(BAGS, LENGTH)]),
     "columns of weights": Case(columns_of_weights, lambda: [table(), ids(), torch.randn(BAGS, LENGTH)]),
-    "product of bfloat16": Case(product_of_weights, lambda: [
-        table(dtype=torch.bfloat16), ids(), torch.randn(BAGS, LENGTH, dtype=torch.bfloat16)]),
+    "product of bfloat16": Case(
+        product_of_weights,
+        lambda: [table(dtype=torch.bfloat16), ids(), torch.randn(BAGS, LENGTH, dtype=torch.bfloat16)],
+    ),
     "factorization machine": Case(factorization_machine, lambda: [table(width=16), ids(BAGS, 70)]),
     "rows and numbers": Case(rows_and_numbers, lambda: [table(width=16), torch.randn(ROWS, 1), ids(BAGS, 39)], 2),
     "one table of many": Case(one_table_of_many, lambda: [table(), ids()]),

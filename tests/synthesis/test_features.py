@@ -31,8 +31,8 @@ from family_checks import (
 from torch import Tensor
 
 from kevolve_inductor.exc import KernelIndexError
-from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.graph.meta import target_name
+from kevolve_inductor.graph.reference import to_graph_module
 from kevolve_inductor.synthesis.families.features import FeaturesFamily, PlacesFamily, places
 from kevolve_inductor.synthesis.family import Match
 

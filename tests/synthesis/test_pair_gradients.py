@@ -37,7 +37,7 @@ FAMILY = PairGradientsFamily()
 
 
 def written(like: Tensor, places: Sequence[Tensor], gradient: Tensor, *shape: int) -> Tensor:
-    zeros = torch.zeros(shape, dtype=like.dtype)
+    zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
     return torch.ops.aten.index_put(zeros, [None, *places], gradient, True)
 
 
@@ -57,6 +57,14 @@ def of_a_layer(gradient: Tensor, dense: Tensor, others: Tensor, left: Tensor, ri
     """What comes in belongs to dense features as well; the rows are put together anew."""
     x = torch.cat([dense.unsqueeze(1), others.relu()], 1)
     return gradient_of_pairs(gradient[:, dense.shape[1] :] * 2, x, left, right)
+
+
+def with_the_first(gradient: Tensor, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Of ``cat([x[:, 0], products / 8])``: a term between the products, and a number that these are scaled by."""
+    width, zeros = x.shape[2], torch.zeros_like(x)
+    square = written(x, [left, right], gradient[:, width:], len(x), x.shape[1], x.shape[1]) / 8
+    first = torch.select_scatter(zeros, gradient[:, :width], 1, 0)
+    return first + torch.bmm(square, x) + torch.bmm(x.mT, square).mT
 
 
 def below(rows: int, offset: int = -1) -> tuple[Tensor, Tensor]:
@@ -97,6 +105,7 @@ CASES = {
     "pairs that meet": Case(gradient_of_pairs, lambda: meeting(6, 5, 16, 150)),
     "places": Case(of_places, lambda: [torch.randn(6, 70), torch.randn(6, 9, 12), torch.randint(81, (70,))]),
     "a layer": Case(of_a_layer, lambda: layer(7, 34, 20)),
+    "with the first": Case(with_the_first, lambda: [torch.randn(5, 12 + 21), *pairs(5, 7, 12)[1:]]),
     "rows side by side": Case(
         lambda g, x, i, j: gradient_of_pairs(g, x.mT, i, j),
         lambda: [torch.randn(6, 15), torch.randn(6, 48, 6), *below(6)],
@@ -243,3 +252,25 @@ def test_seeds_compile_for_hopper_without_spilling(dtype: torch.dtype, folder: P
     for schedule in FAMILY.space(match, CUDA).seeds[:2]:
         resources = compile_for(kernel_of(FAMILY, match, schedule, "triton"), region_of(match), "sm_90", folder)
         assert resources.spills in (0, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [351, 2000])
+def test_every_seed_agrees_with_eager_on_the_gpu(dtype: torch.dtype, count: int) -> None:
+    """Pairs that are each there once, and such as meet one another."""
+    from kevolve_inductor.platforms.cuda import launch
+
+    inputs = pairs(500, 27, 64, dtype=dtype) if count == 351 else meeting(500, 27, 64, count)
+    inputs = [value.to("cuda", dtype if value.is_floating_point() else None) for value in inputs]
+    found = find(FAMILY, gradient_of_pairs, inputs, device="cuda")
+    given, region = values_of(found, found.match.inputs), region_of(found.match)
+    reference = evaluate_fp64(region, given)
+    for schedule in FAMILY.space(found.match, CUDA).seeds:
+        kernel = kernel_of(FAMILY, found.match, schedule, "triton")
+        results = [torch.full_like(reference.eager[0], torch.nan) for _ in range(3)]
+        for result in results:
+            launch(kernel, given, [result], {})
+        error = (results[0].double() - reference.exact[0]).abs()
+        assert bool((error <= allowed_error(reference.exact[0], reference.eager[0])).all()), schedule
+        assert all(torch.equal(results[0], again) for again in results[1:])

@@ -1,7 +1,7 @@
 """Writes of one place in every row: what looks like a scatter, but is a comparison of positions.
 
-The gradient of picking one element of each row (``gather``, ``x[rows, classes]``, ``select``) writes it into zeros at the place it
-came from. Element by element that is a choice: the value where the position is the row's, what was there elsewhere.
+The gradient of picking one element of each row (``gather``, ``x[rows, classes]``, ``select``) writes it into zeros at the
+place it came from. Element by element that is a choice: the value where the position is the row's, what was there elsewhere.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def _has_one_index_a_row(node: torch.fx.Node) -> bool:
 
 def _free_axis(node: torch.fx.Node) -> int | None:
     """Of ``index_put``: the axis whose index is not simply its own position, where there is exactly one."""
-    base, indices = node.args[:2]
-    shape = shape_of(base)  # type: ignore[arg-type]
-    axes: Sequence[Any] = indices  # type: ignore[assignment]
+    arguments: Any = node.args
+    base, axes = arguments[:2]
+    shape = shape_of(base)
     if len(axes) < 2 or any(index is None or index.meta["val"].dtype.itemsize < 4 for index in axes):
         return None
     events = _events(axes)
@@ -66,9 +66,9 @@ def _range_along(index: torch.fx.Node, size: Any, rank: int) -> int | None:
     """The axis, of ``rank``, along which ``index`` counts from zero to ``size``."""
     shape = shape_of(index)
     wide = [axis for axis, extent in enumerate(shape) if extent != 1]
-    source = index
-    while target_name(source) in _VIEWS and shape_of(source.args[0]) != ():  # type: ignore[arg-type]
-        source = source.args[0]  # type: ignore[assignment]
+    source: Any = index
+    while target_name(source) in _VIEWS:
+        source = source.args[0]
     counts = target_name(source) in ("prims.iota.default", "aten.arange.default") and source.args[0] == size
     if len(wide) != 1 or shape[wide[0]] != size or not counts:
         return None
@@ -77,19 +77,20 @@ def _range_along(index: torch.fx.Node, size: Any, rank: int) -> int | None:
 
 
 def _scatter(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
-    base, dim, positions, values = node.args[:4]
-    dim %= len(index)  # type: ignore[operator]
+    arguments: Any = node.args
+    base, dim, positions, values = arguments[:4]
+    dim %= len(index)
     row = (*index[:dim], ex.index(0), *index[dim + 1 :])
-    held = _held(b, node, index)
-    at = checked(b.build(positions, row), shape_of(node)[dim], wrap=False)  # type: ignore[arg-type]
-    value = b.operand(values, node, row, held) if not isinstance(values, torch.fx.Node) else b.build(values, row)
+    before = b.build(base, index)
+    at = checked(b.build(positions, row), shape_of(node)[dim], wrap=False)
+    value = b.build(values, row) if isinstance(values, torch.fx.Node) else ex.const(values, before.dtype)
     adds = target_name(node) == "aten.scatter_add.default"
-    return _chosen(b.build(base, index), index[dim], at, ex.cast(value, held), adds)  # type: ignore[arg-type]
+    return _chosen(before, index[dim], at, ex.cast(value, before.dtype), adds)
 
 
 def _index_put(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
-    base, indices, values = node.args[:3]
-    axes: Sequence[Any] = indices  # type: ignore[assignment]
+    arguments: Any = node.args
+    base, axes, values = arguments[:3]
     shape, free, events = shape_of(node), _free_axis(node), _events(axes)
     assert free is not None
     place = {_range_along(one, shape[axis], len(events)): index[axis] for axis, one in enumerate(axes) if axis != free}
@@ -97,26 +98,23 @@ def _index_put(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     rest = index[len(axes) :]
     at = b.build(axes[free], broadcast(event, shape_of(axes[free]), events))
     onto = (*events, *shape[len(axes) :])
-    value = b.build(values, broadcast((*event, *rest), shape_of(values), onto))  # type: ignore[arg-type]
-    adds = bool(node.args[3]) if len(node.args) > 3 else bool(node.kwargs.get("accumulate", False))
-    before = b.build(base, index)  # type: ignore[arg-type]
+    value = b.build(values, broadcast((*event, *rest), shape_of(values), onto))
+    adds = bool(arguments[3] if len(arguments) > 3 else node.kwargs.get("accumulate", False))
+    before = b.build(base, index)
     return _chosen(before, index[free], checked(at, shape[free], wrap=True), ex.cast(value, before.dtype), adds)
 
 
 def _select_scatter(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
-    base, source, dim, at = node.args[:4]
-    dim %= len(index)  # type: ignore[operator]
-    value = b.build(source, (*index[:dim], *index[dim + 1 :]))  # type: ignore[arg-type]
-    before = b.build(base, index)  # type: ignore[arg-type]
+    arguments: Any = node.args
+    base, source, dim, at = arguments[:4]
+    dim %= len(index)
+    value = b.build(source, (*index[:dim], *index[dim + 1 :]))
+    before = b.build(base, index)
     size = shape_of(node)[dim]
     if size == 1:
         return value
-    place = ex.index(at % size) if isinstance(size, int) else ex.index(at)  # type: ignore[operator, arg-type]
+    place = ex.index(at % size if isinstance(size, int) else at)
     return _chosen(before, index[dim], place, ex.cast(value, before.dtype), adds=False)
-
-
-def _held(b: Builds, node: torch.fx.Node, index: Index) -> str:
-    return b.build(node.args[0], index).dtype  # type: ignore[arg-type]
 
 
 def _chosen(before: Expr, position: Expr, at: Expr, value: Expr, adds: bool) -> Expr:

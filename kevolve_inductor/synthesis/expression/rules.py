@@ -67,7 +67,7 @@ def _add_product(b: Builds, node: torch.fx.Node, index: Index) -> Expr:
     """``base + value * left * right`` (or ``left / right``), rounded once as eager does."""
     base, left, right = _operands(b, node, index, *node.args[:3])
     op = "mul" if "addcmul" in str(node.target) else "truediv"
-    scale = node.kwargs.get("value", 1)
+    scale: Any = node.kwargs.get("value", 1)
     if scale != 1:
         left = ex.make("mul", left.dtype, (ex.const(scale, left.dtype), left))
     return ex.make("add", base.dtype, (base, ex.make(op, left.dtype, (left, right))))

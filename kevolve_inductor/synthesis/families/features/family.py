@@ -62,9 +62,7 @@ class FeaturesFamily(Family):
         members = members_of(graph, device, is_trigger)
         yield from self.regions(graph, device, members)
 
-    def regions(
-        self, graph: torch.fx.Graph, device: str, members: set[torch.fx.Node]
-    ) -> Iterator[Match | Rejection]:
+    def regions(self, graph: torch.fx.Graph, device: str, members: set[torch.fx.Node]) -> Iterator[Match | Rejection]:
         for level in levels(graph, members):
             for chunk in _chunks(level):
                 yield from self._region(graph, device, chunk, members)
@@ -122,7 +120,9 @@ class FeaturesFamily(Family):
         """Where Inductor does as well, or there is too little to do."""
         total = sum(common.elements(node) for node in match.outputs)
         if total < LEAST_ELEMENTS:
-            return Rejection("size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes)
+            return Rejection(
+                "size", f"{total} elements are too few for a kernel of their own", match.family, match.nodes
+            )
         searches = any(target_name(node) in SEARCHES for node in match.nodes)
         divides = any(map(_unknown_divisors, match.plan.tasks))
         if device != "cpu" and not searches and len(match.plan.built) < 2 and not divides:

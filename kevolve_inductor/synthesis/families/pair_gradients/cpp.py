@@ -82,7 +82,7 @@ class _Writer:
 
     def _placed(self) -> list[str]:
         """Where each pair belongs in the square, once for all samples."""
-        _, left, right, _ = self.plan.flat
+        left, right = self.plan.flat.left, self.plan.flat.right
         printer = CppRowPrinter("p")
         row, column = printer.value(left), printer.value(right)
         return [
@@ -95,7 +95,7 @@ class _Writer:
         ]
 
     def _filled(self) -> list[str]:
-        gradient, _, _, features = self.plan.flat
+        gradient, features = self.plan.flat.gradient, self.plan.flat.features
         rows, width = self.plan.rows, self.plan.width
         pair, feature = CppRowPrinter("g"), CppRowPrinter("f")
         value, element = pair.value(gradient), feature.value(features)
@@ -121,7 +121,8 @@ class _Writer:
     def _multiplied(self) -> list[str]:
         plan, lanes = self.plan, self.vectors.lanes
         printer = CppRowPrinter("o")
-        offset = printer.value(plan.offset)
+        offset, rest = printer.value(plan.offset), printer.value(plan.flat.rest)
+        result = f"y[({ROW} - top) * {self.depth} + {COLUMN}] + {rest}"
         tiles = [(row, column) for row in range(self.rows) for column in range(self.count)]
         return [
             f"for (int64_t top = 0; top < {plan.rows}; top += {self.rows}) {{",
@@ -136,7 +137,7 @@ class _Writer:
             f"for (int64_t {ROW} = top; {ROW} < std::min<int64_t>(top + {self.rows}, {plan.rows}); ++{ROW})",
             f"for (int64_t {COLUMN} = 0; {COLUMN} < {plan.width}; ++{COLUMN}) {{",
             *printer.lines,
-            f"out[{offset}] = {to_storage(f'y[({ROW} - top) * {self.depth} + {COLUMN}]', plan.output.dtype)};",
+            f"out[{offset}] = {to_storage(result, plan.output.dtype)};",
             "}",
             "}",
         ]

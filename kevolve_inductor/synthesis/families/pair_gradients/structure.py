@@ -1,13 +1,14 @@
 """Reading the structure: ``(G + Gᵀ) X``, with ``G`` zero but for the pairs that a gradient is given for.
 
 Of ``Z = X Xᵀ`` an interaction takes ``Z[:, i, j]``. Its gradient writes what comes in into zeros (``index_put``, adding up what
-meets), and multiplies these with the rows once as they are and once transposed.
+meets), and multiplies these with the rows once as they are and once transposed. What else is added to the sum of both, such as
+the gradient of features that are used beside the products, is added with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,7 @@ SAMPLE, ROW, OTHER, COLUMN, PAIR = "b", "r", "j", "d", "k"
 LARGEST_ROWS, LARGEST_SAMPLE = 128, 1 << 16
 _MOST_PAIRS = 1 << 15
 _PRODUCT = "aten.bmm.default"
+_SCALES = ("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -39,7 +41,7 @@ class Plan:
     """``gradient`` is that of pair ``k`` of sample ``b``, which is of rows ``left`` and ``right``; ``features`` are row ``j``.
 
     ``stored`` is the dtype of the rows, ``held`` the one that products are summed in. Element ``(r, d)`` of the result's
-    sample ``b`` stands at ``offset``.
+    sample ``b`` stands at ``offset``; ``rest`` is what is added to it beside the products.
     """
 
     batch: Dim
@@ -52,17 +54,19 @@ class Plan:
     left: Expr
     right: Expr
     features: Expr
+    rest: Expr
     offset: Expr
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     symbols: tuple[str, ...]
 
     @cached_property
-    def flat(self) -> tuple[Expr, Expr, Expr, Expr]:
-        """Gradient, left, right and features, addressed by element."""
-        parts = (self.gradient, self.left, self.right, self.features)
-        gradient, left, right, features = (flatten(part, self.inputs) for part in parts)
-        return gradient, left, right, features
+    def flat(self) -> Plan:
+        """The same, addressed by element."""
+        gradient, left, right, features, rest = (
+            flatten(part, self.inputs) for part in (self.gradient, self.left, self.right, self.features, self.rest)
+        )
+        return replace(self, gradient=gradient, left=left, right=right, features=features, rest=rest)
 
 
 @dataclass(frozen=True)
@@ -75,39 +79,95 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """``node`` adds two batched products; ``square`` is what both multiply ``source`` with, ``inner`` all nodes in between."""
+class Product:
+    """``node`` is a term of a sum: views of the batched product ``matmul`` of views of ``square`` and of ``source``.
+
+    ``inner`` are all nodes between the sum and these two; ``scales`` those that multiply the square with a number.
+    """
 
     node: torch.fx.Node
-    products: tuple[torch.fx.Node, torch.fx.Node]
+    matmul: torch.fx.Node
     square: torch.fx.Node
     source: torch.fx.Node
-    inner: tuple[torch.fx.Node, ...]
+    inner: frozenset[torch.fx.Node]
+    scales: frozenset[torch.fx.Node]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``node`` adds two products of the same square and source, and ``others``; ``added`` are the additions."""
+
+    node: torch.fx.Node
+    products: tuple[Product, Product]
+    others: tuple[torch.fx.Node, ...]
+    added: frozenset[torch.fx.Node]
+
+    @property
+    def square(self) -> torch.fx.Node:
+        return self.products[0].square
+
+    @property
+    def source(self) -> torch.fx.Node:
+        return self.products[0].source
+
+    @property
+    def inner(self) -> frozenset[torch.fx.Node]:
+        return self.products[0].inner | self.products[1].inner | self.added - {self.node}
 
 
 def find_sums(graph: torch.fx.Graph) -> Iterator[Sum]:
-    """Every sum that may be such a gradient; cheap, no expression is built."""
-    for node in graph.nodes:
-        if target_name(node) != "aten.add.Tensor" or node.kwargs or len(node.args) != 2:
+    """Every sum that may be such a gradient, with as many terms as it has; cheap, no expression is built."""
+    seen: set[torch.fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in seen or not _is_sum(node):
             continue
-        paths = [list(_path(argument)) for argument in node.args]
-        products = [path[-1] for path in paths]
-        if products[0] is products[1] or any(target_name(one) != _PRODUCT for one in products):
-            continue
-        operands = [list(_path(argument)) for one in products for argument in one.args[:2]]
-        ends = [path[-1] for path in operands]
-        squares = {end for end in ends if target_name(end) == "aten.index_put.default"}
-        sources = set(ends) - squares
-        # Each product is one of both.
-        if len(squares) != 1 or len(sources) != 1 or any((a in squares) == (b in squares) for a, b in (ends[:2], ends[2:])):
-            continue
-        inner = {one for path in (*paths, *operands) for one in path} - sources
-        yield Sum(node, (products[0], products[1]), squares.pop(), sources.pop(), tuple(inner))
+        added: set[torch.fx.Node] = set()
+        terms = list(_terms(node, added))
+        products = {term: product for term in terms if (product := _product(term)) is not None}
+        pair = tuple(products.values())
+        if len(pair) == 2 and (pair[0].square, pair[0].source) == (pair[1].square, pair[1].source):
+            seen |= added
+            others = tuple(term for term in terms if term not in products)
+            yield Sum(node, (pair[0], pair[1]), others, frozenset(added))
 
 
-def _path(node: Any) -> Iterator[Any]:
-    """``node``, what it is a view of, and so on."""
-    while isinstance(node, torch.fx.Node) and is_view(node) and target_name(node) != "getitem":
+def _is_sum(node: torch.fx.Node) -> bool:
+    """Whether ``node`` adds two tensors of its own shape."""
+    if target_name(node) != "aten.add.Tensor" or node.kwargs or len(shape_of(node)) != 3:
+        return False
+    return all(isinstance(term, torch.fx.Node) and shape_of(term) == shape_of(node) for term in node.args)
+
+
+def _terms(node: torch.fx.Node, added: set[torch.fx.Node]) -> Iterator[torch.fx.Node]:
+    """What ``node`` adds up, with what sums of its own that nobody else needs add up."""
+    added.add(node)
+    for term in node.all_input_nodes:
+        if _is_sum(term) and len(term.users) == 1:
+            yield from _terms(term, added)
+        else:
+            yield term
+
+
+def _product(term: torch.fx.Node) -> Product | None:
+    above = list(_path(term))
+    matmul = above[-1]
+    if target_name(matmul) != _PRODUCT:
+        return None
+    paths = [list(_path(operand, _SCALES)) for operand in matmul.args[:2]]
+    inner = {*above, *(node for path in paths for node in path[:-1])}
+    for (*_, square), (*_, source) in (paths, paths[::-1]):
+        if target_name(square) == "aten.index_put.default" and target_name(source) != "aten.index_put.default":
+            scales = frozenset(node for node in inner if target_name(node) in _SCALES)
+            return Product(term, matmul, square, source, frozenset(inner | {square}), scales)
+    return None
+
+
+def _path(node: Any, others: Sequence[str] = ()) -> Iterator[Any]:
+    """``node``, what it is a view of (or what ``others`` make of a number and it), and so on."""
+    while isinstance(node, torch.fx.Node):
+        is_scale = target_name(node) in others and not isinstance(node.args[1], torch.fx.Node)
+        if not is_scale and (not is_view(node) or target_name(node) == "getitem"):
+            break
         yield node
         node = node.args[0]
     yield node
@@ -116,6 +176,8 @@ def _path(node: Any) -> Iterator[Any]:
 def read(graph: torch.fx.Graph, found: Sum, device: str) -> Reading:
     """Raises ``UnsupportedError``."""
     core = {found.node, *found.inner}
+    if found.products[0].scales != found.products[1].scales:
+        raise UnsupportedError("structure", f"{found.node} scales one of both products")
     if any(user not in core for node in core - {found.node} for user in node.users if not is_view(node)):
         raise UnsupportedError("structure", f"what {found.node} adds up is needed elsewhere as well")
     batch, rows, width = shape_of(found.node)
@@ -137,8 +199,14 @@ def read(graph: torch.fx.Graph, found: Sum, device: str) -> Reading:
     builder.inlined[found.node] = None
     k = ex.var(PAIR, pairs)
     left, right = _pair(builder, found.square, positions, k, int(rows))
-    gradient = builder.build(values, broadcast((b, k), shape_of(values), (batch, pairs)))
-    features = builder.build(found.source, source_at)
+    gradient = ex.cast(builder.build(values, broadcast((b, k), shape_of(values), (batch, pairs))), held)
+    for scale in sorted(found.products[0].scales, key=lambda node: node.name):
+        op = "mul" if "mul" in target_name(scale) else "truediv"
+        gradient = ex.make(op, held, (gradient, ex.const(scale.args[1], held)))  # type: ignore[arg-type]
+    features = ex.cast(builder.build(found.source, source_at), held)
+    rest = ex.const(0, held)
+    for other in found.others:
+        rest = ex.make("add", held, (rest, ex.cast(builder.build(other, (b, r, d)), held)))
     base = found.square.args[0]
     if builder.build(base, tuple(ex.index(0) for _ in shape_of(base))) is not ex.const(0, held):  # type: ignore[arg-type]
         raise UnsupportedError("structure", f"{found.square} does not write into zeros")
@@ -146,8 +214,8 @@ def read(graph: torch.fx.Graph, found: Sum, device: str) -> Reading:
     inputs = specs_of(builder.inputs)
     offset = ex.isum([ex.imul(at, ex.size(step)) for at, step in zip((b, r, d), output.stride, strict=True)])
     plan = Plan(
-        batch, int(rows), int(width), int(pairs), stored, held, ex.cast(gradient, held), left, right,
-        ex.cast(features, held), offset, inputs, output, symbols_of((*inputs, output)),
+        batch, int(rows), int(width), int(pairs), stored, held, gradient, left, right, features, rest, offset, inputs,
+        output, symbols_of((*inputs, output)),
     )  # fmt: skip
     nodes = in_graph_order(graph, builder.inlined)
     return Reading(nodes, tuple(builder.inputs), found.node, plan, hint_of(tensor_of(found.node).shape[0]))
@@ -172,9 +240,7 @@ def _pair(
 ) -> tuple[Expr, Expr]:
     """Both rows of pair ``k``; out of range fails the kernel as eager would fail."""
     extents = shape_of(square)[1:]
-    found = [
-        checked(builder.build(at, (k,)), size, wrap=True) for at, size in zip(positions, extents, strict=True)
-    ]
+    found = [checked(builder.build(at, (k,)), size, wrap=True) for at, size in zip(positions, extents, strict=True)]
     if len(found) == 1:
         row, column = ex.idivmod(found[0], rows)
         return row, column
@@ -194,10 +260,12 @@ def _source_index(
     outer = ExpressionBuilder(device, lambda node: node in inside)
     inner = ExpressionBuilder(device, lambda node: node in inside)
     for product in found.products:
-        outer.bind(product, lambda index, product=product: _factors(inner, product, index, j))  # type: ignore[misc]
+        outer.bind(product.matmul, lambda index, node=product.matmul: _factors(inner, node, index, j))  # type: ignore[misc]
+        for scale in product.scales:
+            inner.bind(scale, lambda index, node=scale.args[0]: inner.build(node, index))  # type: ignore[misc]
     inner.bind(found.square, lambda index: ex.make("square", held, index))
     inner.bind(found.source, lambda index: ex.make("source", held, index))
-    terms = [_unrounded(outer.build(argument, at)) for argument in found.node.args]  # type: ignore[arg-type]
+    terms = [_unrounded(outer.build(product.node, at)) for product in found.products]
     if any(term.op != "mul" for term in terms):
         raise UnsupportedError("structure", f"{found.node} does not add two products as they are")
     squares = {next((part.args for part in term.args if part.op == "square"), ()) for term in terms}

@@ -85,7 +85,9 @@ class _Text:
         self.wide = ".to(tl.int64)" if needs_64_bits((*plan.inputs, plan.output)) else ""
 
     def source(self) -> str:
-        code = "\n\n".join([self._function("kevolve_links", self._links()), self._function("kevolve_gradient", self._body())])
+        code = "\n\n".join(
+            [self._function("kevolve_links", self._links()), self._function("kevolve_gradient", self._body())]
+        )
         return f"{used_helpers(TRITON_PRELUDE + TRITON_REMAINDER, code)}\n\n{code}\n"
 
     def _function(self, name: str, lines: Sequence[str]) -> str:
@@ -99,7 +101,7 @@ class _Text:
 
     def _places(self, pair: str, mask: str, prefix: str) -> list[str]:
         """``<prefix>place``: where each of the pairs belongs in the square."""
-        _, left, right, _ = self.plan.flat
+        left, right = self.plan.flat.left, self.plan.flat.right
         at = ex.var(f"{prefix}pair", self.plan.pairs)
         moved = [ex.substitute(side, lambda part: at if part.op == "var" and part.value[0] == PAIR else None)
                  for side in (left, right)]  # fmt: skip
@@ -171,16 +173,17 @@ class _Text:
 
     def _gradient(self, chosen: str, prefix: str) -> tuple[list[str], str]:
         """Statements for the gradients of the pairs that ``chosen`` counts from one, and what they are: zero for none."""
-        gradient, *_ = self.plan.flat
+        gradient = self.plan.flat.gradient
         at = ex.var(f"{prefix}pair", self.plan.pairs)
         value = ex.substitute(gradient, lambda part: at if part.op == "var" and part.value[0] == PAIR else None)
         lines, (name,) = self._printed([value], {f"{prefix}pair": f"({chosen} > 0)"}, prefix)
         return [f"{prefix}pair = {chosen} - 1", *lines], f"tl.where({chosen} > 0, {name}, 0.0)"
 
     def _products(self) -> list[str]:
-        *_, features = self.plan.flat
+        features, rest = self.plan.flat.features, self.plan.flat.rest
         stored = TRITON_TYPES[self.plan.stored]
         lines, (value,) = self._printed([features], {OTHER: "other_mask", COLUMN: "column_mask"}, "x")
+        more, (added,) = self._printed([rest], {ROW: "other_mask", COLUMN: "column_mask"}, "s")
         offset_lines, (offset,) = self._printed([flatten(self.plan.offset, self.plan.inputs)], {}, "o")
         precision = f', input_precision="{self.precision}"' if self.plan.stored == "float32" else ""
         body = [
@@ -189,6 +192,7 @@ class _Text:
             *lines,
             f"x = tl.where(other_mask & column_mask, {value}, 0.0).to({stored})",
             f"y = tl.dot(square, x{precision}) + tl.dot(turned, x{precision})",
+            *([] if rest.op == "const" else [*more, f"y += {added}"]),
             *offset_lines,
             f"tl.store(out0 + {offset}, y, mask=other_mask & column_mask)",
         ]

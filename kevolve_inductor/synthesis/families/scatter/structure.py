@@ -204,21 +204,24 @@ def _bag_gradient(node: torch.fx.Node) -> _Call:
     """``_embedding_bag_backward(grad, indices, offsets, offset2bag, bag_size, maximum_indices, num_weights,
     scale_grad_by_freq, mode, sparse, per_sample_weights, padding_idx)`` of sums and means."""
     arguments: Any = node.args
-    return _of_bags(node, *arguments[:2], *arguments[3:5], *arguments[7:11], _argument(node, 11, "padding_idx", -1))
+    gradient, indices, _, bags, sizes, _, _, scales, mode, sparse, weights = arguments[:11]
+    skipped = _argument(node, 11, "padding_idx", -1)
+    return _of_bags(node, gradient, indices, bags, sizes, scales or sparse, mode, weights, skipped)
 
 
 def _dense_bag_gradient(node: torch.fx.Node) -> _Call:
     """The same without ``offsets`` and ``sparse``, as it is called by the former."""
     arguments: Any = node.args
-    scales, mode, weights = arguments[6:9]
-    return _of_bags(node, *arguments[:4], scales, mode, False, weights, _argument(node, 9, "padding_idx", -1))
+    gradient, indices, bags, sizes, _, _, scales, mode, weights = arguments[:9]
+    return _of_bags(node, gradient, indices, bags, sizes, scales, mode, weights, _argument(node, 9, "padding_idx", -1))
 
 
 def _of_bags(
     node: torch.fx.Node, gradient: torch.fx.Node, indices: torch.fx.Node, bags: torch.fx.Node, sizes: torch.fx.Node,
-    scales: bool, mode: int, sparse: bool, weights: torch.fx.Node | None, skipped: Any,
+    is_other: bool, mode: int, weights: torch.fx.Node | None, skipped: Any,
 ) -> _Call:  # fmt: skip
-    if scales or sparse or mode not in _POOLED:
+    """``is_other``: gradients are scaled by how often a row is used, or stay sparse."""
+    if is_other or mode not in _POOLED:
         raise UnsupportedError("structure", f"{node} is not the dense gradient of sums or means")
     shape = shape_of(indices)
     if len(shape) != 1 or shape_of(bags) != shape:
