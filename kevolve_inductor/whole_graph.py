@@ -18,6 +18,7 @@ from .evaluate.evaluator import Evaluator
 from .exc import UnsupportedError
 from .graph.capture import Captured, capture_graph, graph_inputs
 from .graph.cost import FREE, estimate_s
+from .graph.indexed import indexed_ranges
 from .graph.meta import hint_of, target_name
 from .graph.ranges import Ranges
 from .graph.region import Region, Workload
@@ -136,7 +137,9 @@ class WholeGraph:
     def _workload(self, region: Region) -> Workload:
         inputs = graph_inputs(self.graph)
         sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
-        return Workload(sizes, tuple(self.ranges.get(node) for node in inputs))
+        # What nobody has seen, such as a backward graph's inputs, must at least be in range.
+        indexed = indexed_ranges(self.graph.nodes)
+        return Workload(sizes, tuple(self.ranges.get(node) or indexed.get(node) for node in inputs))
 
 
 def _leaves_nothing(graph: Region, swaps: Sequence[Swap], verdict: GraphVerdict) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch.fx
 
@@ -13,18 +12,12 @@ from ..platforms.platform import Ceilings
 from ..synthesis.family import Family, Match, Rejection
 from .capture import Captured, capture
 from .cost import estimate_s, floor_s, least_bytes
+from .indexed import indexed_ranges
 from .meta import hint_of, tensor_of
 from .padding import without_padding
 from .ranges import Ranges
 from .region import InputRange, Workload
 from .view import GraphView
-
-# Ids and positions whose range nobody knows are tried within the smallest axis that the region indexes.
-_INDEXING = {"aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.embedding.default", "aten.index_select.default",
-             "aten.gather.default", "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default",
-             "aten.index_put.default", "aten._unsafe_masked_index_put_accumulate.default", "aten.index_add.default",
-             "aten.scatter_add.default", "aten.scatter_reduce.two", "aten.scatter.src", "aten.scatter.value",
-             "aten._embedding_bag_backward.default", "aten._embedding_bag_dense_backward.default"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,39 +160,17 @@ def _workload(match: Match, captured: Captured, seen: Sequence[InputRange | None
     sizes = tuple(
         (name, hint_of(tensor_of(match.inputs[which]).shape[dim])) for name, which, dim in captured.region.symbols
     )
-    fallback = _indexed_range(match)
-    known = [entry or (fallback if _is_index(node) else None) for node, entry in zip(match.inputs, seen, strict=True)]
+    indexed = indexed_ranges(match.nodes)
+    # Ids and positions of which nothing is known are tried within the smallest axis that the region indexes.
+    narrowest = min((one.high for one in indexed.values() if one.low == 0 and not one.monotone), default=None)
+    smallest = None if narrowest is None else InputRange(0, narrowest)
+    known = [
+        entry or (indexed.get(node, smallest) if _is_index(node) else None)
+        for node, entry in zip(match.inputs, seen, strict=True)
+    ]
     return Workload(sizes, tuple(known))
 
 
 def _is_index(node: torch.fx.Node) -> bool:
     value = tensor_of(node)
     return not value.is_floating_point() and value.dtype.itemsize >= 4
-
-
-def _indexed_range(match: Match) -> InputRange | None:
-    """Positions that are valid in every axis the region indexes."""
-    extents = [extent for node in match.nodes if str(node.target) in _INDEXING for extent in _indexed_extents(node)]
-    return InputRange(0, max(min(extents) - 1, 0)) if extents else None
-
-
-def _indexed_extents(node: torch.fx.Node) -> list[int]:
-    arguments: tuple[Any, ...] = node.args
-    shape = tensor_of(arguments[0]).shape
-    match str(node.target):
-        case "aten.index.Tensor" | "aten._unsafe_index.Tensor" | "aten.index_put.default":
-            return _extents(shape, arguments[1])
-        case "aten._unsafe_masked_index_put_accumulate.default":
-            return _extents(shape, arguments[2])
-        case "aten.embedding.default" | "aten._embedding_bag.default" | "aten._embedding_bag_forward_only.default":
-            return [hint_of(shape[0])]
-        # Rows of the gradient, one for each bag, and of the table.
-        case "aten._embedding_bag_backward.default":
-            return [hint_of(shape[0]), hint_of(arguments[6])]
-        case "aten._embedding_bag_dense_backward.default":
-            return [hint_of(shape[0]), hint_of(arguments[5])]
-    return [hint_of(shape[arguments[1]])]
-
-
-def _extents(shape: Sequence[Any], indices: Sequence[Any]) -> list[int]:
-    return [hint_of(size) for size, positions in zip(shape, indices, strict=False) if positions is not None]

@@ -457,8 +457,10 @@ PADDED: dict[str, Case] = {
         finite(2, 3, 19, 33), finite(3, 1, 13, 1)]),
     "bfloat16": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
         finite(3, 5, 18, 20, dtype=torch.bfloat16), finite(5, 1, 3, 3, dtype=torch.bfloat16)]),
-    "float16, whose padding is multiplied": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+    "float16, whose padding is multiplied without oneDNN": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
         finite(3, 5, 18, 20, dtype=torch.float16), unbounded_weight().half()]),
+    "double, whose padding is multiplied": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
+        finite(3, 5, 18, 20, dtype=torch.float64), unbounded_weight().double()]),
     "weights that are no numbers": Case(lambda x, w: depthwise(x, w, padding=1), lambda: [
         finite(3, 5, 18, 20), unbounded_weight()]),
     "maximum": Case(lambda x: max_pool2d(relu(x), 3, 2, 1), lambda: [tied(2, 3, 33, 35)]),

@@ -32,9 +32,7 @@ class Convolution(Stencil):
         self.multiplier = results // int(groups)  # type: ignore[arg-type]
         self.held = held_type(source)
         own = each(padding, rank)
-        # In half and in double, eager on a CPU multiplies the padding as well, which shows where a weight is infinite.
-        cpu = tensor_of(source).device.type == "cpu"
-        self.skips = not (cpu and tensor_of(source).dtype in (torch.float16, torch.float64))
+        self.skips = not _multiplies_padding(tensor_of(source))
         fronts = [0] * rank
         if not any(own):
             fronts = self._absorb_padding(source, rank, 0.0)
@@ -97,6 +95,14 @@ class ConvolutionGradient(Gradient):
         weight = ex.cast(b.build(self.weight, (self.lead(index)[-1], ex.index(0), *at)), self.held)
         value = ex.make("mul", self.held, (value, weight))
         return value, tuple(both(one, other) for one, other in zip(fits, inside, strict=True))
+
+
+def _multiplies_padding(source: torch.Tensor) -> bool:
+    """As eager does on a CPU without oneDNN, which has no double and on most processors no half: it shows where a weight
+    is infinite."""
+    if source.device.type != "cpu" or source.dtype not in (torch.float16, torch.float64):
+        return False
+    return source.dtype == torch.float64 or not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def _check_depthwise(core: torch.fx.Node, source: torch.fx.Node, per_group: int, groups: Any, rank: int) -> None:
