@@ -28,7 +28,7 @@ from .evaluation import (
     TimedOut,
     from_json,
 )
-from .inputs import BROKEN, at_other_sizes, distributions_for, screened, timed_inputs, with_other_seeds
+from .inputs import at_other_sizes, distributions_for, is_judged, screened, timed_inputs, with_other_seeds
 from .isolation import MEMORY_SHARE, Level
 from .job import CrossJob, GraphJob, JudgeJob, OpenJob, ProfileJob, RunJob, TimeJob, WorkerSetup
 from .overflow import index_overflow
@@ -204,6 +204,7 @@ class WorkerEvaluator:
         With ``seconds``, those that come up within that time.
         """
         max_error, build_s = known.max_error, known.build_s
+        region, _ = self._opened()
         start = time.monotonic()
         for distribution in distributions:
             if seconds is not None and time.monotonic() - start > seconds:
@@ -215,7 +216,7 @@ class WorkerEvaluator:
             if not isinstance(ran, dict):
                 return ran
             build_s = max(build_s, ran["build_s"])
-            if distribution == BROKEN:
+            if not is_judged(region, distribution):
                 continue
             judged = self._workers.judge(JudgeJob(distribution, None if ran["raised"] else str(path)))
             if not isinstance(judged, float):

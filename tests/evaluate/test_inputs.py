@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from kevolve_inductor.evaluate.inputs import (
     at_other_sizes,
     distributions_for,
     generate,
+    is_judged,
     named,
     with_other_seeds,
 )
@@ -127,6 +129,14 @@ def test_distributions_are_what_they_are_called():
     assert float(one(FLOATS, "large").abs().max()) > 1000
     assert not one(FLOATS, "zeros").any()
     assert one(FLOATS, "uniform").storage_offset() == 1
+
+
+def test_what_ends_eager_is_not_judged():
+    gradient = RegionNode("aten._embedding_bag_dense_backward.default", (), {}, ())
+    checked, unchecked = region(INTEGERS), replace(region(INTEGERS), nodes=(gradient,))
+    for distribution in OUT_OF_RANGE:
+        assert is_judged(checked, distribution) and not is_judged(unchecked, distribution)
+    assert is_judged(unchecked, "normal") and not is_judged(checked, BROKEN)
 
 
 def test_only_distributions_that_say_something_are_used():

@@ -97,6 +97,24 @@ def interpret_unevenly() -> None:
             assert bool(((output.double() - exact).abs() <= allowed_error(exact, eager)).all())
 
 
+def interpret_long_sums() -> None:
+    """Each of thousands of additions of one sign would lose as much again; what is not finite stays what it is."""
+    events, width, row = 4096, 1024, 2
+
+    def added(x: Tensor, at: Tensor) -> Tensor:
+        return torch.zeros(8, width).index_add(0, at, x)
+
+    x, at = torch.full((events, width), 0.1), torch.full((events,), row)
+    x[1000, 3], x[2000, 4], x[:, 5] = math.inf, math.nan, 1e38
+    match = find(FAMILY, added, [x, at]).match
+    expected = x.double().sum(0).float()
+    for room in (0, FAMILY.space(match, CUDA).choices["room"][0]):
+        kernel = kernel_of(FAMILY, match, chosen(match, {"room": room}), "triton")
+        (output,) = ran(kernel, [x, at], [torch.empty(8, width)], {})
+        torch.testing.assert_close(output[row], expected, rtol=3e-7, atol=0.0, equal_nan=True)
+        assert not output[:row].any() and not output[row + 1 :].any()
+
+
 def interpret_any_number() -> None:
     def added(x: Tensor, at: Tensor) -> Tensor:
         return torch.zeros(300, 8).index_add(0, at, x)
@@ -261,6 +279,7 @@ def onto_rows(x: Tensor, at: Tensor, rows: int, how: str) -> Tensor:
         "interpret",
         "interpret_rounded",
         "interpret_unevenly",
+        "interpret_long_sums",
         "interpret_any_number",
         "interpret_slots",
         "interpret_turned",

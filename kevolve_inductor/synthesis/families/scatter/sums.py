@@ -34,6 +34,8 @@ class SumText:
         self.parts = -(-self.elements // tile.columns)
         self.kind = TRITON_TYPES[self.scatter.held]
         self.neutral = literal(self.scatter.neutral, self.scatter.held)
+        # Of very many numbers of one sign each addition loses as much again: eager adds them in parts.
+        self.is_compensated = is_long and self.scatter.combine == "add" and self.scatter.held in ex.FLOATS
         # Rows that end where the tile does are not masked.
         self.is_ragged = bool(self.elements % tile.columns)
         self.masks = {name: "place_mask" for name, _ in self.scatter.inner if self.is_ragged} | {ROW: "row_mask"}
@@ -109,6 +111,8 @@ class SumText:
         shape = [tile.columns] if tile.is_row else [tile.events, tile.rows, tile.columns]
         most = "count" if tile.rows == 1 else "tl.max(count)"
         lines = [*outer.taken(), f"total = tl.full({shape}, {self.neutral}, {self.kind})"]
+        if self.is_compensated:
+            lines.append(f"lost = tl.zeros({shape}, {self.kind})")
         lines.append(f"for start in range(0, {most}, {tile.events * tile.steps}):")
         lines += indented(self._steps(outer))
         if tile.events > 1:
@@ -135,6 +139,8 @@ class SumText:
         lines += [line for printer in printers for line in printer.taken()]
         kept = [f"tl.where({self._spread(f'mask{k}')}, {text}, {self.neutral})" for k, text in enumerate(values)]
         joined = in_pairs(self.scatter.combine, [f"{text}.to({self.kind})" for text in kept])
+        if self.is_compensated:
+            return [*lines, *_compensated(joined)]
         return [*lines, f"total = {COMBINED[self.scatter.combine].format('total', joined)}"]
 
     def _spread(self, name: str) -> str:
@@ -154,3 +160,15 @@ class SumText:
                 if EVENT in ex.variables(part):
                     printer.name(part, self._spread(printer.value(part)))
         return lines
+
+
+def _compensated(value: str) -> list[str]:
+    """``total`` and what it has ``lost`` by rounding, after ``value`` (Kahan's sum)."""
+    return [
+        f"added = {value} - lost",
+        "sum = total + added",
+        "lost = (sum - total) - added",
+        # What is not finite loses nothing.
+        'lost = tl.where(tl.abs(lost) < float("inf"), lost, 0.0)',
+        "total = sum",
+    ]

@@ -24,7 +24,7 @@ _ENOUGH = 1.25
 # Elements of a row from which on slots take less than adding each.
 _LEAST_IN_SLOTS = 8
 # Warps that add a very long row, and the bytes that each lane has in flight.
-LONG_WARPS, _LONG_IN_FLIGHT = 8, 128
+LONG_WARPS, _LONG_IN_FLIGHT = 8, 112
 
 
 @dataclass(frozen=True)
