@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.fx
 from torch import Tensor
+from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -83,8 +84,8 @@ def find(
 
     def backend(gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         seen.extend(example_inputs)
-        # On a GPU, padding of products depends on what is measured there; families are given graphs without it.
-        patches = {"post_grad_custom_post_pass": first, "shape_padding": False}
+        # On a GPU, what is measured there decides on the padding of products; families are given graphs without it.
+        patches = {"post_grad_custom_post_pass": first, "shape_padding": config.force_shape_pad}
         return compile_fx(gm, example_inputs, config_patches=patches)
 
     torch._dynamo.reset()
