@@ -223,3 +223,14 @@ def test_divisions_of_indices_fold_away():
 def test_equal_structure_is_the_same_object():
     assert ex.iadd(ex.var("x", 3), ex.index(1)) is ex.iadd(ex.var("x", 3), ex.index(1))
     assert ex.const(1, "int64") is not ex.const(True, "bool")
+
+
+def test_what_is_rounded_is_not_rounded_again():
+    value, condition = ex.var("x", dtype="float32"), ex.var("c", dtype="bool")
+    rounded = ex.cast(value, "bfloat16")
+    for same in (rounded, ex.make("neg", "float32", (rounded,)), ex.const(0.5, "float32"),
+                 ex.make("where", "float32", (condition, rounded, ex.const(0.0, "float32")))):  # fmt: skip
+        assert ex.cast(same, "bfloat16") == same
+    for other in (ex.make("add", "float32", (rounded, rounded)), ex.const(0.1, "float32"), ex.cast(value, "float16"),
+                  ex.make("where", "float32", (condition, rounded, value))):  # fmt: skip
+        assert ex.cast(other, "bfloat16") != other

@@ -85,14 +85,27 @@ def size(dim: Dim) -> Expr:
     return index(dim) if isinstance(dim, int) else make("size", "int64", value=dim)
 
 
+def _is_rounded(expr: Expr, dtype: str) -> bool:
+    """Whether another rounding to the low precision ``dtype`` would change nothing."""
+    match expr.op:
+        case "round":
+            return bool(expr.value == dtype)
+        case "const":
+            return cast(expr, dtype) == expr
+        case "where":
+            return all(_is_rounded(arg, dtype) for arg in expr.args[1:])
+        case "neg" | "abs":
+            return _is_rounded(expr.args[0], dtype)
+    return False
+
+
 def cast(expr: Expr, dtype: str) -> Expr:
     """``expr`` as ``dtype``; a low-precision dtype rounds and stays in float32."""
     if dtype in LOW_PRECISION:
         inner = cast(expr, "float32")
         if inner.op == "const":
             return const(torch.tensor(inner.value, dtype=getattr(torch, dtype)).item(), "float32")
-        already = inner.op == "round" and inner.value == dtype
-        return inner if already else make("round", "float32", (inner,), dtype)
+        return inner if _is_rounded(inner, dtype) else make("round", "float32", (inner,), dtype)
     if expr.dtype == dtype:
         return expr
     if expr.op == "const" and not (dtype in INTEGERS and isinstance(expr.value, float)):

@@ -12,6 +12,7 @@ from ...graph.capture import identifiers
 from ...graph.meta import hinted_numel, spec_of, tensor_of
 from ...graph.region import TensorSpec
 from ...kernel import Argument, ArgumentKind
+from ...platforms.platform import Target
 from ..expression import is_constant, is_expressible, is_view
 from ..family import Schedule, ScheduleSpace
 
@@ -85,6 +86,17 @@ def arguments_of(
         ("input", len(inputs)), ("output", len(outputs)), ("workspace", workspaces), ("size", len(symbols))
     )  # fmt: skip
     return tuple(Argument(kind, k) for kind, count in kinds for k in range(count))
+
+
+def vector_choices(target: Target) -> dict[str, tuple[int | str | bool, ...]]:
+    """Bits of the vectors that a compiler takes for loops, where the chip has a choice."""
+    return {"vector": (512, 256)} if "avx512f" in target.features else {}
+
+
+def vector_pragma(schedule: Schedule) -> str:
+    """Compilers take half of the longest vectors for chips that they do not know, and for those that once ran slower by them."""
+    bits = schedule.get("vector")
+    return f'#pragma GCC target("prefer-vector-width={bits}")\n' if bits else ""
 
 
 def seeded(choices: Mapping[str, tuple[int | str | bool, ...]], *changes: Schedule) -> ScheduleSpace:

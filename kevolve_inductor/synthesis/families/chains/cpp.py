@@ -14,7 +14,7 @@ from ...expression.expression import Expr
 from ...expression.flat import FlatCppPrinter
 from ...expression.remainder import CPP_REMAINDER
 from ...family import Schedule, ScheduleSpace
-from ..common import seeded
+from ..common import seeded, vector_choices, vector_pragma
 from ..interaction.pieces import free_parts
 from .plan import COLUMN, POSITION, ROW, ChainPlan, Pool, Reduce, Store
 
@@ -33,8 +33,8 @@ def cpp_space(plan: ChainPlan, target: Target) -> ScheduleSpace:
     widest = max(int(pool.tile.columns) for pool in plan.pools)
     vector = 16 if "avx512f" in target.features else 8
     lanes = [widest, *(n for n in (4 * vector, 2 * vector, vector) if n < widest)]
-    choices = {"lanes": tuple(lanes), "unroll": (4, 8, 2, 1), "block": (64, 16, 256)}
-    return seeded(choices, {"unroll": 8}, {"unroll": 1}, *({"lanes": n} for n in lanes[1:]))
+    choices = {"lanes": tuple(lanes), "unroll": (4, 8, 2, 1), "block": (64, 16, 256), **vector_choices(target)}
+    return seeded(choices, {"unroll": 8}, {"unroll": 1}, *({"lanes": n} for n in lanes[1:]), {"vector": 256})
 
 
 def check_pools(plan: ChainPlan) -> None:
@@ -64,7 +64,7 @@ def source_of(plan: ChainPlan, schedule: Schedule) -> str:
         f"for (int64_t {ROW} = first; {ROW} < std::min<int64_t>(first + {block}, {rows}); ++{ROW}) {{",
         *_row(plan, int(schedule["lanes"]), int(schedule["unroll"])), "}", "failed |= bad;", "}", "return failed != 0;",
     ]  # fmt: skip
-    return used_only("\n".join([CPP_PRELUDE, CPP_REMAINDER, f"{head} {{", *body, "}", ""]))
+    return used_only("\n".join([vector_pragma(schedule), CPP_PRELUDE, CPP_REMAINDER, f"{head} {{", *body, "}", ""]))
 
 
 def _row(plan: ChainPlan, lanes: int, unroll: int) -> Iterable[str]:

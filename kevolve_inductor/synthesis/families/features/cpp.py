@@ -17,6 +17,7 @@ from ...expression.flat import FlatCppPrinter
 from ...expression.loops import Axis
 from ...expression.remainder import CPP_REMAINDER
 from ...family import Schedule
+from ..common import vector_pragma
 from .groups import Group
 from .searches import LANES, possible, search_helpers
 
@@ -167,8 +168,10 @@ def _results(group: Group, staged: dict[Expr, str], blocks: _Blocks, outputs: Se
     printer = FlatCppPrinter()
     stores = []
     for store in group.body.stores:
-        value = _value(printer, store.value, staged)
         stored = outputs[group.results[store.output][0]].dtype
+        # What is stored is rounded in any case.
+        rounded = store.value.op == "round" and store.value.value == stored and store.value not in staged
+        value = _value(printer, store.value.args[0] if rounded else store.value, staged)
         stores.append(f"o{store.output}[{printer.value(store.offset)}] = {to_storage(value, stored)};")
     return blocks.loops([*printer.lines, *stores])
 
@@ -219,7 +222,17 @@ def source_of(
         start = f"end{k - 1}" if k else "0"
         body += [f"{'else ' if k else ''}if (item < end{k}) {{", *_item(bundle, start, grain, symbols), "}"]
     body += ["}", "return failed != 0;"]
-    text = [CPP_PRELUDE, CPP_REMAINDER, helpers, *(one.text for one in made), f"{entry} {{", *body, "}", ""]
+    text = [
+        vector_pragma(schedule),
+        CPP_PRELUDE,
+        CPP_REMAINDER,
+        helpers,
+        *(one.text for one in made),
+        f"{entry} {{",
+        *body,
+        "}",
+        "",
+    ]
     return used_only("\n".join(text))
 
 

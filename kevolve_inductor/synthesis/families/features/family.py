@@ -242,7 +242,10 @@ def _cpp_space(plan: FeaturesPlan, target: Target) -> ScheduleSpace:
     if _can_roll(plan, "reciprocal"):
         choices["columns"] = ("apart", "together")
     choices |= {"block": (1024, 512, 2048, 4096), "grain": (8, 32, 2), "order": ("dynamic", "static")}
-    return common.seeded(choices, {"search": "split"}, {"block": 4096, "order": "static"}, {"columns": "together"})
+    choices |= common.vector_choices(target)
+    return common.seeded(
+        choices, {"search": "split"}, {"block": 4096, "order": "static"}, {"columns": "together"}, {"vector": 256}
+    )
 
 
 def _triton_space(plan: FeaturesPlan, units: int) -> ScheduleSpace:

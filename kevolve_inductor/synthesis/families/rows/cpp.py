@@ -17,6 +17,7 @@ from ...expression import expression as ex
 from ...expression.cpp import CPP_STORAGE, CPP_TYPES, to_storage
 from ...expression.expression import Expr
 from ...family import Schedule
+from ..common import vector_pragma
 from .address import slope, without
 from .cpp_columns import CppColumns
 from .cpp_entry import entry_of
@@ -55,13 +56,7 @@ def cpp_source(program: RowProgram, schedule: Schedule) -> str:
     function = body.function()
     entry = entry_of(body.program, plan, body.rows, body.columns)
     text = "\n".join([*function, *entry, ""])
-    return used_only(f"{_vectors(schedule)}{CPP_PRELUDE}{pieces_for(text)}\n{text}")
-
-
-def _vectors(schedule: Schedule) -> str:
-    """Compilers take half of the longest vectors for chips that they do not know, and for those that once ran slower by them."""
-    bits = schedule.get("vector")
-    return f'#pragma GCC target("prefer-vector-width={bits}")\n' if bits else ""
+    return used_only(f"{vector_pragma(schedule)}{CPP_PRELUDE}{pieces_for(text)}\n{text}")
 
 
 @dataclass(frozen=True)

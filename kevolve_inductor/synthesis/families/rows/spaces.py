@@ -11,6 +11,7 @@ from ....platforms.platform import Target
 from ...expression import expression as ex
 from ...expression.expression import Expr
 from ...family import Schedule, ScheduleSpace
+from ..common import vector_choices
 from ..triton_tiles import next_power_of_2
 from .address import slope
 from .cpp_types import is_wide
@@ -99,8 +100,8 @@ def cpp_space(program: RowProgram, target: Target) -> ScheduleSpace:
     }
     if any(cancels(step) for step in program.statements):
         choices["terms"] = ("float64", "float32")
-    if "avx512f" in target.features and not program.selects:
-        choices["vector"] = (512, 256)
+    if not program.selects:
+        choices |= vector_choices(target)
     if _may_stream(program, target):
         choices["stores"] = ("streamed", "cached")
     simple = simplified(program)
