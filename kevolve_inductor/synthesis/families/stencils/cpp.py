@@ -19,6 +19,7 @@ from ...expression.flat import FlatCppPrinter
 from ...expression.loops import Store
 from ...expression.remainder import CPP_REMAINDER
 from ...family import Schedule
+from ..common import vector_pragma
 from .padded import block_text, guard_text, padded
 from .plan import StencilPlan
 from .windows import MARKS, Window
@@ -46,9 +47,9 @@ static inline int64_t kv_ceil(int64_t a, int64_t b) { return (a + (a > 0 ? b - 1
 """
 
 
-def source_of(*texts: str) -> str:
+def source_of(schedule: Schedule, *texts: str) -> str:
     """A whole source: the functions ``texts`` and the helpers that they call."""
-    return used_only("\n".join([CPP_PRELUDE, CPP_REMAINDER, _CPP_WINDOWS, *texts]) + "\n")
+    return used_only("\n".join([vector_pragma(schedule), CPP_PRELUDE, CPP_REMAINDER, _CPP_WINDOWS, *texts]) + "\n")
 
 
 def stencil_text(plan: StencilPlan, schedule: Schedule) -> str:

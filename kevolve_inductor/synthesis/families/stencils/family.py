@@ -41,7 +41,7 @@ class StencilsFamily(Family):
     def space(self, match: Match, target: Target) -> ScheduleSpace:
         plan: StencilPlan | BackwardPlan = match.plan
         sizes = _hints(match)
-        return cpu_space(plan, sizes, target.threads) if target.platform == "cpu" else gpu_space(plan)
+        return cpu_space(plan, sizes, target) if target.platform == "cpu" else gpu_space(plan)
 
     def emit(self, match: Match, schedule: Schedule, language: Language) -> Kernel:
         plan: StencilPlan | BackwardPlan = match.plan
@@ -54,7 +54,7 @@ class StencilsFamily(Family):
             if weights is not None:
                 texts.append(weights_cpp.weights_text(weights, schedule))
                 names.append("kevolve_weights")
-            return Kernel("cpp", cpp.source_of(*texts), tuple(Launch(name, arguments) for name in names))
+            return Kernel("cpp", cpp.source_of(schedule, *texts), tuple(Launch(name, arguments) for name in names))
         if language == "triton":
             parts = [triton.stencil_text(stencil, arguments, schedule)] if stencil is not None else []
             parts += [weights_triton.weights_text(weights, arguments, schedule)] if weights is not None else []

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ....graph.region import ITEM_SIZES
+from ....platforms.platform import Target
 from ...expression.access import accesses
 from ...expression.loops import Axis
 from ...family import Schedule, ScheduleSpace
@@ -28,7 +29,7 @@ _MOST_IN_ROW, _MOST_TEXT = 640, 800
 _SUM_ELEMENTS = 6144
 
 
-def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], threads: int) -> ScheduleSpace:
+def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], target: Target) -> ScheduleSpace:
     """``sizes`` are those of the first output, by axis."""
     choices: dict[str, tuple[int | str | bool, ...]] = {}
     if isinstance(plan, BackwardPlan):
@@ -46,14 +47,19 @@ def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], thread
     others = max(total // (rows * max(extent, 1)), 1)
     # The longest blocks of rows of which there are enough for all threads.
     blocks = [size for size in (rows, 64, 16, 4, 1) if size <= rows]
-    blocks.sort(key=lambda size: (others * -(-rows // size) < 4 * threads, -size))
+    blocks.sort(key=lambda size: (others * -(-rows // size) < 4 * target.threads, -size))
     choices["rows"] = tuple(dict.fromkeys(blocks))[:3]
     choices["order"] = ("static", "dynamic")
     copied = padded(plan)
     if copied is not None and copied.most_rows:
         # The longer a row, the less its ends matter.
         choices["padded"] = (True, False) if extent < _SHORT_ROW else (False, True)
-    return common.seeded(choices, {"order": "dynamic"}, {"padded": extent >= _SHORT_ROW}, {"lanes": 64})
+    vectors = common.vector_choices(target).get("vector", ())
+    if vectors:
+        # Products fill long vectors; extremes and sums wait for memory, or for the end of a short row.
+        choices["vector"] = vectors if plan.term.op == "mul" else vectors[::-1]
+    second: list[Schedule] = [{"vector": bits} for bits in choices.get("vector", ())[1:]]
+    return common.seeded(choices, {"order": "dynamic"}, *second, {"padded": extent >= _SHORT_ROW}, {"lanes": 64})
 
 
 def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
