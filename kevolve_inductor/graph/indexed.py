@@ -13,16 +13,10 @@ import torch.fx
 
 from ..exc import UnsupportedError
 from .meta import hint_of, target_name
-from .ranges import Ranges
+from .ranges import MOVES, Ranges, is_integer
 from .region import InputRange
 
-# The same integers, or some of them.
-_MOVES = {
-    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.permute.default",
-    "aten.unsqueeze.default", "aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.expand.default",
-    "aten.clone.default", "aten.alias.default", "aten.select.int", "aten.slice.Tensor", "aten.transpose.int", "aten.t.default",
-    "prims.convert_element_type.default", "aten._to_copy.default",
-}  # fmt: skip
+_MOVES = MOVES | {"aten.t.default", "prims.convert_element_type.default", "aten._to_copy.default"}
 _ALONG_AN_AXIS = {
     "aten.index_select.default", "aten.gather.default", "aten.index_add.default", "aten.scatter_add.default",
     "aten.scatter_reduce.two", "aten.scatter.src", "aten.scatter.value",
@@ -112,9 +106,4 @@ def _sources(index: torch.fx.Node) -> Iterator[torch.fx.Node]:
         yield node
         name = target_name(node)
         origins = node.args[:1] if name in _MOVES else node.args[1:3] if name == "aten.where.self" else ()
-        stack += [origin for origin in origins if isinstance(origin, torch.fx.Node) and _is_integer(origin)]
-
-
-def _is_integer(node: torch.fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+        stack += [origin for origin in origins if isinstance(origin, torch.fx.Node) and is_integer(origin)]

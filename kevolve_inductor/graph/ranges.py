@@ -19,12 +19,13 @@ from .region import InputRange
 
 Ranges = dict[torch.fx.Node, InputRange]
 
-_MOVES = {
+# The same values, or some of them, in another place; and those that an index picks.
+MOVES = {
     "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.permute.default",
     "aten.unsqueeze.default", "aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.expand.default",
     "aten.clone.default", "aten.alias.default", "aten.select.int", "aten.slice.Tensor", "aten.transpose.int",
-    "aten.index.Tensor", "aten.gather.default", "aten.index_select.default",
 }  # fmt: skip
+_PICKS = {"aten.index.Tensor", "aten.gather.default", "aten.index_select.default"}
 _KEEPS_ORDER = {"aten.clone.default", "aten.alias.default", "aten.slice.Tensor"}
 
 
@@ -57,10 +58,10 @@ def _placeholder(node: torch.fx.Node, seen: Sequence[InputRange | None]) -> Inpu
     """AOTAutograd names graph inputs by their position: ``arg3_1`` in inference, ``primals_4`` in training."""
     inference, training = re.fullmatch(r"arg(\d+)_1", node.name), re.fullmatch(r"primals_(\d+)", node.name)
     position = int(inference[1]) if inference else int(training[1]) - 1 if training else -1
-    return seen[position] if 0 <= position < len(seen) and _is_integer(node) else None
+    return seen[position] if 0 <= position < len(seen) and is_integer(node) else None
 
 
-def _is_integer(node: torch.fx.Node) -> bool:
+def is_integer(node: torch.fx.Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool
 
@@ -70,9 +71,9 @@ def _propagated(node: torch.fx.Node, ranges: Ranges) -> InputRange | None:
     try:
         if name == "getitem":
             return _selected_index(node)
-        if not _is_integer(node):
+        if not is_integer(node):
             return None
-        if name in _MOVES:
+        if name in MOVES or name in _PICKS:
             return _moved(node, name, ranges)
         rule = _RULES.get(name)
         return rule(node, ranges) if rule else None
