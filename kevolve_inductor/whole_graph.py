@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 
 import torch.fx
 from torch._inductor import config as inductor_config
@@ -137,9 +138,12 @@ class WholeGraph:
     def _workload(self, region: Region) -> Workload:
         inputs = graph_inputs(self.graph)
         sizes = tuple((name, hint_of(inputs[which].meta["val"].shape[dim])) for name, which, dim in region.symbols)
-        # What nobody has seen, such as a backward graph's inputs, must at least be in range.
-        indexed = indexed_ranges(self.graph.nodes)
-        return Workload(sizes, tuple(self.ranges.get(node) or indexed.get(node) for node in inputs))
+        return Workload(sizes, tuple(self.ranges.get(node) or self._indexed.get(node) for node in inputs))
+
+    @cached_property
+    def _indexed(self) -> Ranges:
+        """What nobody has seen, such as a backward graph's inputs, must at least be in range."""
+        return indexed_ranges(self.graph.nodes)
 
 
 def _leaves_nothing(graph: Region, swaps: Sequence[Swap], verdict: GraphVerdict) -> bool:

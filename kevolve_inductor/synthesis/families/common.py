@@ -88,9 +88,9 @@ def arguments_of(
     return tuple(Argument(kind, k) for kind, count in kinds for k in range(count))
 
 
-def vector_choices(target: Target) -> dict[str, tuple[int | str | bool, ...]]:
-    """Bits of the vectors that a compiler takes for loops, where the chip has a choice."""
-    return {"vector": (512, 256)} if "avx512f" in target.features else {}
+def vector_choices(target: Target, bits: tuple[int, int] = (512, 256)) -> dict[str, tuple[int | str | bool, ...]]:
+    """``bits`` of the vectors that a compiler takes for loops, the likelier first, where the chip has a choice."""
+    return {"vector": bits} if "avx512f" in target.features else {}
 
 
 def vector_pragma(schedule: Schedule) -> str:

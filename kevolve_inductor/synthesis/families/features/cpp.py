@@ -222,17 +222,8 @@ def source_of(
         start = f"end{k - 1}" if k else "0"
         body += [f"{'else ' if k else ''}if (item < end{k}) {{", *_item(bundle, start, grain, symbols), "}"]
     body += ["}", "return failed != 0;"]
-    text = [
-        vector_pragma(schedule),
-        CPP_PRELUDE,
-        CPP_REMAINDER,
-        helpers,
-        *(one.text for one in made),
-        f"{entry} {{",
-        *body,
-        "}",
-        "",
-    ]
+    text = [vector_pragma(schedule), CPP_PRELUDE, CPP_REMAINDER, helpers, *(one.text for one in made)]
+    text += [f"{entry} {{", *body, "}", ""]
     return used_only("\n".join(text))
 
 

@@ -54,12 +54,12 @@ def cpu_space(plan: StencilPlan | BackwardPlan, sizes: Mapping[str, int], target
     if copied is not None and copied.most_rows:
         # The longer a row, the less its ends matter.
         choices["padded"] = (True, False) if extent < _SHORT_ROW else (False, True)
-    vectors = common.vector_choices(target).get("vector", ())
-    if vectors:
-        # Products fill long vectors; extremes and sums wait for memory, or for the end of a short row.
-        choices["vector"] = vectors if plan.term.op == "mul" else vectors[::-1]
-    second: list[Schedule] = [{"vector": bits} for bits in choices.get("vector", ())[1:]]
-    return common.seeded(choices, {"order": "dynamic"}, *second, {"padded": extent >= _SHORT_ROW}, {"lanes": 64})
+    # Products fill long vectors; extremes and sums wait for memory, or for the end of a short row.
+    first, second = (512, 256) if plan.term.op == "mul" else (256, 512)
+    choices |= common.vector_choices(target, (first, second))
+    return common.seeded(
+        choices, {"order": "dynamic"}, {"vector": second}, {"padded": extent >= _SHORT_ROW}, {"lanes": 64}
+    )
 
 
 def gpu_space(plan: StencilPlan | BackwardPlan) -> ScheduleSpace:
